@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/*
+ * The layout that the kernel programs and user space share. src/abi.rs mirrors it; a test compares the two through
+ * the BTF of the compiled object. Every field is in host byte order unless it is said to be network order.
+ */
+#ifndef SNIFCTL_H
+#define SNIFCTL_H
+
+/*
+ * The mark of a copy: 15 bits of magic, 11 bits of tap slot, 6 bits of remote slot. It tells our copies from watched
+ * traffic at every hook, and it survives the veth crossing inside one namespace.
+ */
+enum mark_layout {
+	MARK_MAGIC = 0x5e1f,
+	MARK_MAGIC_SHIFT = 17,
+	MARK_TAP_SHIFT = 6,
+	MARK_TAP_MASK = 0x7ff,
+	MARK_REMOTE_MASK = 0x3f,
+};
+
+enum limits {
+	MAX_TAPS = 2048, /* tap slots: an interface watched both ways takes two */
+	MAX_REMOTES = 64,
+	MAX_FRAGMENTS = 128, /* outer IP fragments of one copy */
+	MAX_TAGS = 8, /* VLAN tags that are moved from metadata into a copy */
+	HEADER_BYTES = 96, /* room for a template */
+	HEADER_L3 = 16, /* where the outer IP header starts in a template; a link header ends there */
+	SKB_BYTES = 16000, /* longest frame that the kernel's resize helpers take (SKB_MAX_ALLOC, rounded down) */
+	REQUEST_BYTES = 1024,
+	REQUEST_CHUNKS = 256,
+};
+
+enum direction {
+	INGRESS = 0,
+	EGRESS = 1,
+};
+
+/* What becomes of a copy that with its tunnel header exceeds the out interface's MTU. */
+enum oversize {
+	SEGMENT = 0,
+	FRAGMENT = 1,
+	TRUNCATE = 2,
+	DROP = 3,
+};
+
+/* Why copies were not sent: one counter a reason, in wire frames. */
+struct drops {
+	__u64 clone; /* the kernel could not clone the packet, or the relay is gone */
+	__u64 remote; /* the copy names a remote that the session no longer has */
+	__u64 neighbour; /* the remote's next hop has no known link-layer address */
+	__u64 oversize; /* larger than the MTU, and --oversize drop or --df forbids the rest */
+	__u64 too_long; /* no outer IP packet can hold it: more than 65,535 bytes with its header */
+	__u64 resize; /* the kernel refused to grow, cut or untag the copy */
+	__u64 fragment; /* a fragment of the copy could not be made */
+};
+
+/* The article's counters: packets, bytes, drops. Packets and bytes are those of wire frames. */
+struct stat {
+	__u64 pcnt;
+	__u64 bcnt;
+	__u64 dcnt;
+};
+
+struct config {
+	__u32 relay; /* ifindex of the relay, whose egress hook encapsulates */
+	__u32 peer; /* ifindex of the relay's peer, whose ingress hook sees real wire frames */
+	__u8 oversize; /* enum oversize */
+	__u8 protocol; /* IP protocol of the tunnel */
+	__u16 port; /* UDP destination port of the tunnel, 0 for a tunnel without UDP */
+};
+
+/* What was asked for, as JSON in chunks: user space's own memory of the session. The last one is padded with zeros. */
+struct request {
+	char json[REQUEST_BYTES];
+};
+
+struct tap_key {
+	__u32 ifindex;
+	enum direction direction;
+};
+
+struct tap {
+	__u32 slot; /* index of the tap in a copy's mark */
+	__u32 unused;
+	struct stat stat;
+};
+
+enum remote_flag {
+	REMOTE_UNRESOLVED = 1, /* the link-layer address is not known: drop, do not send */
+	REMOTE_FINISH = 2, /* the out interface hands packets on unfinished (veth): finish each copy in the relay */
+	REMOTE_DF = 4, /* the outer header says don't fragment */
+};
+
+/* A remote: the finished bytes of its outer headers and where they have to be patched. */
+struct remote {
+	__u64 room_flags; /* BPF_F_ADJ_ROOM_ENCAP_* of the tunnel */
+	__u32 ifindex; /* out interface */
+	__u32 mtu; /* bytes of the largest outer IP packet */
+	__u32 sum; /* unfolded checksum of the outer IPv4 header, its length, id, offset and checksum zero */
+	__u16 flags; /* enum remote_flag */
+	__u8 link_len; /* bytes of link header before the outer IP header */
+	__u8 outer_len; /* bytes before the inner frame: link header, IP header, tunnel header */
+	__u8 header[HEADER_BYTES] __attribute__((aligned(8))); /* network order; the IP header at HEADER_L3, the link header right before it */
+};
+
+/* What changes with every copy to a remote. */
+struct remote_state {
+	__u32 ip_id; /* next outer IP id */
+	__u32 unused;
+};
+
+/* Outer addresses of a tunnel of ours, to know its packets when the mark is lost. IPv4 is ::ffff:a.b.c.d. */
+struct tunnel_key {
+	__u8 source[16];
+	__u8 remote[16];
+};
+
+#endif

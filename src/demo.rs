@@ -1,0 +1,232 @@
+//! The main job in a sandbox. The sandbox is a mount and a network namespace that no name keeps alive: when this process
+//! ends, also by Ctrl-C, the kernel takes interfaces, programs, pins and namespaces away with it.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::exec::{self, Background, Cmd, Shell};
+use crate::{doctor, state};
+
+const WATCHED: &str = "192.0.2.1";
+const PEER: &str = "192.0.2.2";
+const COLLECTOR: &str = "198.51.100.7";
+const PORT: u16 = 7;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Enters the sandbox: runs the demo in namespaces of its own.
+pub fn start(shell: &Shell) -> Result<ExitCode> {
+    state::ensure_root()?;
+    doctor::ensure_tools(shell)?;
+    let program = exec::own_path()?;
+    let mut args = vec!["--mount", "--net", "--", &program, "demo", "inside"];
+    if shell.verbose {
+        args.push("--verbose");
+    }
+    exec::replace(&Cmd::new("unshare", args))
+}
+
+/// The demo itself, inside its namespaces.
+pub fn run(shell: &Shell) -> Result<ExitCode> {
+    let shell = &Shell { dry_run: false, ..*shell };
+    shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
+    say("A sandbox: this namespace watches eth0; a peer talks to it; a collector waits behind out0.");
+    let peer = Namespace::new()?;
+    let collector = Namespace::new()?;
+    wire(shell, &peer, &collector)?;
+    let files = tempfile::tempdir()?;
+    let capture = Capture::start(&collector, files.path())?;
+    let _service = peer.background(&[&exec::own_path()?, "demo", "peer"])?;
+
+    say(&format!("$ snifctl up eth0 --tunnel gre --remote {COLLECTOR}"));
+    own(shell, &["up", "eth0", "--tunnel", "gre", "--remote", COLLECTOR])?;
+    say("A little traffic on eth0: ARP to find the peer, TCP and UDP to its echo service, and a closed port for ICMP.");
+    traffic()?;
+    say("What the kernel counted:   $ snifctl status");
+    own(shell, &["status"])?;
+    say("The same, raw:   $ snifctl map dump taps");
+    own(shell, &["map", "dump", "taps"])?;
+    say("What arrived at the collector, each frame of eth0 whole inside GRE:");
+    capture.show(shell, &collector)?;
+    say("$ snifctl down");
+    own(shell, &["down"])?;
+    ensure_clean(shell)?;
+    say("Nothing is left: no program, filter, qdisc, link or pin. On a real machine: sudo snifctl up eth0 --tunnel gre --remote ADDR");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(text: &str) {
+    println!("\n== {text}");
+}
+
+/// Runs a command of our own and shows what it prints.
+fn own(shell: &Shell, args: &[&str]) -> Result<()> {
+    let program = exec::own_path()?;
+    print!("{}", shell.read(&Cmd::new(&program, args.iter().copied()))?);
+    Ok(())
+}
+
+/// A network namespace that lives as long as the process that holds it.
+struct Namespace {
+    holder: Background,
+}
+
+impl Namespace {
+    fn new() -> Result<Namespace> {
+        let holder = Background::start(&Cmd::new("unshare", ["--net", "--", "sleep", "600"]))?;
+        let namespace = Namespace { holder };
+        let ours = std::fs::read_link("/proc/self/ns/net")?;
+        let theirs = format!("/proc/{}/ns/net", namespace.pid());
+        wait("the namespace", || std::fs::read_link(&theirs).is_ok_and(|theirs| theirs != ours))?;
+        Ok(namespace)
+    }
+
+    fn pid(&self) -> String {
+        self.holder.pid().to_string()
+    }
+
+    fn command(&self, words: &[&str]) -> Cmd {
+        let pid = self.pid();
+        Cmd::new("nsenter", [&["--target", &pid, "--net", "--"][..], words].concat())
+    }
+
+    fn background(&self, words: &[&str]) -> Result<Background> {
+        Background::start(&self.command(words))
+    }
+}
+
+fn wait(what: &str, ready: impl Fn() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !ready() {
+        ensure!(start.elapsed() < PATIENCE, "{what} was not ready within {} s; try: snifctl demo -v", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// peer:peer0 <-> eth0 (here) out0 <-> collector:col0, the last without offloads, like a wire.
+fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
+    let here = [
+        "link set dev lo up".to_string(),
+        format!("link add eth0 type veth peer name peer0 netns {}", peer.pid()),
+        format!("link add out0 mtu 1600 type veth peer name col0 mtu 1600 netns {}", collector.pid()),
+        format!("address add {WATCHED}/24 dev eth0"),
+        "address add 198.51.100.1/24 dev out0".to_string(),
+        "link set dev eth0 up".to_string(),
+        "link set dev out0 up".to_string(),
+    ];
+    shell.write(&Cmd::new("ip", ["-batch", "-"]).input(&here))?;
+    for (namespace, dev, address) in [(peer, "peer0", PEER), (collector, "col0", COLLECTOR)] {
+        let lines = [format!("address add {address}/24 dev {dev}"), format!("link set dev {dev} up"), "link set dev lo up".into()];
+        shell.write(&namespace.command(&["ip", "-batch", "-"]).input(&lines))?;
+    }
+    shell.write(&Cmd::new("ethtool", ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"])).map(drop)
+}
+
+/// The peer's part: answers on TCP and UDP port 7, until it is ended.
+pub fn peer() -> Result<ExitCode> {
+    let listener = TcpListener::bind((PEER, PORT))?;
+    let socket = UdpSocket::bind((PEER, PORT))?;
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..len], from);
+        }
+    });
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text)?;
+        stream.write_all(&text)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn traffic() -> Result<()> {
+    let start = Instant::now();
+    let mut stream = loop {
+        match TcpStream::connect((PEER, PORT)) {
+            Ok(stream) => break stream,
+            Err(err) if start.elapsed() > PATIENCE => return Err(err).context("the peer does not answer"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    stream.write_all(b"hello from the watched interface\n")?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut echo = String::new();
+    stream.read_to_string(&mut echo)?;
+    let socket = UdpSocket::bind((WATCHED, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send_to(b"one datagram", (PEER, PORT))?;
+    socket.recv_from(&mut [0; 64])?;
+    socket.send_to(b"nobody listens here", (PEER, 9))?;
+    let _ = socket.recv_from(&mut [0; 64]);
+    Ok(())
+}
+
+/// What the collector sees, by the tools that are there.
+enum Capture {
+    File { process: Background, path: std::path::PathBuf },
+    Counters,
+}
+
+impl Capture {
+    fn start(collector: &Namespace, dir: &Path) -> Result<Capture> {
+        let path = dir.join("copies.pcap");
+        let file = path.to_string_lossy().into_owned();
+        let tcpdump = ["tcpdump", "-i", "col0", "-Z", "root", "-U", "--immediate-mode", "-w", &file, "proto", "gre"];
+        let tshark = ["tshark", "-i", "col0", "-f", "proto gre", "-F", "pcap", "-w", &file];
+        let words: &[&str] = match (exec::find("tcpdump"), exec::find("tshark")) {
+            (Some(_), _) => &tcpdump,
+            (None, Some(_)) => &tshark,
+            (None, None) => return Ok(Capture::Counters),
+        };
+        let process = collector.background(words)?;
+        wait("the capture", || path.metadata().is_ok_and(|file| file.len() > 0))?;
+        Ok(Capture::File { process, path })
+    }
+
+    fn show(self, shell: &Shell, collector: &Namespace) -> Result<()> {
+        let Capture::File { process, path } = self else {
+            println!("(neither tshark nor tcpdump is here to decode them; the collector's interface counted:)");
+            print!("{}", shell.read(&collector.command(&["ip", "-s", "link", "show", "dev", "col0"]))?);
+            return Ok(());
+        };
+        let file = path.to_string_lossy().into_owned();
+        settle(&path)?;
+        drop(process);
+        let cmd = match exec::find("tshark") {
+            Some(_) => Cmd::new("tshark", ["-n", "-r", &file]),
+            None => Cmd::new("tcpdump", ["-n", "-e", "-r", &file]),
+        };
+        print!("{}", shell.read(&cmd)?);
+        Ok(())
+    }
+}
+
+/// Waits until the capture file has stopped growing.
+fn settle(path: &Path) -> Result<()> {
+    let length = || path.metadata().map_or(0, |file| file.len());
+    let mut before = length();
+    let mut quiet = 0;
+    wait("the end of the capture", || length() > 24)?;
+    while quiet < 5 {
+        std::thread::sleep(Duration::from_millis(30));
+        let now = length();
+        quiet = if now == before { quiet + 1 } else { 0 };
+        before = now;
+    }
+    Ok(())
+}
+
+fn ensure_clean(shell: &Shell) -> Result<()> {
+    let links = crate::ip::links(shell)?;
+    let relay = links.iter().find(|link| link.ifalias.starts_with(crate::session::ALIAS));
+    ensure!(relay.is_none(), "a relay is left; please report this");
+    ensure!(!Path::new("/sys/fs/bpf/snifctl").exists(), "pins are left; please report this");
+    Ok(())
+}

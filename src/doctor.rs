@@ -1,0 +1,365 @@
+//! Is everything here that snifctl needs, and what stands in the way? Each answer says what a lack prevents and the
+//! command that mends it.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use crate::abi::Direction;
+use crate::exec::{self, Cmd, Shell};
+use crate::header::ETH;
+use crate::ip::{self, Link};
+use crate::plan::{self, Tunnel};
+use crate::tc::{self, Filter};
+use crate::{clang, state};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub level: Level,
+    pub name: String,
+    /// What was found, and what it prevents.
+    pub detail: String,
+    /// The command that mends it.
+    pub fix: Option<String>,
+}
+
+fn ok(name: &str, detail: impl Into<String>) -> Check {
+    Check { level: Level::Ok, name: name.into(), detail: detail.into(), fix: None }
+}
+
+fn warn(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check { level: Level::Warn, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
+}
+
+fn fail(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check { level: Level::Fail, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
+}
+
+/// A program that snifctl runs.
+struct Tool {
+    name: &'static str,
+    version: &'static [&'static str],
+    minimum: (u32, u32),
+    package: &'static str,
+    /// What cannot be done without it.
+    prevents: &'static str,
+}
+
+const TOOLS: [Tool; 5] = [
+    Tool {
+        name: "clang",
+        version: &["--version"],
+        minimum: (12, 0),
+        package: "clang",
+        prevents: "the kernel program cannot be compiled",
+    },
+    Tool {
+        name: "bpftool",
+        version: &["version"],
+        minimum: (7, 0),
+        package: "bpftool",
+        prevents: "programs and maps cannot be loaded, read or written",
+    },
+    Tool {
+        name: "tc",
+        version: &["-V"],
+        minimum: (5, 10),
+        package: "iproute2",
+        prevents: "programs cannot be attached",
+    },
+    Tool {
+        name: "ip",
+        version: &["-V"],
+        minimum: (5, 10),
+        package: "iproute2",
+        prevents: "routes cannot be looked up and the relay cannot be made",
+    },
+    Tool {
+        name: "ethtool",
+        version: &["--version"],
+        minimum: (5, 9),
+        package: "ethtool",
+        prevents: "the relay cannot be told to make wire frames",
+    },
+];
+
+const BPF_HELPERS: &str = "/usr/include/bpf/bpf_helpers.h";
+/// The oldest kernel with all helpers and flags that the datapath uses.
+const KERNEL: (u32, u32) = (5, 15);
+
+/// The first `major.minor` in a version text: `iproute2-6.1.0` is (6, 1).
+fn version(text: &str) -> Option<(u32, u32)> {
+    let dotted = |c: char| !(c.is_ascii_digit() || c == '.');
+    let number = text.split(dotted).find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let mut parts = number.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
+}
+
+fn check_tool(shell: &Shell, tool: &Tool) -> Check {
+    let (major, minor) = tool.minimum;
+    let fix = format!("apt-get install {}", tool.package);
+    if exec::find(tool.name).is_none() {
+        return fail(tool.name, format!("missing: {}", tool.prevents), fix);
+    }
+    let text = shell.read(&Cmd::new(tool.name, tool.version.iter().copied()));
+    match text.ok().as_deref().and_then(version) {
+        Some(found) if found < tool.minimum => {
+            let detail = format!("{}.{} is older than {major}.{minor}: {}", found.0, found.1, tool.prevents);
+            fail(tool.name, detail, fix)
+        }
+        Some(found) => ok(tool.name, format!("{}.{} (at least {major}.{minor})", found.0, found.1)),
+        None => warn(tool.name, format!("says no version that can be read; at least {major}.{minor} is needed"), fix),
+    }
+}
+
+fn check_headers() -> Check {
+    if Path::new(BPF_HELPERS).exists() {
+        return ok("libbpf-dev", "headers are there");
+    }
+    fail("libbpf-dev", format!("{BPF_HELPERS} is missing: the program cannot be compiled"), "apt-get install libbpf-dev")
+}
+
+/// Refuses to begin while anything is missing or too old, naming all of it at once.
+pub fn ensure_tools(shell: &Shell) -> Result<()> {
+    let quiet = Shell { verbose: false, ..*shell };
+    let compiled = clang::is_cached();
+    let mut checks: Vec<Check> = Vec::new();
+    checks.extend(TOOLS.iter().filter(|tool| !compiled || tool.name != "clang").map(|tool| check_tool(&quiet, tool)));
+    if !compiled {
+        checks.push(check_headers());
+    }
+    refuse(checks.into_iter().filter(|check| check.level == Level::Fail).collect())
+}
+
+fn refuse(failed: Vec<Check>) -> Result<()> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let what: Vec<String> = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
+    let mut packages: Vec<&str> =
+        failed.iter().filter_map(|check| check.fix.as_deref()?.strip_prefix("apt-get install ")).collect();
+    packages.dedup();
+    bail!("{}; try: apt-get install {}", what.join("; "), packages.join(" "))
+}
+
+/// Refuses to begin without these tools.
+pub fn ensure_present(names: &[&str]) -> Result<()> {
+    let missing = TOOLS.iter().filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
+    let fix = |tool: &Tool| format!("apt-get install {}", tool.package);
+    refuse(missing.map(|tool| fail(tool.name, format!("missing: {}", tool.prevents), fix(tool))).collect())
+}
+
+/// Every check, in the order in which a lack would be met.
+pub fn checks(shell: &Shell, interface: Option<&str>, remote: Option<&str>) -> Result<Vec<Check>> {
+    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(shell, tool)).collect();
+    checks.push(check_headers());
+    checks.extend([check_kernel(), check_btf(), check_bpffs(), check_privileges()]);
+    if exec::find("ip").is_none() || exec::find("tc").is_none() {
+        return Ok(checks);
+    }
+    let links = ip::links(shell)?;
+    if let Some(name) = interface {
+        checks.extend(check_interface(shell, name, &links)?);
+    }
+    if let Some(address) = remote {
+        let watched = links.iter().find(|link| Some(link.ifname.as_str()) == interface);
+        checks.extend(check_remote(shell, address, &links, watched)?);
+    }
+    Ok(checks)
+}
+
+fn check_kernel() -> Check {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    match version(release) {
+        Some(found) if found >= KERNEL => ok("kernel", format!("{release} (at least {}.{})", KERNEL.0, KERNEL.1)),
+        _ => fail(
+            "kernel",
+            format!("{release} is older than {}.{}: copies cannot be encapsulated", KERNEL.0, KERNEL.1),
+            "apt-get install linux-image-amd64",
+        ),
+    }
+}
+
+fn check_btf() -> Check {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return ok("btf", "the kernel has it");
+    }
+    fail("btf", "the kernel has none: maps have no field names", "apt-get install linux-image-amd64")
+}
+
+fn check_bpffs() -> Check {
+    if state::bpffs_is_mounted() {
+        return ok("bpffs", "mounted at /sys/fs/bpf");
+    }
+    warn("bpffs", "not mounted: `snifctl up` will mount it", "mount -t bpf bpf /sys/fs/bpf")
+}
+
+fn check_privileges() -> Check {
+    if state::is_root() {
+        return ok("privileges", "root");
+    }
+    fail("privileges", "not root: programs cannot be loaded or attached", "sudo snifctl doctor")
+}
+
+fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Check>> {
+    plan::ensure_interface_name(name)?;
+    let Some(link) = links.iter().find(|link| link.ifname == name) else {
+        return Ok(vec![fail(name, "does not exist: it cannot be watched", "ip link")]);
+    };
+    let mut checks = vec![check_link(link)];
+    let hooks = tc::hooks(shell, &[name])?.pop();
+    let Some(hooks) = hooks else { return Ok(checks) };
+    if hooks.has_qdisc("ingress") {
+        let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
+        checks.push(fail(name, detail, format!("tc qdisc del dev {name} ingress")));
+    } else {
+        let found = if hooks.has_qdisc("clsact") { "clsact is there and will stay" } else { "no clsact: `up` adds it" };
+        checks.push(ok(name, found));
+    }
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let pref = hooks.free_pref(direction);
+        let foreign = hooks.filters(direction).iter().filter(|filter| is_foreign(filter));
+        checks.extend(foreign.map(|filter| check_foreign(name, direction, filter, pref)));
+    }
+    checks.extend(check_tcx(shell, link));
+    Ok(checks)
+}
+
+fn check_link(link: &Link) -> Check {
+    let name = &link.ifname;
+    if !link.is_ethernet() {
+        let detail = format!("has no Ethernet header (link type {}): it cannot be watched", link.link_type);
+        return fail(name, detail, "ip link");
+    }
+    if !link.is_up() {
+        return warn(name, "is down: nothing passes", format!("ip link set dev {name} up"));
+    }
+    ok(name, format!("Ethernet, up, MTU {}", link.mtu))
+}
+
+fn is_foreign(filter: &Filter) -> bool {
+    filter.options.is_some() && !filter.program().starts_with("snif_")
+}
+
+fn check_foreign(dev: &str, direction: Direction, filter: &Filter, ours: u32) -> Check {
+    let hook = direction.hook();
+    let what = format!("a foreign {} filter {:?} at {hook} preference {}", filter.kind, filter.program(), filter.pref);
+    if filter.pref < ours {
+        let fix = format!("tc filter show dev {dev} {hook}");
+        return warn(dev, format!("{what} runs before our tap and can hide packets from it"), fix);
+    }
+    ok(dev, format!("{what} runs after our tap, which lets every packet through"))
+}
+
+/// tcx programs (kernel 6.6) run before clsact. Only a newer bpftool lists them.
+fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if version(release.trim()).is_none_or(|found| found < (6, 6)) || !state::is_root() {
+        return None;
+    }
+    let name = &link.ifname;
+    let listed = shell.read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name])).unwrap_or_default();
+    let tcx = serde_json::from_str::<serde_json::Value>(&listed).unwrap_or_default();
+    let found = tcx[0]["tc"].as_array().into_iter().flatten();
+    let found = found.filter(|at| at["kind"].as_str().is_some_and(|kind| kind.starts_with("tcx")));
+    let names: Vec<&str> = found.filter_map(|at| at["name"].as_str()).collect();
+    if !names.is_empty() {
+        let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
+        return Some(warn(name, detail, format!("bpftool net show dev {name}")));
+    }
+    let known = shell.read(&Cmd::new("bpftool", ["version"])).ok().as_deref().and_then(version)?;
+    if known < (7, 3) {
+        let detail = format!("bpftool {}.{} cannot list tcx programs, which would run before our tap", known.0, known.1);
+        return Some(warn(name, detail, "apt-get install -t stable-backports bpftool"));
+    }
+    Some(ok(name, "no tcx program runs before our tap"))
+}
+
+fn check_remote(shell: &Shell, text: &str, links: &[Link], watched: Option<&Link>) -> Result<Vec<Check>> {
+    let Ok(address) = text.parse() else {
+        bail!("--remote {text:?} is not an IPv4 address; try: --remote 10.0.0.7");
+    };
+    let reply = match ip::route_get(shell, address, None)? {
+        Ok(reply) => reply,
+        Err(reason) => {
+            let fix = format!("ip route add {address} via GATEWAY");
+            return Ok(vec![fail("route", format!("none to {address} ({reason}): copies cannot be sent"), fix)]);
+        }
+    };
+    if reply.kind == "local" {
+        let detail = format!("{address} is this machine itself: it cannot be a remote");
+        return Ok(vec![fail("route", detail, "ip address")]);
+    }
+    let via = reply.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+    let mut checks = vec![ok("route", format!("{address}{via} dev {}", reply.dev))];
+    if let Some(out) = links.iter().find(|link| link.ifname == reply.dev) {
+        let next_hop = reply.gateway.unwrap_or(std::net::IpAddr::V4(address));
+        checks.push(check_neighbour(shell, next_hop, out)?);
+        checks.push(check_mtu(out, watched));
+    }
+    Ok(checks)
+}
+
+fn check_neighbour(shell: &Shell, next_hop: std::net::IpAddr, out: &Link) -> Result<Check> {
+    let mac = ip::neighbour(shell, next_hop, &out.ifname)?.and_then(|found| found.mac());
+    Ok(match mac {
+        Some(mac) => ok("neighbour", format!("{next_hop} is at {}", crate::status::mac_text(&mac))),
+        None => warn("neighbour", format!("{next_hop} is not known yet: `up` asks for it"), format!("ping -c 1 {next_hop}")),
+    })
+}
+
+fn check_mtu(out: &Link, watched: Option<&Link>) -> Check {
+    let Some(watched) = watched else { return ok("mtu", format!("{} towards {}", out.mtu, out.ifname)) };
+    let needed = watched.mtu + ETH as u32 + Tunnel::Gre.overhead();
+    if out.mtu >= needed {
+        return ok("mtu", format!("{} on {}, whole copies of {} need {needed}", out.mtu, out.ifname, watched.ifname));
+    }
+    warn(
+        "mtu",
+        format!("{} on {} is less than the {needed} that whole copies of {} need: see --oversize", out.mtu, out.ifname, watched.ifname),
+        format!("ip link set dev {} mtu {needed}", out.ifname),
+    )
+}
+
+/// The verdict of a report.
+pub fn worst(checks: &[Check]) -> Level {
+    checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_the_tools_print() {
+        for (text, expected) in [
+            ("Debian clang version 14.0.6\nTarget: x86_64", Some((14, 0))),
+            ("bpftool v7.1.0\nusing libbpf v1.1", Some((7, 1))),
+            ("tc utility, iproute2-6.1.0, libbpf 1.1.2", Some((6, 1))),
+            ("ethtool version 6.1", Some((6, 1))),
+            ("6.18.44-fc-v595", Some((6, 18))),
+            ("ip utility, iproute2-ss200127", None),
+        ] {
+            assert_eq!(version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn all_that_is_missing_is_named_at_once() {
+        let missing = |name: &str, package: &str| fail(name, "missing: x", format!("apt-get install {package}"));
+        let err = refuse(vec![missing("tc", "iproute2"), missing("ip", "iproute2"), missing("clang", "clang")]);
+        let text = err.unwrap_err().to_string();
+        assert_eq!(text, "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang");
+    }
+}

@@ -1,0 +1,34 @@
+//! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
+
+mod abi;
+mod bpftool;
+mod clang;
+mod cli;
+mod demo;
+mod doctor;
+mod exec;
+mod header;
+mod ip;
+mod plan;
+mod report;
+mod route;
+mod session;
+mod state;
+mod status;
+mod tc;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = match cli::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    match cli::run(args) {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("snifctl: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

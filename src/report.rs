@@ -1,0 +1,152 @@
+//! From typed answers to text for a person. JSON is the types' own.
+
+use std::fmt::Write as _;
+
+use crate::doctor::{Check, Level};
+use crate::status::{Map, Session, Status};
+
+/// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
+fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(at, cell)| match right.contains(&at) {
+            true => format!("{cell:>width$}", width = widths[at]),
+            false => format!("{cell:<width$}", width = widths[at]),
+        });
+        let _ = writeln!(text, "  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    text
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(String::from).to_vec()
+}
+
+/// 1234567 as `1,234,567`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes with a binary unit and three figures.
+fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut value, mut unit) = (n as f64, 0);
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{n} B"),
+        _ if value < 9.995 => format!("{value:.2} {}", units[unit]),
+        _ if value < 99.95 => format!("{value:.1} {}", units[unit]),
+        _ => format!("{value:.0} {}", units[unit]),
+    }
+}
+
+/// The tables of `snifctl status`.
+pub fn status(status: &Status) -> String {
+    if status.sessions.is_empty() {
+        return "no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR\n".into();
+    }
+    status.sessions.iter().map(session).collect::<Vec<_>>().join("\n")
+}
+
+fn session(session: &Session) -> String {
+    let kind = crate::session::lower(&session.tunnel);
+    let mut text = format!("{}: {kind}, oversize {}\n", session.name, crate::session::lower(&session.oversize));
+    let mut taps = vec![row(["TAP", "DIRECTION", "ATTACHED", "PACKETS", "BYTES", "DROPPED"])];
+    for tap in &session.taps {
+        let attached = if tap.attached { "yes" } else { "NO" };
+        let stat = [grouped(tap.stat.pcnt), bytes(tap.stat.bcnt), grouped(tap.stat.dcnt)];
+        taps.push([&row([&tap.interface, tap.direction, attached])[..], &stat].concat());
+    }
+    text += &table(&taps, &[3, 4, 5]);
+    let mut remotes = vec![row(["REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED"])];
+    for remote in &session.remotes {
+        let (address, source) = (remote.address.to_string(), remote.source.to_string());
+        let mac = remote.mac.as_deref().unwrap_or("(no answer)");
+        let stat = [grouped(remote.stat.pcnt), bytes(remote.stat.bcnt), grouped(remote.stat.dcnt)];
+        let place = row([&address, &source, &remote.interface, mac, &remote.mtu.to_string()]);
+        remotes.push([&place[..], &stat].concat());
+    }
+    text += &table(&remotes, &[4, 5, 6, 7]);
+    let lost = session.drops.iter().filter(|(_, count)| **count > 0);
+    let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
+    text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
+    text
+}
+
+/// What `up` says of a session that is up.
+pub fn session_line(session: &Session) -> String {
+    let taps: Vec<String> = session.taps.iter().map(|tap| format!("{} {}", tap.interface, tap.direction)).collect();
+    let remotes = session.remotes.iter().map(|to| format!("{} through {} (MTU {})", to.address, to.interface, to.mtu));
+    let kind = crate::session::lower(&session.tunnel);
+    format!("{}: {} -> {kind} -> {}\n", session.name, taps.join(", "), remotes.collect::<Vec<_>>().join(", "))
+}
+
+/// The table of `snifctl map list`.
+pub fn maps(maps: &[Map]) -> String {
+    let mut rows = vec![row(["MAP", "TYPE", "ID", "KEY", "VALUE", "ENTRIES", "PINNED"])];
+    for map in maps {
+        let numbers = [map.id, map.bytes_key, map.bytes_value, map.max_entries].map(|n| n.to_string());
+        let [id, key, value, entries] = numbers.each_ref().map(String::as_str);
+        rows.push(row([&map.name, &map.kind, id, &format!("{key} B"), &format!("{value} B"), entries, &map.pinned]));
+    }
+    table(&rows, &[2, 3, 4, 5])
+}
+
+/// The lines of `snifctl doctor`.
+pub fn checks(checks: &[Check]) -> String {
+    let mut text = String::new();
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    for check in checks {
+        let level = match check.level {
+            Level::Ok => "ok  ",
+            Level::Warn => "warn",
+            Level::Fail => "fail",
+        };
+        let fix = check.fix.as_ref().map_or_else(String::new, |fix| format!("; try: {fix}"));
+        let _ = writeln!(text, "{level}  {:<width$}  {}{fix}", check.name, check.detail);
+    }
+    text
+}
+
+/// Bytes as offset-free hex, 16 a line.
+pub fn hex_lines(bytes: &[u8]) -> String {
+    let line = |chunk: &[u8]| format!("  {}\n", crate::bpftool::hex(chunk));
+    bytes.chunks(16).map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_for_a_person() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1000), "0.98 KiB");
+        assert_eq!(bytes(1_536_000), "1.46 MiB");
+        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [row(["A", "NUM"]), row(["long", "7"])];
+        assert_eq!(table(&rows, &[1]), "  A     NUM\n  long    7\n");
+    }
+}

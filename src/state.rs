@@ -1,0 +1,150 @@
+//! Where a session lives: its pins in bpffs, keyed by network namespace, since bpffs is shared by namespaces while
+//! interfaces are not. No other state exists.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::exec::{Cmd, Shell};
+
+const BPFFS: &str = "/sys/fs/bpf";
+const ROOT: &str = "/sys/fs/bpf/snifctl";
+/// Directory of one empty directory per interface whose clsact qdisc is ours. '_' is in no session's name.
+const CLSACT: &str = "_clsact";
+/// Prefix of a session that is being made.
+const BUILDING: &str = "_new_";
+
+/// The sessions of this network namespace.
+#[derive(Clone, Debug)]
+pub struct Home {
+    dir: PathBuf,
+}
+
+/// Held while sessions are read (shared) or written (exclusive). The kernel lets go of it when we end, however we end.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] File);
+
+impl Home {
+    pub fn here() -> Result<Home> {
+        let inode = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
+        Ok(Home { dir: Path::new(ROOT).join(inode.to_string()) })
+    }
+
+    /// The pins of a session.
+    pub fn session(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Where a session is put together before it is renamed into place.
+    pub fn building(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{BUILDING}{name}"))
+    }
+
+    /// Marks the clsact qdisc of an interface as ours, so that `down` knows whether to remove it.
+    pub fn clsact_mark(&self, ifindex: u32) -> PathBuf {
+        self.dir.join(CLSACT).join(ifindex.to_string())
+    }
+
+    /// The ifindexes whose clsact qdisc we have added.
+    pub fn clsact_marks(&self) -> Vec<u32> {
+        entries(&self.dir.join(CLSACT)).iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Names of the sessions that are up, and of those that were left half made.
+    pub fn sessions(&self) -> Vec<String> {
+        entries(&self.dir).into_iter().filter(|name| !name.starts_with('_')).collect()
+    }
+
+    pub fn half_made(&self) -> Vec<String> {
+        entries(&self.dir).iter().filter_map(|name| name.strip_prefix(BUILDING).map(String::from)).collect()
+    }
+
+    /// Makes the directory, mounting bpffs first where it is not mounted.
+    pub fn create(&self, shell: &Shell) -> Result<()> {
+        ensure_bpffs(shell)?;
+        if shell.dry_run || !self.dir.is_dir() {
+            shell.act("mkdir -p -m 0700", &self.dir, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is empty: the directory of this namespace, and the one of all.
+    pub fn remove_if_empty(&self) {
+        for dir in [&self.dir.join(CLSACT), &self.dir, Path::new(ROOT)] {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+
+    /// Waits for the lock. The directory may be removed by who held it before us: then it is made and taken again.
+    pub fn lock_to_write(&self, shell: &Shell) -> Result<Lock> {
+        loop {
+            self.create(shell)?;
+            let Some(file) = open(&self.dir)? else { continue };
+            file.lock().with_context(|| format!("cannot lock {}", self.dir.display()))?;
+            if is_same(&file, &self.dir) {
+                return Ok(Lock(file));
+            }
+        }
+    }
+
+    /// A shared lock, or `None` where there is no session to read.
+    pub fn lock_to_read(&self) -> Result<Option<Lock>> {
+        let Some(file) = open(&self.dir)? else { return Ok(None) };
+        file.lock_shared().with_context(|| format!("cannot lock {}", self.dir.display()))?;
+        Ok(is_same(&file, &self.dir).then_some(Lock(file)))
+    }
+}
+
+fn open(dir: &Path) -> Result<Option<File>> {
+    match File::open(dir) {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err).with_context(|| format!("cannot open {}", dir.display())),
+    }
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    let identity = |meta: &fs::Metadata| (meta.dev(), meta.ino());
+    matches!((&file.metadata(), &fs::metadata(path)), (Ok(a), Ok(b)) if identity(a) == identity(b))
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let Ok(found) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<String> = found.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// Is bpffs mounted where the tools expect it?
+pub fn bpffs_is_mounted() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(BPFFS) && fields.next() == Some("bpf")
+    })
+}
+
+fn ensure_bpffs(shell: &Shell) -> Result<()> {
+    if bpffs_is_mounted() {
+        return Ok(());
+    }
+    let mounted = shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", BPFFS]));
+    mounted.map(drop).with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
+}
+
+/// Refuses anyone who may not load programs and change interfaces.
+pub fn ensure_root() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    let line: Vec<String> = std::env::args().skip(1).map(|arg| crate::exec::quote(&arg)).collect();
+    bail!("this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}", line.join(" "))
+}
+
+/// The effective user, as the owner of our own /proc entry.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
