@@ -26,8 +26,8 @@ enum limits {
 	HEADER_BYTES = 96, /* room for a template */
 	HEADER_L3 = 16, /* where the outer IP header starts in a template; a link header ends there */
 	SKB_BYTES = 16000, /* longest frame that the kernel's resize helpers take (SKB_MAX_ALLOC, rounded down) */
-	REQUEST_BYTES = 1024,
-	REQUEST_CHUNKS = 256,
+	REQUEST_BYTES = 256,
+	REQUEST_CHUNKS = 1024,
 };
 
 enum direction {

@@ -2,11 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 
-pub const MAX_REMOTES: u32 = 64;
 pub const MAX_TAPS: u32 = 2048;
 /// Bytes of `struct request`, and how many of them a session has.
-pub const REQUEST_BYTES: usize = 1024;
-pub const REQUEST_CHUNKS: usize = 256;
+pub const REQUEST_BYTES: usize = 256;
+pub const REQUEST_CHUNKS: usize = 1024;
 /// Bytes of room for a template.
 pub const HEADER_BYTES: usize = 96;
 /// Offset of the outer IP header in a template.
@@ -82,7 +81,11 @@ pub struct Stat {
 impl Stat {
     pub fn decode(bytes: &[u8]) -> Result<Stat> {
         let mut cursor = Cursor::new(bytes, 24, "stat")?;
-        Ok(Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() })
+        Ok(Stat {
+            pcnt: cursor.u64(),
+            bcnt: cursor.u64(),
+            dcnt: cursor.u64(),
+        })
     }
 
     /// The sum over the CPUs.
@@ -110,7 +113,11 @@ impl TapKey {
     pub fn decode(bytes: &[u8]) -> Result<TapKey> {
         let mut cursor = Cursor::new(bytes, 8, "tap_key")?;
         let ifindex = cursor.u32();
-        let direction = if cursor.u32() == 0 { Direction::Ingress } else { Direction::Egress };
+        let direction = if cursor.u32() == 0 {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        };
         Ok(TapKey { ifindex, direction })
     }
 }
@@ -135,7 +142,10 @@ impl Tap {
     pub fn decode(bytes: &[u8]) -> Result<Tap> {
         let mut cursor = Cursor::new(bytes, 32, "tap")?;
         let slot = cursor.u32();
-        Ok(Tap { slot, stat: Stat::decode(&bytes[8..])? })
+        Ok(Tap {
+            slot,
+            stat: Stat::decode(&bytes[8..])?,
+        })
     }
 }
 

@@ -9,11 +9,27 @@ use super::*;
 
 #[test]
 fn what_is_encoded_is_decoded() {
-    let config = Config { relay: 7, peer: 8, oversize: 2, protocol: 47, port: 4789 };
+    let config = Config {
+        relay: 7,
+        peer: 8,
+        oversize: 2,
+        protocol: 47,
+        port: 4789,
+    };
     assert_eq!(Config::decode(&config.encode()).unwrap(), config);
-    let key = TapKey { ifindex: 3, direction: Direction::Egress };
+    let key = TapKey {
+        ifindex: 3,
+        direction: Direction::Egress,
+    };
     assert_eq!(TapKey::decode(&key.encode()).unwrap(), key);
-    let tap = Tap { slot: 9, stat: Stat { pcnt: 1, bcnt: 2, dcnt: 3 } };
+    let tap = Tap {
+        slot: 9,
+        stat: Stat {
+            pcnt: 1,
+            bcnt: 2,
+            dcnt: 3,
+        },
+    };
     assert_eq!(Tap::decode(&tap.encode()).unwrap(), tap);
     let remote = Remote {
         room_flags: 0x0e00_0000_0000_000a,
@@ -32,7 +48,14 @@ fn what_is_encoded_is_decoded() {
 
 #[test]
 fn a_request_survives_its_chunks() {
-    for len in [0, 1, REQUEST_BYTES - 1, REQUEST_BYTES, REQUEST_BYTES + 1, 5 * REQUEST_BYTES] {
+    for len in [
+        0,
+        1,
+        REQUEST_BYTES - 1,
+        REQUEST_BYTES,
+        REQUEST_BYTES + 1,
+        5 * REQUEST_BYTES,
+    ] {
         let text = "x".repeat(len);
         assert_eq!(decode_request(&encode_request(&text).unwrap()).unwrap(), text);
     }
@@ -41,21 +64,39 @@ fn a_request_survives_its_chunks() {
 
 #[test]
 fn a_value_of_another_length_is_refused() {
-    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("another version"));
+    assert!(
+        Config::decode(&[0; 11])
+            .unwrap_err()
+            .to_string()
+            .contains("another version")
+    );
     assert!(Stat::decode(&[0; 25]).is_err());
 }
 
 /// Field offsets in bytes, and the size under the name "", of every struct in the object's BTF.
 fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>> {
     let bpftool = crate::exec::find("bpftool").expect("bpftool");
-    let output = Command::new(bpftool).args(["-j", "btf", "dump", "file"]).arg(object).output().unwrap();
+    let output = Command::new(bpftool)
+        .args(["-j", "btf", "dump", "file"])
+        .arg(object)
+        .output()
+        .unwrap();
     let dump: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let structs = dump["types"].as_array().unwrap().iter().filter(|kind| kind["kind"] == "STRUCT");
+    let structs = dump["types"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|kind| kind["kind"] == "STRUCT");
     structs
         .map(|kind| {
             let members = kind["members"].as_array().unwrap().iter();
             let mut fields: HashMap<String, u64> = members
-                .map(|m| (m["name"].as_str().unwrap().to_string(), m["bits_offset"].as_u64().unwrap() / 8))
+                .map(|m| {
+                    (
+                        m["name"].as_str().unwrap().to_string(),
+                        m["bits_offset"].as_u64().unwrap() / 8,
+                    )
+                })
                 .collect();
             fields.insert(String::new(), kind["size"].as_u64().unwrap());
             (kind["name"].as_str().unwrap().to_string(), fields)
@@ -71,7 +112,14 @@ fn the_layouts_are_those_of_the_compiled_object() {
         let expected: HashMap<String, u64> = fields.iter().map(|(name, at)| (name.to_string(), *at)).collect();
         assert_eq!(structs[name], expected, "struct {name}");
     };
-    let config = [("relay", 0), ("peer", 4), ("oversize", 8), ("protocol", 9), ("port", 10), ("", 12)];
+    let config = [
+        ("relay", 0),
+        ("peer", 4),
+        ("oversize", 8),
+        ("protocol", 9),
+        ("port", 10),
+        ("", 12),
+    ];
     expect("config", &config);
     expect("request", &[("json", 0), ("", REQUEST_BYTES as u64)]);
     expect("tap_key", &[("ifindex", 0), ("direction", 4), ("", 8)]);

@@ -16,7 +16,11 @@ pub fn load(shell: &Shell, object: &Path, dir: &Path) -> Result<()> {
     match shell.write(&Cmd::new("bpftool", words)) {
         Ok(_) => Ok(()),
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => Err(clang::log_failure("bpftool", &failed, "the kernel refused the program; try: snifctl doctor")),
+            Ok(failed) => Err(clang::log_failure(
+                "bpftool",
+                &failed,
+                "the kernel refused the program; try: snifctl doctor",
+            )),
             Err(err) => Err(err),
         },
     }
@@ -28,17 +32,28 @@ fn text(path: &Path) -> String {
 
 /// The batch line that writes one element of a pinned map. A per-CPU map gets the value on every CPU.
 pub fn update(map: &Path, key: &[u8], value: &[u8]) -> String {
-    format!("map update pinned {} key hex {} value hex {}", map.display(), hex(key), hex(value))
+    format!(
+        "map update pinned {} key hex {} value hex {}",
+        map.display(),
+        hex(key),
+        hex(value)
+    )
 }
 
 /// Bytes as bpftool reads them after the word `hex`.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+    bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Runs many writes in one bpftool; it stops at the first that fails.
 pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
-    shell.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines)).map(drop)
+    shell
+        .write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines))
+        .map(drop)
 }
 
 #[derive(Deserialize)]
@@ -51,7 +66,11 @@ pub fn ask(shell: &Shell, lines: &[String]) -> Result<Vec<Value>> {
     let output = shell.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines))?;
     let answers: Vec<Answer> = serde_json::from_str(&output).context("bpftool gave JSON of another form")?;
     if answers.len() != lines.len() {
-        bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());
+        bail!(
+            "bpftool answered {} of {} questions; try: snifctl doctor",
+            answers.len(),
+            lines.len()
+        );
     }
     Ok(answers.into_iter().map(|answer| answer.output).collect())
 }
@@ -71,7 +90,12 @@ pub struct Row {
 impl Row {
     /// The key of a map that is indexed by a number.
     pub fn index(&self) -> Result<u32> {
-        Ok(u32::from_ne_bytes(self.key.as_slice().try_into().context("a map key is not 4 bytes long")?))
+        Ok(u32::from_ne_bytes(
+            self.key
+                .as_slice()
+                .try_into()
+                .context("a map key is not 4 bytes long")?,
+        ))
     }
 
     pub fn value(&self) -> Result<&[u8]> {
@@ -99,7 +123,9 @@ fn bytes(list: &Value) -> Result<Vec<u8>> {
     list.iter()
         .map(|byte| {
             let digits = byte.as_str().and_then(|text| text.strip_prefix("0x"));
-            digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).context("bpftool gave a byte of another form")
+            digits
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+                .context("bpftool gave a byte of another form")
         })
         .collect()
 }
@@ -107,11 +133,18 @@ fn bytes(list: &Value) -> Result<Vec<u8>> {
 /// A dump by the field names of the BTF, counters of per-CPU maps summed.
 pub fn formatted(dump: &Value) -> Value {
     let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
-    Value::Array(elements.iter().map(|element| sum_cpus(element.get("formatted").unwrap_or(element))).collect())
+    Value::Array(
+        elements
+            .iter()
+            .map(|element| sum_cpus(element.get("formatted").unwrap_or(element)))
+            .collect(),
+    )
 }
 
 fn sum_cpus(element: &Value) -> Value {
-    let Some(cpus) = element["values"].as_array() else { return element.clone() };
+    let Some(cpus) = element["values"].as_array() else {
+        return element.clone();
+    };
     let values = cpus.iter().map(|cpu| cpu["value"].clone());
     serde_json::json!({ "key": element["key"], "value": values.reduce(|sum, value| add(&sum, &value, false)) })
 }
@@ -135,7 +168,6 @@ fn add(a: &Value, b: &Value, inside: bool) -> Value {
 /// A program at a TC hook of this network namespace.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Attachment {
-    pub devname: String,
     pub ifindex: u32,
     /// `clsact/ingress` and the like.
     pub kind: String,
@@ -154,7 +186,8 @@ struct NetReply {
 pub const NET_QUESTION: &str = "net show";
 
 pub fn attachments(answer: &Value) -> Result<Vec<Attachment>> {
-    let replies: Vec<NetReply> = serde_json::from_value(answer.clone()).context("bpftool net gave JSON of another form")?;
+    let replies: Vec<NetReply> =
+        serde_json::from_value(answer.clone()).context("bpftool net gave JSON of another form")?;
     Ok(replies.into_iter().flat_map(|reply| reply.tc).collect())
 }
 

@@ -69,9 +69,16 @@ fn is_trusted(path: &Path) -> bool {
 /// Compiles in a private directory and renames the result into the cache, so that no one sees half an object.
 fn compile(shell: &Shell, cached: &Path) -> Result<()> {
     if !Path::new(CACHE).is_dir() {
-        DirBuilder::new().recursive(true).mode(0o755).create(CACHE).with_context(|| format!("cannot make {CACHE}"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(CACHE)
+            .with_context(|| format!("cannot make {CACHE}"))?;
     }
-    let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
+    let dir = tempfile::Builder::new()
+        .prefix("snifctl-")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
     write_source(dir.path())?;
     let built = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
@@ -80,7 +87,9 @@ fn compile(shell: &Shell, cached: &Path) -> Result<()> {
         return Err(explain(err));
     }
     fs::set_permissions(built.path(), fs::Permissions::from_mode(0o644))?;
-    built.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
+    built
+        .persist(cached)
+        .with_context(|| format!("cannot keep {}", cached.display()))?;
     Ok(())
 }
 
@@ -108,7 +117,12 @@ fn explain(err: anyhow::Error) -> anyhow::Error {
 /// The last lines of a long log in the message, all of it in a file that the message names.
 pub fn log_failure(tool: &str, failed: &Failed, hint: &str) -> anyhow::Error {
     let kept = keep_log(tool, &failed.stderr);
-    let lines: Vec<&str> = failed.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = failed
+        .stderr
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     let last = lines[lines.len().saturating_sub(3)..].join(" | ");
     match kept {
         Ok(path) => anyhow::anyhow!("{tool} failed: {last}; the whole log is in {}; {hint}", path.display()),
@@ -117,7 +131,10 @@ pub fn log_failure(tool: &str, failed: &Failed, hint: &str) -> anyhow::Error {
 }
 
 fn keep_log(tool: &str, text: &str) -> Result<PathBuf> {
-    let file = tempfile::Builder::new().prefix(&format!("snifctl-{tool}-")).suffix(".log").tempfile()?;
+    let file = tempfile::Builder::new()
+        .prefix(&format!("snifctl-{tool}-"))
+        .suffix(".log")
+        .tempfile()?;
     fs::write(file.path(), text)?;
     let (_, path) = file.keep()?;
     if !path.is_file() {

@@ -181,7 +181,7 @@ enum MapCommand {
 pub fn parse() -> Result<Cli, ExitCode> {
     Cli::try_parse().map_err(|err| match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{}", err.render().ansi());
+            let _ = err.print();
             ExitCode::SUCCESS
         }
         _ => {
@@ -193,13 +193,21 @@ pub fn parse() -> Result<Cli, ExitCode> {
 
 /// clap's message without its usage block, ending in a command that works.
 fn one_line(message: &str) -> String {
-    let said = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let said: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+    let said = message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let said: Vec<&str> = said
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+        .collect();
     let said = said.join(" ");
-    let command = std::env::args().nth(1).filter(|word| {
-        matches!(word.as_str(), "up" | "down" | "status" | "map" | "doctor" | "demo")
-    });
-    let help = command.map_or_else(|| "snifctl --help".into(), |command| format!("snifctl {command} --help"));
+    let command = std::env::args()
+        .nth(1)
+        .filter(|word| matches!(word.as_str(), "up" | "down" | "status" | "map" | "doctor" | "demo"));
+    let help = command.map_or_else(
+        || "snifctl --help".into(),
+        |command| format!("snifctl {command} --help"),
+    );
     if said.is_empty() || !said.starts_with("error:") {
         return format!("a command is missing; try: {help}");
     }
@@ -208,7 +216,10 @@ fn one_line(message: &str) -> String {
 
 /// Does what was asked.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    let shell = Shell { dry_run: false, verbose: cli.verbose };
+    let shell = Shell {
+        dry_run: false,
+        verbose: cli.verbose,
+    };
     match cli.command {
         Command::Up(args) => up(shell, args),
         Command::Down { name, all } => down(&shell, name, all),
@@ -217,8 +228,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Map(MapCommand::Dump { map, name }) => map_dump(&shell, map.as_deref(), name.as_deref()),
         Command::Doctor { iface, remote, json } => show_doctor(&shell, iface.as_deref(), remote.as_deref(), json),
         Command::Demo { part: None } => demo::start(&shell),
-        Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&shell),
-        Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
+        Command::Demo {
+            part: Some(DemoPart::Inside),
+        } => demo::run(&shell),
+        Command::Demo {
+            part: Some(DemoPart::Peer),
+        } => demo::peer(),
         Command::Source { dir } => clang::write_source(&dir).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -234,7 +249,11 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
         remote: args.remote,
         source: args.source,
         oversize: args.oversize,
-        outer: OuterOptions { ttl: args.ttl, tos: args.tos, df: args.df },
+        outer: OuterOptions {
+            ttl: args.ttl,
+            tos: args.tos,
+            df: args.df,
+        },
     })?;
     let (outcome, warnings) = session::up(&shell, &plan)?;
     for warning in warnings {
@@ -242,11 +261,20 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
     }
     match outcome {
         Outcome::Made => {}
-        Outcome::Same { refreshed: false } => eprintln!("snifctl: session {} is already up with this request", plan.name),
-        Outcome::Same { refreshed: true } => {
-            eprintln!("snifctl: session {} is already up; its remote was resolved anew", plan.name);
+        Outcome::Same { refreshed: false } => {
+            eprintln!("snifctl: session {} is already up with this request", plan.name)
         }
-        Outcome::Shown => return Ok(ExitCode::SUCCESS),
+        Outcome::Same { refreshed: true } => {
+            eprintln!(
+                "snifctl: session {} is already up; its remote was resolved anew",
+                plan.name
+            );
+        }
+        Outcome::Shown(header) => {
+            println!("# the outer header, before lengths, id and checksum are patched:");
+            println!("# {}", bpftool::hex(&header));
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     tell_up(&shell, &plan, json)?;
     Ok(ExitCode::SUCCESS)
@@ -265,6 +293,20 @@ fn tell_up(shell: &Shell, plan: &Plan, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// A map's elements, one a line.
+fn element_lines(dump: &Value) -> Result<String> {
+    let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
+    let lines = elements
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(if lines.is_empty() {
+        "[]".into()
+    } else {
+        format!("[\n  {}\n]", lines.join(",\n  "))
+    })
+}
+
 fn print_json(value: &Value) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
@@ -275,7 +317,11 @@ fn down(shell: &Shell, name: Option<String>, all: bool) -> Result<ExitCode> {
     plan::ensure_name(&name)?;
     let target = if all { Target::All } else { Target::One(&name) };
     if !session::down(shell, &target)? {
-        let what = if all { "no session is up".into() } else { format!("session {name} is not up") };
+        let what = if all {
+            "no session is up".into()
+        } else {
+            format!("session {name} is not up")
+        };
         eprintln!("snifctl: {what}; nothing to do");
     }
     Ok(ExitCode::SUCCESS)
@@ -312,15 +358,25 @@ fn map_dump(shell: &Shell, map: Option<&str>, name: Option<&str>) -> Result<Exit
     let _lock = home.lock_to_read()?;
     let session = session::chosen(&home, name)?;
     if let Some(map) = map.filter(|map| !status::MAPS.contains(map)) {
-        bail!("MAP {map:?} is not a map of session {session}; it has: {}", status::MAPS.join(", "));
+        bail!(
+            "MAP {map:?} is not a map of session {session}; it has: {}",
+            status::MAPS.join(", ")
+        );
     }
     let wanted: Vec<&str> = map.map_or_else(|| status::MAPS.to_vec(), |map| vec![map]);
     let dumps = status::dumps(shell, &home, &session, &wanted)?;
+    let elements = dumps
+        .iter()
+        .map(|dump| element_lines(&bpftool::formatted(dump)))
+        .collect::<Result<Vec<_>>>()?;
     match map {
-        Some(_) => print_json(&bpftool::formatted(&dumps[0]))?,
+        Some(_) => println!("{}", elements[0]),
         None => {
-            let named = wanted.iter().zip(&dumps).map(|(name, dump)| (name.to_string(), bpftool::formatted(dump)));
-            print_json(&Value::Object(named.collect()))?;
+            let named = wanted
+                .iter()
+                .zip(elements)
+                .map(|(name, lines)| format!("\"{name}\": {lines}"));
+            println!("{{\n{}\n}}", named.collect::<Vec<_>>().join(",\n"));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -332,5 +388,9 @@ fn show_doctor(shell: &Shell, iface: Option<&str>, remote: Option<&str>, json: b
         true => print_json(&serde_json::json!({ "checks": checks }))?,
         false => print!("{}", report::checks(&checks)),
     }
-    Ok(if doctor::worst(&checks) == Level::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if doctor::worst(&checks) == Level::Fail {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,10 @@ pub fn start(shell: &Shell) -> Result<ExitCode> {
 
 /// The demo itself, inside its namespaces.
 pub fn run(shell: &Shell) -> Result<ExitCode> {
-    let shell = &Shell { dry_run: false, ..*shell };
+    let shell = &Shell {
+        dry_run: false,
+        ..*shell
+    };
     shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
     say("A sandbox: this namespace watches eth0; a peer talks to it; a collector waits behind out0.");
     let peer = Namespace::new()?;
@@ -55,7 +58,9 @@ pub fn run(shell: &Shell) -> Result<ExitCode> {
     say("$ snifctl down");
     own(shell, &["down"])?;
     ensure_clean(shell)?;
-    say("Nothing is left: no program, filter, qdisc, link or pin. On a real machine: sudo snifctl up eth0 --tunnel gre --remote ADDR");
+    say(
+        "Nothing is left: no program, filter, qdisc, link or pin. On a real machine: sudo snifctl up eth0 --tunnel gre --remote ADDR",
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -81,7 +86,9 @@ impl Namespace {
         let namespace = Namespace { holder };
         let ours = std::fs::read_link("/proc/self/ns/net")?;
         let theirs = format!("/proc/{}/ns/net", namespace.pid());
-        wait("the namespace", || std::fs::read_link(&theirs).is_ok_and(|theirs| theirs != ours))?;
+        wait("the namespace", || {
+            std::fs::read_link(&theirs).is_ok_and(|theirs| theirs != ours)
+        })?;
         Ok(namespace)
     }
 
@@ -102,7 +109,11 @@ impl Namespace {
 fn wait(what: &str, ready: impl Fn() -> bool) -> Result<()> {
     let start = Instant::now();
     while !ready() {
-        ensure!(start.elapsed() < PATIENCE, "{what} was not ready within {} s; try: snifctl demo -v", PATIENCE.as_secs());
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "{what} was not ready within {} s; try: snifctl demo -v",
+            PATIENCE.as_secs()
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -113,7 +124,10 @@ fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
     let here = [
         "link set dev lo up".to_string(),
         format!("link add eth0 type veth peer name peer0 netns {}", peer.pid()),
-        format!("link add out0 mtu 1600 type veth peer name col0 mtu 1600 netns {}", collector.pid()),
+        format!(
+            "link add out0 mtu 1600 type veth peer name col0 mtu 1600 netns {}",
+            collector.pid()
+        ),
         format!("address add {WATCHED}/24 dev eth0"),
         "address add 198.51.100.1/24 dev out0".to_string(),
         "link set dev eth0 up".to_string(),
@@ -121,10 +135,19 @@ fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
     ];
     shell.write(&Cmd::new("ip", ["-batch", "-"]).input(&here))?;
     for (namespace, dev, address) in [(peer, "peer0", PEER), (collector, "col0", COLLECTOR)] {
-        let lines = [format!("address add {address}/24 dev {dev}"), format!("link set dev {dev} up"), "link set dev lo up".into()];
+        let lines = [
+            format!("address add {address}/24 dev {dev}"),
+            format!("link set dev {dev} up"),
+            "link set dev lo up".into(),
+        ];
         shell.write(&namespace.command(&["ip", "-batch", "-"]).input(&lines))?;
     }
-    shell.write(&Cmd::new("ethtool", ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"])).map(drop)
+    shell
+        .write(&Cmd::new(
+            "ethtool",
+            ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"],
+        ))
+        .map(drop)
 }
 
 /// The peer's part: answers on TCP and UDP port 7, until it is ended.
@@ -163,37 +186,52 @@ fn traffic() -> Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send_to(b"one datagram", (PEER, PORT))?;
     socket.recv_from(&mut [0; 64])?;
-    socket.send_to(b"nobody listens here", (PEER, 9))?;
-    let _ = socket.recv_from(&mut [0; 64]);
+    let refused = UdpSocket::bind((WATCHED, 0))?;
+    refused.connect((PEER, 9))?;
+    refused.set_read_timeout(Some(PATIENCE))?;
+    refused.send(b"nobody listens here")?;
+    ensure!(refused.recv(&mut [0; 64]).is_err(), "a closed port has answered");
     Ok(())
 }
 
-/// What the collector sees, by the tools that are there.
-enum Capture {
-    File { process: Background, path: std::path::PathBuf },
-    Counters,
-}
+/// What the collector sees, by the tools that are there: a running capture and its file, or nothing.
+struct Capture(Option<(Background, PathBuf)>);
 
 impl Capture {
     fn start(collector: &Namespace, dir: &Path) -> Result<Capture> {
         let path = dir.join("copies.pcap");
         let file = path.to_string_lossy().into_owned();
-        let tcpdump = ["tcpdump", "-i", "col0", "-Z", "root", "-U", "--immediate-mode", "-w", &file, "proto", "gre"];
+        let tcpdump = [
+            "tcpdump",
+            "-i",
+            "col0",
+            "-Z",
+            "root",
+            "-U",
+            "--immediate-mode",
+            "-w",
+            &file,
+            "proto",
+            "gre",
+        ];
         let tshark = ["tshark", "-i", "col0", "-f", "proto gre", "-F", "pcap", "-w", &file];
         let words: &[&str] = match (exec::find("tcpdump"), exec::find("tshark")) {
             (Some(_), _) => &tcpdump,
             (None, Some(_)) => &tshark,
-            (None, None) => return Ok(Capture::Counters),
+            (None, None) => return Ok(Capture(None)),
         };
         let process = collector.background(words)?;
         wait("the capture", || path.metadata().is_ok_and(|file| file.len() > 0))?;
-        Ok(Capture::File { process, path })
+        Ok(Capture(Some((process, path))))
     }
 
     fn show(self, shell: &Shell, collector: &Namespace) -> Result<()> {
-        let Capture::File { process, path } = self else {
+        let Some((process, path)) = self.0 else {
             println!("(neither tshark nor tcpdump is here to decode them; the collector's interface counted:)");
-            print!("{}", shell.read(&collector.command(&["ip", "-s", "link", "show", "dev", "col0"]))?);
+            print!(
+                "{}",
+                shell.read(&collector.command(&["ip", "-s", "link", "show", "dev", "col0"]))?
+            );
             return Ok(());
         };
         let file = path.to_string_lossy().into_owned();
@@ -225,8 +263,13 @@ fn settle(path: &Path) -> Result<()> {
 
 fn ensure_clean(shell: &Shell) -> Result<()> {
     let links = crate::ip::links(shell)?;
-    let relay = links.iter().find(|link| link.ifalias.starts_with(crate::session::ALIAS));
+    let relay = links
+        .iter()
+        .find(|link| link.ifalias.starts_with(crate::session::ALIAS));
     ensure!(relay.is_none(), "a relay is left; please report this");
-    ensure!(!Path::new("/sys/fs/bpf/snifctl").exists(), "pins are left; please report this");
+    ensure!(
+        !Path::new("/sys/fs/bpf/snifctl").exists(),
+        "pins are left; please report this"
+    );
     Ok(())
 }

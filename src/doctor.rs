@@ -34,15 +34,30 @@ pub struct Check {
 }
 
 fn ok(name: &str, detail: impl Into<String>) -> Check {
-    Check { level: Level::Ok, name: name.into(), detail: detail.into(), fix: None }
+    Check {
+        level: Level::Ok,
+        name: name.into(),
+        detail: detail.into(),
+        fix: None,
+    }
 }
 
 fn warn(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check { level: Level::Warn, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
+    Check {
+        level: Level::Warn,
+        name: name.into(),
+        detail: detail.into(),
+        fix: Some(fix.into()),
+    }
 }
 
 fn fail(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check { level: Level::Fail, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
+    Check {
+        level: Level::Fail,
+        name: name.into(),
+        detail: detail.into(),
+        fix: Some(fix.into()),
+    }
 }
 
 /// A program that snifctl runs.
@@ -100,7 +115,9 @@ const KERNEL: (u32, u32) = (5, 15);
 /// The first `major.minor` in a version text: `iproute2-6.1.0` is (6, 1).
 fn version(text: &str) -> Option<(u32, u32)> {
     let dotted = |c: char| !(c.is_ascii_digit() || c == '.');
-    let number = text.split(dotted).find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let number = text
+        .split(dotted)
+        .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
     let mut parts = number.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
 }
@@ -114,11 +131,18 @@ fn check_tool(shell: &Shell, tool: &Tool) -> Check {
     let text = shell.read(&Cmd::new(tool.name, tool.version.iter().copied()));
     match text.ok().as_deref().and_then(version) {
         Some(found) if found < tool.minimum => {
-            let detail = format!("{}.{} is older than {major}.{minor}: {}", found.0, found.1, tool.prevents);
+            let detail = format!(
+                "{}.{} is older than {major}.{minor}: {}",
+                found.0, found.1, tool.prevents
+            );
             fail(tool.name, detail, fix)
         }
         Some(found) => ok(tool.name, format!("{}.{} (at least {major}.{minor})", found.0, found.1)),
-        None => warn(tool.name, format!("says no version that can be read; at least {major}.{minor} is needed"), fix),
+        None => warn(
+            tool.name,
+            format!("says no version that can be read; at least {major}.{minor} is needed"),
+            fix,
+        ),
     }
 }
 
@@ -126,15 +150,27 @@ fn check_headers() -> Check {
     if Path::new(BPF_HELPERS).exists() {
         return ok("libbpf-dev", "headers are there");
     }
-    fail("libbpf-dev", format!("{BPF_HELPERS} is missing: the program cannot be compiled"), "apt-get install libbpf-dev")
+    fail(
+        "libbpf-dev",
+        format!("{BPF_HELPERS} is missing: the program cannot be compiled"),
+        "apt-get install libbpf-dev",
+    )
 }
 
 /// Refuses to begin while anything is missing or too old, naming all of it at once.
 pub fn ensure_tools(shell: &Shell) -> Result<()> {
-    let quiet = Shell { verbose: false, ..*shell };
+    let quiet = Shell {
+        verbose: false,
+        ..*shell
+    };
     let compiled = clang::is_cached();
     let mut checks: Vec<Check> = Vec::new();
-    checks.extend(TOOLS.iter().filter(|tool| !compiled || tool.name != "clang").map(|tool| check_tool(&quiet, tool)));
+    checks.extend(
+        TOOLS
+            .iter()
+            .filter(|tool| !compiled || tool.name != "clang")
+            .map(|tool| check_tool(&quiet, tool)),
+    );
     if !compiled {
         checks.push(check_headers());
     }
@@ -145,18 +181,29 @@ fn refuse(failed: Vec<Check>) -> Result<()> {
     if failed.is_empty() {
         return Ok(());
     }
-    let what: Vec<String> = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
-    let mut packages: Vec<&str> =
-        failed.iter().filter_map(|check| check.fix.as_deref()?.strip_prefix("apt-get install ")).collect();
+    let what: Vec<String> = failed
+        .iter()
+        .map(|check| format!("{}: {}", check.name, check.detail))
+        .collect();
+    let mut packages: Vec<&str> = failed
+        .iter()
+        .filter_map(|check| check.fix.as_deref()?.strip_prefix("apt-get install "))
+        .collect();
     packages.dedup();
     bail!("{}; try: apt-get install {}", what.join("; "), packages.join(" "))
 }
 
 /// Refuses to begin without these tools.
 pub fn ensure_present(names: &[&str]) -> Result<()> {
-    let missing = TOOLS.iter().filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
+    let missing = TOOLS
+        .iter()
+        .filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
     let fix = |tool: &Tool| format!("apt-get install {}", tool.package);
-    refuse(missing.map(|tool| fail(tool.name, format!("missing: {}", tool.prevents), fix(tool))).collect())
+    refuse(
+        missing
+            .map(|tool| fail(tool.name, format!("missing: {}", tool.prevents), fix(tool)))
+            .collect(),
+    )
 }
 
 /// Every check, in the order in which a lack would be met.
@@ -185,7 +232,10 @@ fn check_kernel() -> Check {
         Some(found) if found >= KERNEL => ok("kernel", format!("{release} (at least {}.{})", KERNEL.0, KERNEL.1)),
         _ => fail(
             "kernel",
-            format!("{release} is older than {}.{}: copies cannot be encapsulated", KERNEL.0, KERNEL.1),
+            format!(
+                "{release} is older than {}.{}: copies cannot be encapsulated",
+                KERNEL.0, KERNEL.1
+            ),
             "apt-get install linux-image-amd64",
         ),
     }
@@ -195,21 +245,33 @@ fn check_btf() -> Check {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         return ok("btf", "the kernel has it");
     }
-    fail("btf", "the kernel has none: maps have no field names", "apt-get install linux-image-amd64")
+    fail(
+        "btf",
+        "the kernel has none: maps have no field names",
+        "apt-get install linux-image-amd64",
+    )
 }
 
 fn check_bpffs() -> Check {
     if state::bpffs_is_mounted() {
         return ok("bpffs", "mounted at /sys/fs/bpf");
     }
-    warn("bpffs", "not mounted: `snifctl up` will mount it", "mount -t bpf bpf /sys/fs/bpf")
+    warn(
+        "bpffs",
+        "not mounted: `snifctl up` will mount it",
+        "mount -t bpf bpf /sys/fs/bpf",
+    )
 }
 
 fn check_privileges() -> Check {
     if state::is_root() {
         return ok("privileges", "root");
     }
-    fail("privileges", "not root: programs cannot be loaded or attached", "sudo snifctl doctor")
+    fail(
+        "privileges",
+        "not root: programs cannot be loaded or attached",
+        "sudo snifctl doctor",
+    )
 }
 
 fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Check>> {
@@ -224,7 +286,11 @@ fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Chec
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
         checks.push(fail(name, detail, format!("tc qdisc del dev {name} ingress")));
     } else {
-        let found = if hooks.has_qdisc("clsact") { "clsact is there and will stay" } else { "no clsact: `up` adds it" };
+        let found = if hooks.has_qdisc("clsact") {
+            "clsact is there and will stay"
+        } else {
+            "no clsact: `up` adds it"
+        };
         checks.push(ok(name, found));
     }
     for direction in [Direction::Ingress, Direction::Egress] {
@@ -239,7 +305,10 @@ fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Chec
 fn check_link(link: &Link) -> Check {
     let name = &link.ifname;
     if !link.is_ethernet() {
-        let detail = format!("has no Ethernet header (link type {}): it cannot be watched", link.link_type);
+        let detail = format!(
+            "has no Ethernet header (link type {}): it cannot be watched",
+            link.link_type
+        );
         return fail(name, detail, "ip link");
     }
     if !link.is_up() {
@@ -254,12 +323,24 @@ fn is_foreign(filter: &Filter) -> bool {
 
 fn check_foreign(dev: &str, direction: Direction, filter: &Filter, ours: u32) -> Check {
     let hook = direction.hook();
-    let what = format!("a foreign {} filter {:?} at {hook} preference {}", filter.kind, filter.program(), filter.pref);
+    let what = format!(
+        "a foreign {} filter {:?} at {hook} preference {}",
+        filter.kind,
+        filter.program(),
+        filter.pref
+    );
     if filter.pref < ours {
         let fix = format!("tc filter show dev {dev} {hook}");
-        return warn(dev, format!("{what} runs before our tap and can hide packets from it"), fix);
+        return warn(
+            dev,
+            format!("{what} runs before our tap and can hide packets from it"),
+            fix,
+        );
     }
-    ok(dev, format!("{what} runs after our tap, which lets every packet through"))
+    ok(
+        dev,
+        format!("{what} runs after our tap, which lets every packet through"),
+    )
 }
 
 /// tcx programs (kernel 6.6) run before clsact. Only a newer bpftool lists them.
@@ -269,18 +350,30 @@ fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
         return None;
     }
     let name = &link.ifname;
-    let listed = shell.read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name])).unwrap_or_default();
+    let listed = shell
+        .read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name]))
+        .unwrap_or_default();
     let tcx = serde_json::from_str::<serde_json::Value>(&listed).unwrap_or_default();
     let found = tcx[0]["tc"].as_array().into_iter().flatten();
     let found = found.filter(|at| at["kind"].as_str().is_some_and(|kind| kind.starts_with("tcx")));
     let names: Vec<&str> = found.filter_map(|at| at["name"].as_str()).collect();
     if !names.is_empty() {
-        let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
+        let detail = format!(
+            "tcx programs run before our tap and can hide packets from it: {}",
+            names.join(", ")
+        );
         return Some(warn(name, detail, format!("bpftool net show dev {name}")));
     }
-    let known = shell.read(&Cmd::new("bpftool", ["version"])).ok().as_deref().and_then(version)?;
+    let known = shell
+        .read(&Cmd::new("bpftool", ["version"]))
+        .ok()
+        .as_deref()
+        .and_then(version)?;
     if known < (7, 3) {
-        let detail = format!("bpftool {}.{} cannot list tcx programs, which would run before our tap", known.0, known.1);
+        let detail = format!(
+            "bpftool {}.{} cannot list tcx programs, which would run before our tap",
+            known.0, known.1
+        );
         return Some(warn(name, detail, "apt-get install -t stable-backports bpftool"));
     }
     Some(ok(name, "no tcx program runs before our tap"))
@@ -294,14 +387,20 @@ fn check_remote(shell: &Shell, text: &str, links: &[Link], watched: Option<&Link
         Ok(reply) => reply,
         Err(reason) => {
             let fix = format!("ip route add {address} via GATEWAY");
-            return Ok(vec![fail("route", format!("none to {address} ({reason}): copies cannot be sent"), fix)]);
+            return Ok(vec![fail(
+                "route",
+                format!("none to {address} ({reason}): copies cannot be sent"),
+                fix,
+            )]);
         }
     };
     if reply.kind == "local" {
         let detail = format!("{address} is this machine itself: it cannot be a remote");
         return Ok(vec![fail("route", detail, "ip address")]);
     }
-    let via = reply.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+    let via = reply
+        .gateway
+        .map_or_else(String::new, |gateway| format!(" via {gateway}"));
     let mut checks = vec![ok("route", format!("{address}{via} dev {}", reply.dev))];
     if let Some(out) = links.iter().find(|link| link.ifname == reply.dev) {
         let next_hop = reply.gateway.unwrap_or(std::net::IpAddr::V4(address));
@@ -314,20 +413,38 @@ fn check_remote(shell: &Shell, text: &str, links: &[Link], watched: Option<&Link
 fn check_neighbour(shell: &Shell, next_hop: std::net::IpAddr, out: &Link) -> Result<Check> {
     let mac = ip::neighbour(shell, next_hop, &out.ifname)?.and_then(|found| found.mac());
     Ok(match mac {
-        Some(mac) => ok("neighbour", format!("{next_hop} is at {}", crate::status::mac_text(&mac))),
-        None => warn("neighbour", format!("{next_hop} is not known yet: `up` asks for it"), format!("ping -c 1 {next_hop}")),
+        Some(mac) => ok(
+            "neighbour",
+            format!("{next_hop} is at {}", crate::status::mac_text(&mac)),
+        ),
+        None => warn(
+            "neighbour",
+            format!("{next_hop} is not known yet: `up` asks for it"),
+            format!("ping -c 1 {next_hop}"),
+        ),
     })
 }
 
 fn check_mtu(out: &Link, watched: Option<&Link>) -> Check {
-    let Some(watched) = watched else { return ok("mtu", format!("{} towards {}", out.mtu, out.ifname)) };
+    let Some(watched) = watched else {
+        return ok("mtu", format!("{} towards {}", out.mtu, out.ifname));
+    };
     let needed = watched.mtu + ETH as u32 + Tunnel::Gre.overhead();
     if out.mtu >= needed {
-        return ok("mtu", format!("{} on {}, whole copies of {} need {needed}", out.mtu, out.ifname, watched.ifname));
+        return ok(
+            "mtu",
+            format!(
+                "{} on {}, whole copies of {} need {needed}",
+                out.mtu, out.ifname, watched.ifname
+            ),
+        );
     }
     warn(
         "mtu",
-        format!("{} on {} is less than the {needed} that whole copies of {} need: see --oversize", out.mtu, out.ifname, watched.ifname),
+        format!(
+            "{} on {} is less than the {needed} that whole copies of {} need: see --oversize",
+            out.mtu, out.ifname, watched.ifname
+        ),
         format!("ip link set dev {} mtu {needed}", out.ifname),
     )
 }
@@ -358,8 +475,15 @@ mod tests {
     #[test]
     fn all_that_is_missing_is_named_at_once() {
         let missing = |name: &str, package: &str| fail(name, "missing: x", format!("apt-get install {package}"));
-        let err = refuse(vec![missing("tc", "iproute2"), missing("ip", "iproute2"), missing("clang", "clang")]);
+        let err = refuse(vec![
+            missing("tc", "iproute2"),
+            missing("ip", "iproute2"),
+            missing("clang", "clang"),
+        ]);
         let text = err.unwrap_err().to_string();
-        assert_eq!(text, "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang");
+        assert_eq!(
+            text,
+            "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang"
+        );
     }
 }

@@ -21,7 +21,11 @@ pub struct Cmd {
 impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
     pub fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
-        Cmd { program: program.into(), args: args.into_iter().map(Into::into).collect(), stdin: None }
+        Cmd {
+            program: program.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            stdin: None,
+        }
     }
 
     /// Lines for the program's standard input.
@@ -66,7 +70,12 @@ impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let said = self.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
         let command: String = self.command.chars().take(300).collect();
-        write!(f, "`{command}` failed ({}): {}", self.status, if said.is_empty() { "it gave no reason" } else { &said })
+        write!(
+            f,
+            "`{command}` failed ({}): {}",
+            self.status,
+            if said.is_empty() { "it gave no reason" } else { &said }
+        )
     }
 }
 
@@ -130,7 +139,11 @@ fn run(cmd: &Cmd) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+    let said = if output.stderr.is_empty() {
+        &output.stdout
+    } else {
+        &output.stderr
+    };
     Err(Failed {
         command: cmd.to_string(),
         status: output.status.to_string(),
@@ -154,7 +167,10 @@ pub struct Background(duct::Handle);
 impl Background {
     pub fn start(cmd: &Cmd) -> Result<Background> {
         let call = expression(cmd)?.stdin_null().stdout_null().stderr_null().unchecked();
-        Ok(Background(call.start().with_context(|| format!("could not start {}", cmd.program))?))
+        Ok(Background(
+            call.start()
+                .with_context(|| format!("could not start {}", cmd.program))?,
+        ))
     }
 
     pub fn pid(&self) -> u32 {
@@ -177,7 +193,10 @@ pub fn replace(cmd: &Cmd) -> Result<std::process::ExitCode> {
 
 /// The path of this very binary.
 pub fn own_path() -> Result<String> {
-    Ok(std::env::current_exe().context("cannot tell our own path")?.to_string_lossy().into_owned())
+    Ok(std::env::current_exe()
+        .context("cannot tell our own path")?
+        .to_string_lossy()
+        .into_owned())
 }
 
 #[cfg(test)]

@@ -93,7 +93,11 @@ pub fn remote(outer: &Outer) -> Remote {
 }
 
 fn flags(outer: &Outer) -> u16 {
-    let unresolved = if outer.next_hop_mac.is_none() { remote_flag::UNRESOLVED } else { 0 };
+    let unresolved = if outer.next_hop_mac.is_none() {
+        remote_flag::UNRESOLVED
+    } else {
+        0
+    };
     let finish = if outer.finish { remote_flag::FINISH } else { 0 };
     let df = if outer.options.df { remote_flag::DF } else { 0 };
     unresolved | finish | df
@@ -124,7 +128,9 @@ fn ipv4_header(outer: &Outer) -> [u8; IPV4] {
 /// fragment word, which the kernel patches and adds.
 fn sum_without_fragment(ip: &[u8; IPV4]) -> u32 {
     let words = ip.chunks_exact(2).enumerate().filter(|(at, _)| *at != 3);
-    words.map(|(_, word)| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
+    words
+        .map(|(_, word)| u32::from(u16::from_ne_bytes([word[0], word[1]])))
+        .sum()
 }
 
 #[cfg(test)]
@@ -136,7 +142,11 @@ mod tests {
             tunnel: Tunnel::Gre,
             source: Ipv4Addr::new(192, 0, 2, 1),
             remote: Ipv4Addr::new(198, 51, 100, 7),
-            options: OuterOptions { ttl: 64, tos: 0, df: false },
+            options: OuterOptions {
+                ttl: 64,
+                tos: 0,
+                df: false,
+            },
             source_mac: [2, 0, 0, 0, 0, 1],
             next_hop_mac: Some([2, 0, 0, 0, 0, 2]),
             ifindex: 5,
@@ -171,7 +181,10 @@ mod tests {
     #[test]
     fn the_sum_completes_to_a_right_checksum() {
         let remote = remote(&outer());
-        let patched = [u16::from_ne_bytes(84u16.to_be_bytes()), u16::from_ne_bytes(7u16.to_be_bytes())];
+        let patched = [
+            u16::from_ne_bytes(84u16.to_be_bytes()),
+            u16::from_ne_bytes(7u16.to_be_bytes()),
+        ];
         let mut sum = patched.iter().map(|word| u32::from(*word)).sum::<u32>() + remote.sum;
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
@@ -179,7 +192,10 @@ mod tests {
         ip[2..4].copy_from_slice(&84u16.to_be_bytes());
         ip[4..6].copy_from_slice(&7u16.to_be_bytes());
         ip[10..12].copy_from_slice(&(!(sum as u16)).to_ne_bytes());
-        let total: u32 = ip.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        let total: u32 = ip
+            .chunks(2)
+            .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+            .sum();
         assert_eq!((total & 0xffff) + (total >> 16), 0xffff);
     }
 }

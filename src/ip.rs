@@ -38,8 +38,6 @@ pub struct LinkInfo {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub struct LinkStats {
     #[serde(default)]
-    pub rx: Dropped,
-    #[serde(default)]
     pub tx: Dropped,
 }
 
@@ -106,7 +104,11 @@ pub fn route_get(shell: &Shell, address: Ipv4Addr, source: Option<Ipv4Addr>) -> 
             Ok(replies.into_iter().next().ok_or_else(|| "no route".to_string()))
         }
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => Ok(Err(failed.stderr.trim().trim_start_matches("RTNETLINK answers: ").to_string())),
+            Ok(failed) => Ok(Err(failed
+                .stderr
+                .trim()
+                .trim_start_matches("RTNETLINK answers: ")
+                .to_string())),
             Err(err) => Err(err),
         },
     }
@@ -123,7 +125,10 @@ pub struct Neighbour {
 impl Neighbour {
     /// The link-layer address, unless the kernel has given the neighbour up.
     pub fn mac(&self) -> Option<[u8; 6]> {
-        let usable = !self.state.iter().any(|state| state == "FAILED" || state == "INCOMPLETE");
+        let usable = !self
+            .state
+            .iter()
+            .any(|state| state == "FAILED" || state == "INCOMPLETE");
         self.lladdr.as_deref().filter(|_| usable).and_then(parse_mac)
     }
 }
@@ -154,7 +159,11 @@ struct AddressInfo {
 /// Every address that this network namespace owns.
 pub fn addresses(shell: &Shell) -> Result<Vec<IpAddr>> {
     let replies: Vec<AddressReply> = parse(&shell.read(&Cmd::new("ip", ["-j", "address", "show"]))?, "ip address")?;
-    Ok(replies.into_iter().flat_map(|reply| reply.addr_info).filter_map(|info| info.local).collect())
+    Ok(replies
+        .into_iter()
+        .flat_map(|reply| reply.addr_info)
+        .filter_map(|info| info.local)
+        .collect())
 }
 
 #[derive(Deserialize)]
@@ -167,8 +176,13 @@ struct Feature {
 pub fn offloads_checksums(shell: &Shell, dev: &str) -> Result<bool> {
     let text = shell.read(&Cmd::new("ethtool", ["--json", "-k", dev]))?;
     let all: Vec<serde_json::Map<String, serde_json::Value>> = parse(&text, "ethtool")?;
-    let feature = all.into_iter().next().and_then(|mut features| features.remove("tx-checksumming"));
-    Ok(feature.and_then(|value| serde_json::from_value::<Feature>(value).ok()).is_some_and(|feature| feature.active))
+    let feature = all
+        .into_iter()
+        .next()
+        .and_then(|mut features| features.remove("tx-checksumming"));
+    Ok(feature
+        .and_then(|value| serde_json::from_value::<Feature>(value).ok())
+        .is_some_and(|feature| feature.active))
 }
 
 /// Reads a tool's JSON. An empty answer is an empty list: `ip` prints nothing where it finds nothing.
@@ -185,7 +199,10 @@ mod tests {
 
     #[test]
     fn a_failed_neighbour_has_no_address() {
-        let known = |state: &str| Neighbour { lladdr: Some("02:00:00:00:00:01".into()), state: vec![state.into()] };
+        let known = |state: &str| Neighbour {
+            lladdr: Some("02:00:00:00:00:01".into()),
+            state: vec![state.into()],
+        };
         assert_eq!(known("STALE").mac(), Some([2, 0, 0, 0, 0, 1]));
         assert_eq!(known("FAILED").mac(), None);
     }

@@ -87,7 +87,11 @@ pub fn plan(request: Request) -> Result<Plan> {
     ensure_name(&request.name)?;
     ensure_interfaces(&request.interfaces, request.direction)?;
     ensure_df_fits(&request)?;
-    let source = request.source.as_deref().map(|text| address("--source", text)).transpose()?;
+    let source = request
+        .source
+        .as_deref()
+        .map(|text| address("--source", text))
+        .transpose()?;
     let remote = address("--remote", &request.remote)?;
     ensure_unicast("--remote", remote)?;
     Ok(Plan {
@@ -126,7 +130,10 @@ pub fn ensure_interface_name(name: &str) -> Result<()> {
 fn ensure_interfaces(interfaces: &[String], direction: Watch) -> Result<()> {
     for (at, name) in interfaces.iter().enumerate() {
         ensure_interface_name(name)?;
-        ensure!(!interfaces[..at].contains(name), "IFACE {name} is named twice; name each interface once");
+        ensure!(
+            !interfaces[..at].contains(name),
+            "IFACE {name} is named twice; name each interface once"
+        );
     }
     let taps = interfaces.len() * direction.directions().len();
     ensure!(
@@ -148,7 +155,9 @@ fn ensure_df_fits(request: &Request) -> Result<()> {
 fn address(flag: &str, text: &str) -> Result<Ipv4Addr> {
     match text.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) => Ok(address),
-        Ok(IpAddr::V6(_)) => bail!("{flag} {text} is an IPv6 address, which is not supported yet; try: {flag} 10.0.0.7"),
+        Ok(IpAddr::V6(_)) => {
+            bail!("{flag} {text} is an IPv6 address, which is not supported yet; try: {flag} 10.0.0.7")
+        }
         Err(_) => bail!("{flag} {text:?} is not an IP address; try: {flag} 10.0.0.7"),
     }
 }
@@ -177,7 +186,11 @@ mod tests {
             remote: "10.0.0.7".into(),
             source: None,
             oversize: Oversize::Segment,
-            outer: OuterOptions { ttl: 64, tos: 0, df: false },
+            outer: OuterOptions {
+                ttl: 64,
+                tos: 0,
+                df: false,
+            },
         }
     }
 
@@ -203,7 +216,16 @@ mod tests {
         for name in ["", "A", "sixteen-letters-", "a_b", "-a", "a/b"] {
             assert!(refusal(|r| r.name = name.into()).contains("--name"), "{name:?}");
         }
-        for remote in ["", "collector", "10.0.0", "fe80::1", "224.0.0.1", "255.255.255.255", "0.0.0.0", "127.0.0.1"] {
+        for remote in [
+            "",
+            "collector",
+            "10.0.0",
+            "fe80::1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "0.0.0.0",
+            "127.0.0.1",
+        ] {
             let text = refusal(|r| r.remote = remote.into());
             assert!(text.contains("--remote") && text.ends_with("10.0.0.7"), "{text}");
         }
@@ -213,7 +235,10 @@ mod tests {
     #[test]
     fn interface_names_cannot_reach_the_tools_as_anything_else() {
         for name in ["", "a b", "a'b", "a\"b", "a#b", "a\nb", "sixteen-letters-", "../x"] {
-            assert!(refusal(|r| r.interfaces = vec![name.into()]).starts_with("IFACE"), "{name:?}");
+            assert!(
+                refusal(|r| r.interfaces = vec![name.into()]).starts_with("IFACE"),
+                "{name:?}"
+            );
         }
         assert!(refusal(|r| r.interfaces = vec!["eth0".into(), "eth0".into()]).contains("named twice"));
         let many = (0..1025).map(|i| format!("v{i}")).collect();

@@ -8,7 +8,12 @@ use crate::status::{Map, Session, Status};
 /// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
 fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
@@ -64,7 +69,11 @@ pub fn status(status: &Status) -> String {
 
 fn session(session: &Session) -> String {
     let kind = crate::session::lower(&session.tunnel);
-    let mut text = format!("{}: {kind}, oversize {}\n", session.name, crate::session::lower(&session.oversize));
+    let mut text = format!(
+        "{}: {kind}, oversize {}\n",
+        session.name,
+        crate::session::lower(&session.oversize)
+    );
     let mut taps = vec![row(["TAP", "DIRECTION", "ATTACHED", "PACKETS", "BYTES", "DROPPED"])];
     for tap in &session.taps {
         let attached = if tap.attached { "yes" } else { "NO" };
@@ -72,27 +81,54 @@ fn session(session: &Session) -> String {
         taps.push([&row([&tap.interface, tap.direction, attached])[..], &stat].concat());
     }
     text += &table(&taps, &[3, 4, 5]);
-    let mut remotes = vec![row(["REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED"])];
+    let mut remotes = vec![row([
+        "REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED",
+    ])];
     for remote in &session.remotes {
         let (address, source) = (remote.address.to_string(), remote.source.to_string());
         let mac = remote.mac.as_deref().unwrap_or("(no answer)");
-        let stat = [grouped(remote.stat.pcnt), bytes(remote.stat.bcnt), grouped(remote.stat.dcnt)];
+        let stat = [
+            grouped(remote.stat.pcnt),
+            bytes(remote.stat.bcnt),
+            grouped(remote.stat.dcnt),
+        ];
         let place = row([&address, &source, &remote.interface, mac, &remote.mtu.to_string()]);
         remotes.push([&place[..], &stat].concat());
     }
     text += &table(&remotes, &[4, 5, 6, 7]);
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
-    let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
-    text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
+    let lost: Vec<String> = lost
+        .map(|(reason, count)| format!("{reason} {}", grouped(*count)))
+        .collect();
+    text += &format!(
+        "  drops: {}\n",
+        if lost.is_empty() {
+            "none".into()
+        } else {
+            lost.join(", ")
+        }
+    );
     text
 }
 
 /// What `up` says of a session that is up.
 pub fn session_line(session: &Session) -> String {
-    let taps: Vec<String> = session.taps.iter().map(|tap| format!("{} {}", tap.interface, tap.direction)).collect();
-    let remotes = session.remotes.iter().map(|to| format!("{} through {} (MTU {})", to.address, to.interface, to.mtu));
+    let taps: Vec<String> = session
+        .taps
+        .iter()
+        .map(|tap| format!("{} {}", tap.interface, tap.direction))
+        .collect();
+    let remotes = session
+        .remotes
+        .iter()
+        .map(|to| format!("{} through {} (MTU {})", to.address, to.interface, to.mtu));
     let kind = crate::session::lower(&session.tunnel);
-    format!("{}: {} -> {kind} -> {}\n", session.name, taps.join(", "), remotes.collect::<Vec<_>>().join(", "))
+    format!(
+        "{}: {} -> {kind} -> {}\n",
+        session.name,
+        taps.join(", "),
+        remotes.collect::<Vec<_>>().join(", ")
+    )
 }
 
 /// The table of `snifctl map list`.
@@ -101,7 +137,15 @@ pub fn maps(maps: &[Map]) -> String {
     for map in maps {
         let numbers = [map.id, map.bytes_key, map.bytes_value, map.max_entries].map(|n| n.to_string());
         let [id, key, value, entries] = numbers.each_ref().map(String::as_str);
-        rows.push(row([&map.name, &map.kind, id, &format!("{key} B"), &format!("{value} B"), entries, &map.pinned]));
+        rows.push(row([
+            &map.name,
+            &map.kind,
+            id,
+            &format!("{key} B"),
+            &format!("{value} B"),
+            entries,
+            &map.pinned,
+        ]));
     }
     table(&rows, &[2, 3, 4, 5])
 }
@@ -116,16 +160,13 @@ pub fn checks(checks: &[Check]) -> String {
             Level::Warn => "warn",
             Level::Fail => "fail",
         };
-        let fix = check.fix.as_ref().map_or_else(String::new, |fix| format!("; try: {fix}"));
+        let fix = check
+            .fix
+            .as_ref()
+            .map_or_else(String::new, |fix| format!("; try: {fix}"));
         let _ = writeln!(text, "{level}  {:<width$}  {}{fix}", check.name, check.detail);
     }
     text
-}
-
-/// Bytes as offset-free hex, 16 a line.
-pub fn hex_lines(bytes: &[u8]) -> String {
-    let line = |chunk: &[u8]| format!("  {}\n", crate::bpftool::hex(chunk));
-    bytes.chunks(16).map(line).collect()
 }
 
 #[cfg(test)]

@@ -20,8 +20,6 @@ pub struct Resolved {
     /// The watched interfaces, in the order of the request.
     pub watched: Vec<Link>,
     pub out: Link,
-    /// The address that answers for the remote on the out interface.
-    pub next_hop: IpAddr,
     pub outer: Outer,
     /// What the user should know although it does not stop us.
     pub warnings: Vec<String>,
@@ -32,14 +30,19 @@ pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
     let watched = watched(plan, links)?;
     let reply = route(shell, plan)?;
     let out = links.iter().find(|link| link.ifname == reply.dev);
-    let out = out.with_context(|| format!("the route to {} names {}, which is gone; try again", plan.remote, reply.dev))?;
+    let out = out.with_context(|| {
+        format!(
+            "the route to {} names {}, which is gone; try again",
+            plan.remote, reply.dev
+        )
+    })?;
     ensure_out(plan, out)?;
     let source = source(shell, plan, &reply)?;
     let next_hop = reply.gateway.unwrap_or(IpAddr::V4(plan.remote));
     let next_hop_mac = neighbour(shell, next_hop, out)?;
     let mut warnings = down_warnings(&watched, out);
     if next_hop_mac.is_none() && out.link_type == "ether" {
-        warnings.push(neighbour_warning(plan, next_hop, out));
+        warnings.push(neighbour_warning(shell, plan, next_hop, out));
     }
     let outer = Outer {
         tunnel: plan.tunnel,
@@ -53,12 +56,19 @@ pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
         finish: needs_finishing(shell, out)?,
     };
     warnings.extend(mtu_warning(plan, &watched, out, &outer));
-    Ok(Resolved { watched, out: out.clone(), next_hop, outer, warnings })
+    Ok(Resolved {
+        watched,
+        out: out.clone(),
+        outer,
+        warnings,
+    })
 }
 
 fn watched(plan: &Plan, links: &[Link]) -> Result<Vec<Link>> {
     let find = |name: &String| {
-        let link = links.iter().find(|link| &link.ifname == name || link.altnames.contains(name));
+        let link = links
+            .iter()
+            .find(|link| &link.ifname == name || link.altnames.contains(name));
         let link = link.with_context(|| format!("IFACE {name} does not exist here; list interfaces with: ip link"))?;
         ensure!(
             link.is_ethernet(),
@@ -75,7 +85,11 @@ fn watched(plan: &Plan, links: &[Link]) -> Result<Vec<Link>> {
     let found = plan.interfaces.iter().map(find).collect::<Result<Vec<_>>>()?;
     for (at, link) in found.iter().enumerate() {
         let twice = found[..at].iter().any(|other| other.ifindex == link.ifindex);
-        ensure!(!twice, "IFACE {} is named twice, once by another name; name each interface once", link.ifname);
+        ensure!(
+            !twice,
+            "IFACE {} is named twice, once by another name; name each interface once",
+            link.ifname
+        );
     }
     Ok(found)
 }
@@ -84,10 +98,14 @@ fn route(shell: &Shell, plan: &Plan) -> Result<RouteReply> {
     let remote = plan.remote;
     let reply = match ip::route_get(shell, remote, None)? {
         Ok(reply) => reply,
-        Err(reason) => bail!("--remote {remote} has no route ({reason}); add one, as in: ip route add {remote} via GATEWAY"),
+        Err(reason) => {
+            bail!("--remote {remote} has no route ({reason}); add one, as in: ip route add {remote} via GATEWAY")
+        }
     };
     match reply.kind.as_str() {
-        "local" => bail!("--remote {remote} is this machine itself; name a collector elsewhere, as in: --remote 10.0.0.7"),
+        "local" => {
+            bail!("--remote {remote} is this machine itself; name a collector elsewhere, as in: --remote 10.0.0.7")
+        }
         "" | "unicast" => Ok(reply),
         kind => bail!("--remote {remote} is a {kind} address here; name the collector's own, as in: --remote 10.0.0.7"),
     }
@@ -120,7 +138,10 @@ fn source(shell: &Shell, plan: &Plan, reply: &RouteReply) -> Result<Ipv4Addr> {
     }
     match reply.prefsrc {
         Some(IpAddr::V4(source)) => Ok(source),
-        _ => bail!("{} has no IPv4 address to send from; name one with: --source ADDR", reply.dev),
+        _ => bail!(
+            "{} has no IPv4 address to send from; name one with: --source ADDR",
+            reply.dev
+        ),
     }
 }
 
@@ -139,12 +160,18 @@ fn needs_finishing(shell: &Shell, out: &Link) -> Result<bool> {
 fn neighbour(shell: &Shell, next_hop: IpAddr, out: &Link) -> Result<Option<[u8; 6]>> {
     let known = |shell: &Shell| ip::neighbour(shell, next_hop, &out.ifname).map(|found| found.and_then(|n| n.mac()));
     let mac = known(shell)?;
-    if mac.is_some() || shell.dry_run || !out.is_up() {
+    if mac.is_some() || !out.is_up() {
         return Ok(mac);
     }
     ip::probe_neighbour(shell, next_hop, &out.ifname)?;
+    if shell.dry_run {
+        return Ok(None);
+    }
     let start = Instant::now();
-    let quiet = Shell { verbose: false, ..*shell };
+    let quiet = Shell {
+        verbose: false,
+        ..*shell
+    };
     while start.elapsed() < NEIGHBOUR_WAIT {
         std::thread::sleep(Duration::from_millis(10));
         if let Some(mac) = known(&quiet)? {
@@ -154,7 +181,13 @@ fn neighbour(shell: &Shell, next_hop: IpAddr, out: &Link) -> Result<Option<[u8; 
     Ok(None)
 }
 
-fn neighbour_warning(plan: &Plan, next_hop: IpAddr, out: &Link) -> String {
+fn neighbour_warning(shell: &Shell, plan: &Plan, next_hop: IpAddr, out: &Link) -> String {
+    if shell.dry_run {
+        return format!(
+            "{next_hop} is not known on {} yet: its address is zero here, and `up` asks for it",
+            out.ifname
+        );
+    }
     format!(
         "{next_hop} does not answer on {}: copies are counted as drops (neighbour) until the same `snifctl up` is run \
          again once it does; check with: ping -c 1 {}",
@@ -165,10 +198,18 @@ fn neighbour_warning(plan: &Plan, next_hop: IpAddr, out: &Link) -> String {
 fn down_warnings(watched: &[Link], out: &Link) -> Vec<String> {
     let down = watched.iter().filter(|link| !link.is_up());
     let mut warnings: Vec<String> = down
-        .map(|link| format!("{} is down: it is watched, nothing passes until: ip link set dev {0} up", link.ifname))
+        .map(|link| {
+            format!(
+                "{} is down: it is watched, nothing passes until: ip link set dev {0} up",
+                link.ifname
+            )
+        })
         .collect();
     if !out.is_up() {
-        warnings.push(format!("out interface {} is down: no copy leaves until: ip link set dev {0} up", out.ifname));
+        warnings.push(format!(
+            "out interface {} is down: no copy leaves until: ip link set dev {0} up",
+            out.ifname
+        ));
     }
     warnings
 }

@@ -25,7 +25,13 @@ use crate::{bpftool, clang, doctor};
 pub const ALIAS: &str = "snifctl:";
 
 /// The pinned programs of a session.
-pub const PROGRAMS: [&str; 5] = ["snif_tap_in", "snif_tap_out", "snif_encap", "snif_wire", "snif_fragment"];
+pub const PROGRAMS: [&str; 5] = [
+    "snif_tap_in",
+    "snif_tap_out",
+    "snif_encap",
+    "snif_wire",
+    "snif_fragment",
+];
 
 /// A relay must take any super-packet and any frame.
 const RELAY_MTU: u32 = 65535;
@@ -37,8 +43,8 @@ pub enum Outcome {
     Same {
         refreshed: bool,
     },
-    /// A dry run has printed what would be done.
-    Shown,
+    /// A dry run has printed what would be done; the outer header's bytes.
+    Shown(Vec<u8>),
 }
 
 /// Makes the session, or finds it made. Returns what the user should know besides.
@@ -51,9 +57,15 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     let resolved = route::resolve(shell, plan, &ip::links(shell)?)?;
     let object = clang::object(shell)?;
     if shell.dry_run {
+        if existing(shell, plan, &home)?.is_some() {
+            return Ok((Outcome::Same { refreshed: false }, resolved.warnings));
+        }
         home.create(shell)?;
         Making::new(shell, plan, &resolved, &home)?.make(shell, &object)?;
-        return Ok((Outcome::Shown, resolved.warnings));
+        return Ok((
+            Outcome::Shown(header::remote(&resolved.outer).outer().to_vec()),
+            resolved.warnings,
+        ));
     }
     let _lock = home.lock_to_write(shell)?;
     let outcome = up_locked(shell, plan, &resolved, &home, &object);
@@ -63,13 +75,18 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
 
 fn up_locked(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
     if let Some(session) = existing(shell, plan, home)? {
-        return Ok(Outcome::Same { refreshed: refresh(shell, home, &session, resolved)? });
+        return Ok(Outcome::Same {
+            refreshed: refresh(shell, home, &session, resolved)?,
+        });
     }
     teardown(shell, home, &Target::One(&plan.name))?;
     let made = Making::new(shell, plan, resolved, home).and_then(|making| making.make(shell, object));
     if let Err(err) = made {
         if let Err(undo) = teardown(shell, home, &Target::One(&plan.name)) {
-            return Err(err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name)));
+            return Err(err.context(format!(
+                "cleaning up failed too ({undo:#}); try: snifctl down --name {}",
+                plan.name
+            )));
         }
         return Err(err);
     }
@@ -106,7 +123,12 @@ fn words(plan: &Plan) -> String {
     if plan.direction != Watch::Both {
         words.push(format!("--direction {}", lower(&plan.direction)));
     }
-    words.push(format!("--oversize {} --ttl {} --tos {}", lower(&plan.oversize), plan.outer.ttl, plan.outer.tos));
+    words.push(format!(
+        "--oversize {} --ttl {} --tos {}",
+        lower(&plan.oversize),
+        plan.outer.ttl,
+        plan.outer.tos
+    ));
     if let Some(source) = plan.source {
         words.push(format!("--source {source}"));
     }
@@ -182,7 +204,9 @@ impl<'a> Making<'a> {
 
     fn make(&self, shell: &Shell, object: &Path) -> Result<()> {
         let building = self.home.building(&self.plan.name);
-        shell.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
+        shell.act("mkdir -m 0700", &building, |dir| {
+            DirBuilder::new().mode(0o700).create(dir)
+        })?;
         bpftool::load(shell, object, &building)?;
         bpftool::batch(shell, &self.map_updates(&building.join("maps"))?)?;
         self.make_relay(shell, &building)?;
@@ -192,8 +216,15 @@ impl<'a> Making<'a> {
 
     fn map_updates(&self, maps: &Path) -> Result<Vec<String>> {
         let mut lines = vec![bpftool::update(&maps.join("config"), &[0; 4], &self.config.encode())];
-        for (at, chunk) in abi::encode_request(&serde_json::to_string(&self.memory)?)?.iter().enumerate() {
-            lines.push(bpftool::update(&maps.join("request"), &(at as u32).to_ne_bytes(), chunk));
+        for (at, chunk) in abi::encode_request(&serde_json::to_string(&self.memory)?)?
+            .iter()
+            .enumerate()
+        {
+            lines.push(bpftool::update(
+                &maps.join("request"),
+                &(at as u32).to_ne_bytes(),
+                chunk,
+            ));
         }
         lines.extend(remote_updates(maps, self.resolved));
         for (slot, key) in self.taps().enumerate() {
@@ -209,7 +240,10 @@ impl<'a> Making<'a> {
         let directions = self.plan.direction.directions();
         let watched = self.resolved.watched.iter();
         watched.flat_map(move |link| {
-            directions.iter().map(move |direction| TapKey { ifindex: link.ifindex, direction: *direction })
+            directions.iter().map(move |direction| TapKey {
+                ifindex: link.ifindex,
+                direction: *direction,
+            })
         })
     }
 
@@ -227,10 +261,19 @@ impl<'a> Making<'a> {
             lines.push(format!("link set dev {end} arp off gso_max_segs 1"));
         }
         ip_batch(shell, &lines)?;
-        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "tso", "off", "gso", "off"]))?;
+        shell.write(&Cmd::new(
+            "ethtool",
+            ["-K", relay, "tx", "off", "tso", "off", "gso", "off"],
+        ))?;
         let handle = handle(&self.plan.name);
         let filter = |dev: &str, direction, program: &str| {
-            tc::add_filter(dev, direction, tc::FIRST_PREF, handle, &pins.join(program).to_string_lossy())
+            tc::add_filter(
+                dev,
+                direction,
+                tc::FIRST_PREF,
+                handle,
+                &pins.join(program).to_string_lossy(),
+            )
         };
         let hooks = [
             tc::add_clsact(relay),
@@ -240,7 +283,10 @@ impl<'a> Making<'a> {
             filter(&peer, Direction::Egress, "snif_fragment"),
         ];
         tc::batch(shell, &hooks)?;
-        ip_batch(shell, &[format!("link set dev {peer} up"), format!("link set dev {relay} up")])
+        ip_batch(
+            shell,
+            &[format!("link set dev {peer} up"), format!("link set dev {relay} up")],
+        )
     }
 
     fn publish(&self, shell: &Shell, building: &Path) -> Result<()> {
@@ -255,14 +301,22 @@ impl<'a> Making<'a> {
         for (link, hooks) in self.resolved.watched.iter().zip(&self.hooks) {
             if !hooks.has_qdisc("clsact") {
                 let mark = self.home.clsact_mark(link.ifindex);
-                shell.act("mkdir -p -m 0700", &mark, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
+                shell.act("mkdir -p -m 0700", &mark, |dir| {
+                    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+                })?;
                 lines.push(tc::add_clsact(&link.ifname));
             }
             for direction in self.plan.direction.directions() {
                 let pin = pins.join(direction.program());
                 let pref = hooks.free_pref(*direction);
                 let handle = handle(&self.plan.name);
-                lines.push(tc::add_filter(&link.ifname, *direction, pref, handle, &pin.to_string_lossy()));
+                lines.push(tc::add_filter(
+                    &link.ifname,
+                    *direction,
+                    pref,
+                    handle,
+                    &pin.to_string_lossy(),
+                ));
             }
         }
         tc::batch(shell, &lines)
@@ -275,14 +329,22 @@ fn ip_batch(shell: &Shell, lines: &[String]) -> Result<()> {
 
 /// The key of a session's filters, from its name (FNV-1a): `down` finds them even where the pins are gone.
 fn handle(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
     hash.max(1)
 }
 
 /// The first pair of relay names that is not taken.
 fn free_relay(links: &[Link]) -> Result<String> {
-    let taken = |name: &str| links.iter().any(|link| link.ifname == name || link.altnames.iter().any(|alt| alt == name));
-    let free = (0..1000).map(|n| format!("snif{n}")).find(|name| !taken(name) && !taken(&format!("{name}p")));
+    let taken = |name: &str| {
+        links
+            .iter()
+            .any(|link| link.ifname == name || link.altnames.iter().any(|alt| alt == name))
+    };
+    let free = (0..1000)
+        .map(|n| format!("snif{n}"))
+        .find(|name| !taken(name) && !taken(&format!("{name}p")));
     free.context("no relay name from snif0 to snif999 is free; remove sessions with: snifctl down --all")
 }
 
@@ -318,12 +380,10 @@ pub fn down(shell: &Shell, target: &Target) -> Result<bool> {
 /// Taps first, then the relay, then the pins. Goes by what the kernel has, so it also cleans up half a session.
 fn teardown(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
     let mut removed = detach(shell, home, target)?;
-    for link in ip::links(shell)?.iter().filter(|link| is_relay_of(link, target)) {
-        /* Removing one end removes the other. */
-        if !link.ifname.ends_with('p') {
-            shell.write(&Cmd::new("ip", ["link", "delete", "dev", &link.ifname]))?;
-            removed = true;
-        }
+    // Removing one end removes the other, so look again after each.
+    while let Some(relay) = ip::links(shell)?.iter().find(|link| is_relay_of(link, target)) {
+        shell.write(&Cmd::new("ip", ["link", "delete", "dev", &relay.ifname]))?;
+        removed = true;
     }
     for dir in pins(home, target) {
         shell.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
@@ -332,7 +392,13 @@ fn teardown(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
     Ok(removed)
 }
 
+/// A relay without an alias was made by a run that ended before it could say whose it is.
 fn is_relay_of(link: &Link, target: &Target) -> bool {
+    let number = link.ifname.strip_prefix("snif").map(|rest| rest.trim_end_matches('p'));
+    let named = number.is_some_and(|number| number.parse::<u32>().is_ok());
+    if link.ifalias.is_empty() {
+        return named && link.linkinfo.info_kind == "veth";
+    }
     link.ifalias.strip_prefix(ALIAS).is_some_and(|owner| match target {
         Target::One(name) => owner == *name,
         Target::All => true,
@@ -344,7 +410,8 @@ fn pins(home: &Home, target: &Target) -> Vec<PathBuf> {
         Target::One(name) => vec![home.session(name), home.building(name)],
         Target::All => {
             let made = home.sessions().into_iter().map(|name| home.session(&name));
-            made.chain(home.half_made().into_iter().map(|name| home.building(&name))).collect()
+            made.chain(home.half_made().into_iter().map(|name| home.building(&name)))
+                .collect()
         }
     };
     dirs.into_iter().filter(|dir| dir.exists()).collect()
@@ -360,10 +427,17 @@ fn detach(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
     };
     let devices: Vec<&Link> = links.iter().filter(ours).collect();
     let names: Vec<&str> = devices.iter().map(|link| link.ifname.as_str()).collect();
-    let lines: Vec<String> = names.iter().zip(tc::hooks(shell, &names)?).flat_map(|(dev, hooks)| filters_of(dev, &hooks, target)).collect();
+    let lines: Vec<String> = names
+        .iter()
+        .zip(tc::hooks(shell, &names)?)
+        .flat_map(|(dev, hooks)| filters_of(dev, &hooks, target))
+        .collect();
     tc::batch(shell, &lines)?;
     remove_clsact(shell, home, &devices, &marks)?;
-    for gone in marks.iter().filter(|mark| !links.iter().any(|link| link.ifindex == **mark)) {
+    for gone in marks
+        .iter()
+        .filter(|mark| !links.iter().any(|link| link.ifindex == **mark))
+    {
         remove_mark(shell, home, *gone)?;
     }
     Ok(!lines.is_empty())
@@ -373,13 +447,20 @@ fn detach(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
 fn tapped(shell: &Shell) -> Result<Vec<u32>> {
     let answers = bpftool::ask(shell, &[bpftool::NET_QUESTION.to_string()])?;
     let attachments = bpftool::attachments(&answers[0])?;
-    Ok(attachments.into_iter().filter(|at| at.name.starts_with("snif_tap_")).map(|at| at.ifindex).collect())
+    Ok(attachments
+        .into_iter()
+        .filter(|at| at.name.starts_with("snif_tap_"))
+        .map(|at| at.ifindex)
+        .collect())
 }
 
 fn filters_of(dev: &str, hooks: &Hooks, target: &Target) -> Vec<String> {
     let mut lines = Vec::new();
     for direction in [Direction::Ingress, Direction::Egress] {
-        let taps = hooks.filters(direction).iter().filter(|filter| filter.program() == direction.program());
+        let taps = hooks
+            .filters(direction)
+            .iter()
+            .filter(|filter| filter.program() == direction.program());
         for filter in taps {
             let Some(at) = filter.handle() else { continue };
             if matches!(target, Target::One(name) if handle(name) != at) {
@@ -394,7 +475,10 @@ fn filters_of(dev: &str, hooks: &Hooks, target: &Target) -> Vec<String> {
 fn remove_clsact(shell: &Shell, home: &Home, devices: &[&Link], marks: &[u32]) -> Result<()> {
     let marked: Vec<&&Link> = devices.iter().filter(|link| marks.contains(&link.ifindex)).collect();
     let names: Vec<&str> = marked.iter().map(|link| link.ifname.as_str()).collect();
-    let unused = marked.iter().zip(tc::hooks(shell, &names)?).filter(|(_, hooks)| hooks.is_unused());
+    let unused = marked
+        .iter()
+        .zip(tc::hooks(shell, &names)?)
+        .filter(|(_, hooks)| hooks.is_unused());
     let (mut lines, mut done) = (Vec::new(), Vec::new());
     for (link, hooks) in unused {
         if hooks.has_qdisc("clsact") {
@@ -403,7 +487,8 @@ fn remove_clsact(shell: &Shell, home: &Home, devices: &[&Link], marks: &[u32]) -
         done.push(link.ifindex);
     }
     tc::batch(shell, &lines)?;
-    done.into_iter().try_for_each(|ifindex| remove_mark(shell, home, ifindex))
+    done.into_iter()
+        .try_for_each(|ifindex| remove_mark(shell, home, ifindex))
 }
 
 fn remove_mark(shell: &Shell, home: &Home, ifindex: u32) -> Result<()> {
@@ -417,6 +502,9 @@ pub fn chosen(home: &Home, name: Option<&str>) -> Result<String> {
     match names.as_slice() {
         names if names.iter().any(|known| known == name) => Ok(name.to_string()),
         [] => bail!("no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR"),
-        names => bail!("no session {name} is up; choose one with: --name {}", names.join(" or --name ")),
+        names => bail!(
+            "no session {name} is up; choose one with: --name {}",
+            names.join(" or --name ")
+        ),
     }
 }

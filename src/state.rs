@@ -29,8 +29,12 @@ pub struct Lock(#[allow(dead_code)] File);
 
 impl Home {
     pub fn here() -> Result<Home> {
-        let inode = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
-        Ok(Home { dir: Path::new(ROOT).join(inode.to_string()) })
+        let inode = fs::metadata("/proc/self/ns/net")
+            .context("cannot tell the network namespace")?
+            .ino();
+        Ok(Home {
+            dir: Path::new(ROOT).join(inode.to_string()),
+        })
     }
 
     /// The pins of a session.
@@ -50,23 +54,34 @@ impl Home {
 
     /// The ifindexes whose clsact qdisc we have added.
     pub fn clsact_marks(&self) -> Vec<u32> {
-        entries(&self.dir.join(CLSACT)).iter().filter_map(|name| name.parse().ok()).collect()
+        entries(&self.dir.join(CLSACT))
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect()
     }
 
     /// Names of the sessions that are up, and of those that were left half made.
     pub fn sessions(&self) -> Vec<String> {
-        entries(&self.dir).into_iter().filter(|name| !name.starts_with('_')).collect()
+        entries(&self.dir)
+            .into_iter()
+            .filter(|name| !name.starts_with('_'))
+            .collect()
     }
 
     pub fn half_made(&self) -> Vec<String> {
-        entries(&self.dir).iter().filter_map(|name| name.strip_prefix(BUILDING).map(String::from)).collect()
+        entries(&self.dir)
+            .iter()
+            .filter_map(|name| name.strip_prefix(BUILDING).map(String::from))
+            .collect()
     }
 
     /// Makes the directory, mounting bpffs first where it is not mounted.
     pub fn create(&self, shell: &Shell) -> Result<()> {
         ensure_bpffs(shell)?;
         if shell.dry_run || !self.dir.is_dir() {
-            shell.act("mkdir -p -m 0700", &self.dir, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
+            shell.act("mkdir -p -m 0700", &self.dir, |dir| {
+                DirBuilder::new().recursive(true).mode(0o700).create(dir)
+            })?;
         }
         Ok(())
     }
@@ -83,7 +98,8 @@ impl Home {
         loop {
             self.create(shell)?;
             let Some(file) = open(&self.dir)? else { continue };
-            file.lock().with_context(|| format!("cannot lock {}", self.dir.display()))?;
+            file.lock()
+                .with_context(|| format!("cannot lock {}", self.dir.display()))?;
             if is_same(&file, &self.dir) {
                 return Ok(Lock(file));
             }
@@ -93,7 +109,8 @@ impl Home {
     /// A shared lock, or `None` where there is no session to read.
     pub fn lock_to_read(&self) -> Result<Option<Lock>> {
         let Some(file) = open(&self.dir)? else { return Ok(None) };
-        file.lock_shared().with_context(|| format!("cannot lock {}", self.dir.display()))?;
+        file.lock_shared()
+            .with_context(|| format!("cannot lock {}", self.dir.display()))?;
         Ok(is_same(&file, &self.dir).then_some(Lock(file)))
     }
 }
@@ -112,8 +129,13 @@ fn is_same(file: &File, path: &Path) -> bool {
 }
 
 fn entries(dir: &Path) -> Vec<String> {
-    let Ok(found) = fs::read_dir(dir) else { return Vec::new() };
-    let mut names: Vec<String> = found.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let Ok(found) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = found
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     names.sort();
     names
 }
@@ -132,7 +154,9 @@ fn ensure_bpffs(shell: &Shell) -> Result<()> {
         return Ok(());
     }
     let mounted = shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", BPFFS]));
-    mounted.map(drop).with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
+    mounted
+        .map(drop)
+        .with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
 }
 
 /// Refuses anyone who may not load programs and change interfaces.
@@ -141,7 +165,10 @@ pub fn ensure_root() -> Result<()> {
         return Ok(());
     }
     let line: Vec<String> = std::env::args().skip(1).map(|arg| crate::exec::quote(&arg)).collect();
-    bail!("this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}", line.join(" "))
+    bail!(
+        "this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}",
+        line.join(" ")
+    )
 }
 
 /// The effective user, as the owner of our own /proc entry.

@@ -79,8 +79,17 @@ impl Session {
 }
 
 /// The maps of a session that say something, by name, as they are pinned. `scratch`, working memory, is not one.
-pub const MAPS: [&str; 9] =
-    ["config", "drops", "remote_state", "remote_stats", "remotes", "request", "slots", "taps", "tunnels"];
+pub const MAPS: [&str; 9] = [
+    "config",
+    "drops",
+    "remote_state",
+    "remote_stats",
+    "remotes",
+    "request",
+    "slots",
+    "taps",
+    "tunnels",
+];
 
 /// A pinned map, from `bpftool map show`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -105,13 +114,20 @@ fn map_path(home: &Home, session: &str, map: &str) -> PathBuf {
 /// The maps of a session.
 pub fn maps(shell: &Shell, home: &Home, session: &str) -> Result<Vec<Map>> {
     let paths = MAPS.map(|map| map_path(home, session, map));
-    let lines: Vec<String> = paths.iter().map(|path| format!("map show pinned {}", path.display())).collect();
+    let lines: Vec<String> = paths
+        .iter()
+        .map(|path| format!("map show pinned {}", path.display()))
+        .collect();
     let answers = bpftool::ask(shell, &lines)?;
     let named = answers.into_iter().zip(MAPS).zip(&paths);
     named
         .map(|((answer, name), path)| {
             let map: Map = serde_json::from_value(answer).context("bpftool map gave JSON of another form")?;
-            Ok(Map { name: name.into(), pinned: path.display().to_string(), ..map })
+            Ok(Map {
+                name: name.into(),
+                pinned: path.display().to_string(),
+                ..map
+            })
         })
         .collect()
 }
@@ -119,11 +135,22 @@ pub fn maps(shell: &Shell, home: &Home, session: &str) -> Result<Vec<Map>> {
 /// Dumps of these maps, as bpftool gives them. Of the arrays by remote slot only the slots that hold a remote.
 pub fn dumps(shell: &Shell, home: &Home, session: &str, names: &[&str]) -> Result<Vec<Value>> {
     let asked = names.iter().chain(&["remotes"]);
-    let lines: Vec<String> = asked.map(|map| bpftool::dump_question(&map_path(home, session, map))).collect();
+    let lines: Vec<String> = asked
+        .map(|map| bpftool::dump_question(&map_path(home, session, map)))
+        .collect();
     let mut answers = bpftool::ask(shell, &lines)?;
     let remotes = answers.pop().unwrap_or_default();
-    let used: Vec<&Value> = remotes.as_array().into_iter().flatten().map(|row| &row["key"]).collect();
-    for (answer, _) in answers.iter_mut().zip(names).filter(|(_, name)| ["remote_stats", "remote_state"].contains(name)) {
+    let used: Vec<&Value> = remotes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|row| &row["key"])
+        .collect();
+    for (answer, _) in answers
+        .iter_mut()
+        .zip(names)
+        .filter(|(_, name)| ["remote_stats", "remote_state"].contains(name))
+    {
         if let Some(rows) = answer.as_array_mut() {
             rows.retain(|row| used.contains(&&row["key"]));
         }
@@ -139,7 +166,11 @@ pub fn status(shell: &Shell, home: &Home, name: Option<&str>) -> Result<Status> 
     }
     let chosen = names.iter().filter(|known| name.is_none_or(|name| name == *known));
     let links = ip::links(shell)?;
-    Ok(Status { sessions: chosen.map(|name| session(shell, home, name, &links)).collect::<Result<_>>()? })
+    Ok(Status {
+        sessions: chosen
+            .map(|name| session(shell, home, name, &links))
+            .collect::<Result<_>>()?,
+    })
 }
 
 fn known_sessions(names: &[String]) -> String {
@@ -184,8 +215,9 @@ struct Kernel {
 impl Kernel {
     fn ask(shell: &Shell, home: &Home, name: &str) -> Result<Kernel> {
         let dir = home.session(name);
-        let mut lines: Vec<String> =
-            crate::session::PROGRAMS.map(|prog| format!("prog show pinned {}", dir.join(prog).display())).to_vec();
+        let mut lines: Vec<String> = crate::session::PROGRAMS
+            .map(|prog| format!("prog show pinned {}", dir.join(prog).display()))
+            .to_vec();
         lines.push(bpftool::NET_QUESTION.into());
         let maps = ["request", "config", "taps", "remotes", "remote_stats", "drops"];
         lines.extend(maps.map(|map| bpftool::dump_question(&dir.join("maps").join(map))));
@@ -198,7 +230,11 @@ impl Kernel {
         let (request, config) = (next()?, next()?);
         let config = config.first().context("the session has no configuration")?;
         Ok(Kernel {
-            program_ids: programs.iter().filter_map(|program| program["id"].as_u64()).map(|id| id as u32).collect(),
+            program_ids: programs
+                .iter()
+                .filter_map(|program| program["id"].as_u64())
+                .map(|id| id as u32)
+                .collect(),
             attachments: bpftool::attachments(&rest[0])?,
             memory: memory(request)?,
             config: Config::decode(config.value()?)?,
@@ -221,9 +257,17 @@ impl Kernel {
             .taps
             .iter()
             .map(|row| {
-                let cpus = row.values.iter().map(|value| Tap::decode(value)).collect::<Result<Vec<_>>>()?;
+                let cpus = row
+                    .values
+                    .iter()
+                    .map(|value| Tap::decode(value))
+                    .collect::<Result<Vec<_>>>()?;
                 let slot = cpus.first().map_or(0, |tap| tap.slot);
-                Ok((slot, TapKey::decode(&row.key)?, Stat::sum(cpus.iter().map(|tap| tap.stat))))
+                Ok((
+                    slot,
+                    TapKey::decode(&row.key)?,
+                    Stat::sum(cpus.iter().map(|tap| tap.stat)),
+                ))
             })
             .collect::<Result<Vec<_>>>()?;
         taps.sort_by_key(|(slot, ..)| *slot);
@@ -237,15 +281,30 @@ impl Kernel {
     }
 
     fn remotes(&self, links: &[Link]) -> Result<Vec<RemoteStatus>> {
-        let mut remotes = self.remotes.iter().map(|row| Ok((row.index()?, row))).collect::<Result<Vec<_>>>()?;
+        let mut remotes = self
+            .remotes
+            .iter()
+            .map(|row| Ok((row.index()?, row)))
+            .collect::<Result<Vec<_>>>()?;
         remotes.sort_by_key(|(slot, _)| *slot);
-        remotes.into_iter().map(|(slot, row)| self.remote(slot, Remote::decode(row.value()?)?, links)).collect()
+        remotes
+            .into_iter()
+            .map(|(slot, row)| self.remote(slot, Remote::decode(row.value()?)?, links))
+            .collect()
     }
 
     fn remote(&self, slot: u32, raw: Remote, links: &[Link]) -> Result<RemoteStatus> {
         let ip: [u8; 20] = raw.outer_ip()[..20].try_into()?;
-        let row = self.remote_stats.iter().find(|row| row.index().is_ok_and(|index| index == slot));
-        let stats = row.map(|row| row.values.iter().map(|value| Stat::decode(value)).collect::<Result<Vec<_>>>());
+        let row = self
+            .remote_stats
+            .iter()
+            .find(|row| row.index().is_ok_and(|index| index == slot));
+        let stats = row.map(|row| {
+            row.values
+                .iter()
+                .map(|value| Stat::decode(value))
+                .collect::<Result<Vec<_>>>()
+        });
         let resolved = raw.flags & abi::remote_flag::UNRESOLVED == 0;
         Ok(RemoteStatus {
             address: Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
@@ -259,26 +318,45 @@ impl Kernel {
     }
 
     fn drops(&self) -> Result<BTreeMap<String, u64>> {
-        let counters = self.drops[0]["value"].as_object().context("the drop counters have no names: is BTF missing?")?;
-        Ok(counters.iter().map(|(reason, count)| (reason.clone(), count.as_u64().unwrap_or(0))).collect())
+        let counters = self.drops[0]["value"]
+            .as_object()
+            .context("the drop counters have no names: is BTF missing?")?;
+        Ok(counters
+            .iter()
+            .map(|(reason, count)| (reason.clone(), count.as_u64().unwrap_or(0)))
+            .collect())
     }
 
     /// The relay belongs to the session, so what its two ends lost are copies.
     fn relay_drops(&self, links: &[Link]) -> u64 {
-        let find = |ifindex| links.iter().find(|link| link.ifindex == ifindex).map(|link| link.stats64);
+        let find = |ifindex| {
+            links
+                .iter()
+                .find(|link| link.ifindex == ifindex)
+                .map(|link| link.stats64)
+        };
         find(self.config.relay).map_or(0, |stats| stats.tx.dropped) + find(self.config.peer).map_or(0, |s| s.tx.dropped)
     }
 
     fn is_relayed(&self, links: &[Link]) -> bool {
-        let hooks = [(self.config.relay, "egress"), (self.config.peer, "ingress"), (self.config.peer, "egress")];
+        let hooks = [
+            (self.config.relay, "egress"),
+            (self.config.peer, "ingress"),
+            (self.config.peer, "egress"),
+        ];
         let up = |ifindex| links.iter().any(|link| link.ifindex == ifindex && link.is_up());
-        hooks.iter().all(|(ifindex, hook)| up(*ifindex) && self.is_attached(*ifindex, hook))
+        hooks
+            .iter()
+            .all(|(ifindex, hook)| up(*ifindex) && self.is_attached(*ifindex, hook))
     }
 }
 
 fn memory(mut rows: Vec<Row>) -> Result<Memory> {
     rows.sort_by_key(|row| row.index().unwrap_or(u32::MAX));
-    let chunks = rows.iter().map(|row| Ok(row.value()?.to_vec())).collect::<Result<Vec<_>>>()?;
+    let chunks = rows
+        .iter()
+        .map(|row| Ok(row.value()?.to_vec()))
+        .collect::<Result<Vec<_>>>()?;
     serde_json::from_str(&abi::decode_request(&chunks)?).context("the session's request cannot be read")
 }
 
@@ -289,7 +367,11 @@ fn name_of(links: &[Link], ifindex: u32) -> String {
 
 /// `02:00:00:00:00:01`.
 pub fn mac_text(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+    bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(":")
 }
 
 /// What an interface and its qdiscs have dropped on the way out since it exists.
@@ -301,7 +383,10 @@ pub fn dropped_by(shell: &Shell, link: &Link) -> Result<u64> {
 fn out_drops(shell: &Shell, remotes: &[RemoteStatus], links: &[Link], memory: &Memory) -> Result<u64> {
     let mut total = 0;
     let mut seen = Vec::new();
-    for link in links.iter().filter(|link| remotes.iter().any(|remote| remote.raw.ifindex == link.ifindex)) {
+    for link in links
+        .iter()
+        .filter(|link| remotes.iter().any(|remote| remote.raw.ifindex == link.ifindex))
+    {
         if !seen.contains(&link.ifindex) {
             seen.push(link.ifindex);
             let before = memory.dropped_before.get(&link.ifname).copied().unwrap_or(0);

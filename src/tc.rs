@@ -31,14 +31,11 @@ pub struct Filter {
 pub struct FilterOptions {
     #[serde(default)]
     pub handle: serde_json::Value,
-    #[serde(default)]
-    pub bpf_name: String,
     pub prog: Option<Program>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Program {
-    pub id: u32,
     #[serde(default)]
     pub name: String,
 }
@@ -53,7 +50,9 @@ impl Filter {
     /// The name of the program that this filter runs.
     pub fn program(&self) -> &str {
         let options = self.options.as_ref();
-        options.and_then(|options| options.prog.as_ref()).map_or("", |prog| prog.name.as_str())
+        options
+            .and_then(|options| options.prog.as_ref())
+            .map_or("", |prog| prog.name.as_str())
     }
 }
 
@@ -83,7 +82,11 @@ impl Hooks {
 
     /// The lowest preference that a bpf filter can take: before all others, unless another kind sits there.
     pub fn free_pref(&self, direction: Direction) -> u32 {
-        let taken = |pref| self.filters(direction).iter().any(|filter| filter.pref == pref && filter.kind != "bpf");
+        let taken = |pref| {
+            self.filters(direction)
+                .iter()
+                .any(|filter| filter.pref == pref && filter.kind != "bpf")
+        };
         (FIRST_PREF..).find(|pref| !taken(*pref)).unwrap_or(FIRST_PREF)
     }
 }
@@ -96,17 +99,25 @@ pub fn hooks(shell: &Shell, interfaces: &[&str]) -> Result<Vec<Hooks>> {
     let lines: Vec<String> = interfaces
         .iter()
         .flat_map(|dev| {
-            ["qdisc show dev", "filter show dev"].into_iter().flat_map(move |verb| match verb {
-                "qdisc show dev" => vec![format!("{verb} {dev}")],
-                _ => vec![format!("{verb} {dev} ingress"), format!("{verb} {dev} egress")],
-            })
+            ["qdisc show dev", "filter show dev"]
+                .into_iter()
+                .flat_map(move |verb| match verb {
+                    "qdisc show dev" => vec![format!("{verb} {dev}")],
+                    _ => vec![format!("{verb} {dev} ingress"), format!("{verb} {dev} egress")],
+                })
         })
         .collect();
     let text = shell.read(&Cmd::new("tc", ["-j", "-s", "-batch", "-"]).input(&lines))?;
     let mut replies = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
     interfaces
         .iter()
-        .map(|_| Ok(Hooks { qdiscs: next(&mut replies)?, ingress: next(&mut replies)?, egress: next(&mut replies)? }))
+        .map(|_| {
+            Ok(Hooks {
+                qdiscs: next(&mut replies)?,
+                ingress: next(&mut replies)?,
+                egress: next(&mut replies)?,
+            })
+        })
         .collect()
 }
 
@@ -119,7 +130,12 @@ fn next<T: DeserializeOwned>(
 
 /// Packets that the interface's qdiscs have dropped since it exists.
 pub fn qdisc_drops(hooks: &Hooks) -> u64 {
-    hooks.qdiscs.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.drops).sum()
+    hooks
+        .qdiscs
+        .iter()
+        .filter(|qdisc| qdisc.root)
+        .map(|qdisc| qdisc.drops)
+        .sum()
 }
 
 /// The batch line that adds the qdisc with the two hooks.
@@ -133,11 +149,17 @@ pub fn del_clsact(dev: &str) -> String {
 
 /// The batch line that attaches a pinned program.
 pub fn add_filter(dev: &str, direction: Direction, pref: u32, handle: u32, pin: &str) -> String {
-    format!("filter add dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}", direction.hook())
+    format!(
+        "filter add dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}",
+        direction.hook()
+    )
 }
 
 pub fn del_filter(dev: &str, direction: Direction, pref: u32, handle: u32) -> String {
-    format!("filter del dev {dev} {} pref {pref} handle {handle:#x} bpf", direction.hook())
+    format!(
+        "filter del dev {dev} {} pref {pref} handle {handle:#x} bpf",
+        direction.hook()
+    )
 }
 
 /// Runs many changes in one `tc`; it stops at the first that fails.

@@ -1,0 +1,51 @@
+# snifctl: build, try and test. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+CLANG ?= clang
+TRIPLET := $(shell uname -m)-linux-gnu
+
+# What the program needs at run time, and what its tests and demo need besides.
+PACKAGES := clang libbpf-dev bpftool iproute2 ethtool
+TEST_PACKAGES := tcpdump tshark tcpreplay socat iputils-ping procps
+
+# Under sudo, cargo is often in the calling user's home only.
+export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
+
+.PHONY: help build bpf deps demo test check install clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+build: ## build the release binary
+	$(CARGO) build --release --locked
+
+bpf: ## compile the kernel program by itself, every warning an error
+	@mkdir -p target
+	$(CLANG) -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(TRIPLET) -c bpf/snifctl.bpf.c -o target/snifctl.bpf.o
+
+deps: ## install what is missing, with apt (needs root)
+	@missing="$$(for package in $(PACKAGES) $(TEST_PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done)"; \
+	if ! command -v cc >/dev/null; then missing="$$missing gcc"; fi; \
+	if [ -n "$$(echo $$missing)" ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+	@command -v $(CARGO) >/dev/null || { apt-get install -q -y rustup && rustup default stable; } || \
+		{ echo "cargo is missing; Rust 1.89 or newer is needed: see https://rustup.rs" >&2; exit 1; }
+
+demo: deps build ## the main job on real traffic, in a sandbox (needs root)
+	target/release/snifctl demo
+
+test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
+	$(CARGO) test --locked
+
+check: deps ## formatting and lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+install: build ## install the binary under PREFIX (default /usr/local)
+	install -D -m 0755 target/release/snifctl $(DESTDIR)$(PREFIX)/bin/snifctl
+
+clean: ## remove what was built
+	$(CARGO) clean
