@@ -257,7 +257,9 @@ impl<'a> Making<'a> {
         )];
         for end in [relay, &peer] {
             lines.push(format!("link set dev {end} alias {ALIAS}{}", self.plan.name));
-            lines.push(format!("link set dev {end} addrgenmode none"));
+            if Path::new("/proc/sys/net/ipv6").exists() {
+                lines.push(format!("link set dev {end} addrgenmode none"));
+            }
             lines.push(format!("link set dev {end} arp off gso_max_segs 1"));
         }
         ip_batch(shell, &lines)?;

@@ -1,0 +1,198 @@
+//! Putting traffic on the links: exact frames with tcpreplay, a real TCP connection with socat.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use super::{HOST_IP, HOST_IP6, Lab, Ns, PATIENCE, PEER_IP, PEER_IP6, pcap, poll};
+
+/// Frames sent at a stretch: well below what waits in line at most, 1000 packets in a CPU's receive backlog (which all
+/// namespaces and every hop of a copy share) and 1023 in a capture. A busy machine lost thousands without the pauses.
+const BURST: usize = 200;
+
+/// A finished TCP connection over the watched link.
+pub struct Transfer {
+    /// The listener's port; the sender's is the kernel's choice.
+    pub port: u16,
+    /// What was sent and arrived.
+    pub data: Vec<u8>,
+}
+
+impl Lab {
+    /// Sends frames out of an interface, in order, byte for byte; returns when all have left, the receivers' backlog
+    /// has been empty and the lab's captures have come to rest. They may be 14 to MTU + 14 bytes (MTU + 18 with ethertype 0x8100): 65,549 at most.
+    #[track_caller]
+    pub fn send(&self, ns: Ns, iface: &str, frames: &[Vec<u8>]) {
+        for burst in frames.chunks(BURST) {
+            self.send_burst(ns, iface, burst);
+            let calm = poll(PATIENCE, || (backlog() == 0 && self.captures_at_rest()).then_some(()));
+            assert!(
+                calm.is_some(),
+                "still not received: {} packets in the backlog, or a busy tcpdump",
+                backlog()
+            );
+        }
+    }
+
+    #[track_caller]
+    fn send_burst(&self, ns: Ns, iface: &str, frames: &[Vec<u8>]) {
+        let file = self.fresh_path("send.pcap");
+        pcap::write(&file, frames);
+        let file = file.to_str().expect("a plain path");
+        let out = self.run(ns, &["tcpreplay", "--topspeed", "--intf1", iface, file]);
+        let report = String::from_utf8_lossy(&out.stdout);
+        let mut lines = report.lines().map(str::trim);
+        let sent = lines.find_map(|line| line.strip_prefix("Successful packets:"));
+        let sent: Option<usize> = sent.and_then(|count| count.trim().parse().ok());
+        let all = frames.len();
+        assert_eq!(
+            sent,
+            Some(all),
+            "tcpreplay on {iface} sent {sent:?} of {all} frames\n{report}"
+        );
+    }
+
+    /// Moves pseudo-random bytes between host and peer over one IPv4 TCP connection; panics unless all arrive unchanged.
+    #[track_caller]
+    pub fn tcp_transfer(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
+        self.transfer(
+            bytes,
+            from,
+            to,
+            IpAddr::from(if to == Ns::Host { HOST_IP } else { PEER_IP }),
+        )
+    }
+
+    /// The same over IPv6.
+    #[track_caller]
+    pub fn tcp_transfer6(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
+        self.transfer(
+            bytes,
+            from,
+            to,
+            IpAddr::from(if to == Ns::Host { HOST_IP6 } else { PEER_IP6 }),
+        )
+    }
+
+    #[track_caller]
+    fn transfer(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
+        assert!(
+            from != to && from != Ns::Collector && to != Ns::Collector,
+            "the watched link has no {from:?} to {to:?}"
+        );
+        let port = 5000 + self.next_serial();
+        let data = pseudo_random(bytes, port);
+        let (source, sink) = (self.fresh_path("sent"), self.fresh_path("received"));
+        fs::write(&source, &data).expect("write the bytes to send");
+        let family = if address.is_ipv6() { "6" } else { "4" };
+        let open = format!("OPEN:{},creat,trunc", sink.display());
+        let mut listener = self.socat(to, &format!("TCP{family}-LISTEN:{port}"), &open);
+        listener.wait_until("listening on");
+        let target = if address.is_ipv6() {
+            format!("[{address}]")
+        } else {
+            address.to_string()
+        };
+        let mut sender = self.socat(
+            from,
+            &format!("OPEN:{},rdonly", source.display()),
+            &format!("TCP:{target}:{port}"),
+        );
+        sender.wait();
+        listener.wait();
+        assert_same_bytes(&data, &sink);
+        Transfer { port, data }
+    }
+
+    /// One-way socat, telling its steps (-d -d) in a file.
+    fn socat(&self, ns: Ns, from: &str, to: &str) -> Socat {
+        let stderr = self.fresh_path("socat.err");
+        let log = File::create(&stderr).expect("make the file for socat's messages");
+        let mut command = self.command(ns, &["socat", "-d", "-d", "-b", "65536", "-u", from, to]);
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start socat");
+        Socat {
+            what: format!("{ns:?}: socat {from} {to}"),
+            child,
+            stderr,
+        }
+    }
+}
+
+/// Packets that wait in the receive backlogs of all CPUs (the twelfth column, in hex).
+fn backlog() -> u64 {
+    let stat = fs::read_to_string("/proc/net/softnet_stat").expect("read the backlog's length");
+    let columns = stat.lines().filter_map(|line| line.split_whitespace().nth(11));
+    columns
+        .map(|column| u64::from_str_radix(column, 16).expect("a hex number"))
+        .sum()
+}
+
+struct Socat {
+    what: String,
+    child: Child,
+    stderr: PathBuf,
+}
+
+impl Socat {
+    #[track_caller]
+    fn wait_until(&mut self, said: &str) {
+        let found = poll(PATIENCE, || self.messages().contains(said).then_some(()));
+        assert!(
+            found.is_some(),
+            "{} never said '{said}':\n{}",
+            self.what,
+            self.messages()
+        );
+    }
+
+    #[track_caller]
+    fn wait(&mut self) {
+        let status = poll(PATIENCE * 3, || self.child.try_wait().expect("wait for socat"));
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{}: {status:?}\n{}",
+            self.what,
+            self.messages()
+        );
+    }
+
+    fn messages(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+}
+
+impl Drop for Socat {
+    fn drop(&mut self) {
+        // Both fail, rightly, when it has already ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[track_caller]
+fn assert_same_bytes(sent: &[u8], sink: &Path) {
+    let received = fs::read(sink).expect("read the bytes received");
+    assert_eq!(
+        received.len(),
+        sent.len(),
+        "the receiver has another number of bytes than were sent"
+    );
+    let differs = received.iter().zip(sent).position(|(got, want)| got != want);
+    assert_eq!(
+        differs, None,
+        "the received bytes differ from those sent, first at this offset"
+    );
+}
+
+/// Bytes that do not repeat (xorshift), so that a misplaced segment cannot go unseen.
+fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(seed);
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(bytes.div_ceil(8)).flatten().take(bytes).collect()
+}
