@@ -632,7 +632,8 @@ static __always_inline int send_fragments(struct __sk_buff *skb, struct config *
 		return drop(skb, copy, REASON(too_long));
 	if (room < 8 || room > SKB_BYTES)
 		return drop(skb, copy, REASON(oversize));
-	size = (total + room - 1) / room; /* fragments */
+	size = (total + room - 1) / room; /* fragments: two at least, as a frame too long to resize may fit one */
+	size = size < 2 ? 2 : size;
 	size = ((total + size - 1) / size + 7) & ~7U;
 	for (int i = 0; i < MAX_FRAGMENTS && fragment.offset + size < total; i++) {
 		skb->cb[CB_OFFSET] = fragment.offset;

@@ -253,7 +253,7 @@ fn kubernetes_sized_frames_stay_whole_where_the_path_takes_them() {
     for mode in ["segment", "fragment", "truncate", "drop"] {
         let lab = jumbo_lab(65535, 65535);
         up(&lab, &["--oversize", mode]);
-        let sizes = [1514, 9014, 15800, 16384, 40000, 65535 - OVERHEAD];
+        let sizes = [1514, 9014, 15800, 15872, 15873, 15874, 15876, 15877, 16384, 40000, 65535 - OVERHEAD];
         let frames: Vec<Vec<u8>> = sizes
             .iter()
             .enumerate()

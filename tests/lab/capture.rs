@@ -52,9 +52,9 @@ impl Lab {
     fn start_capture(&self, ns: Ns, iface: &str, direction: Direction, snaplen: &str) -> Capture {
         let (pcap, stderr) = (self.fresh_path("capture.pcap"), self.fresh_path("tcpdump.err"));
         let file = pcap.to_str().expect("a plain path");
-        // No promiscuous mode (-p): it would change the interface that the test looks at, and a veth delivers all anyway.
-        // -Z root: may write to the lab's private directory. -B in KiB: a ring of 64 MiB, in slots of 64 KiB unless MTU
-        // (without offloads) or -s is smaller.
+        // No promiscuous mode (-p): it would change the interface that the test looks at, and a veth delivers all
+        // anyway. -Z root: may write to the lab's private directory. -B in KiB: a ring of 64 MiB, in slots of 64 KiB
+        // unless MTU (without offloads) or -s is smaller.
         let mut argv = vec![
             "tcpdump",
             "-p",

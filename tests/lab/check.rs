@@ -67,7 +67,7 @@ fn show(frame: &[u8], closest: Option<&[u8]>) -> String {
         .unwrap_or(frame.len().min(other.len()));
     let from = parting.saturating_sub(SHOWN / 2) & !15;
     format!(
-        "{} bytes:\n{}\nthe closest on the other side has {} bytes and differs first at offset {parting} ({parting:#x}):\n{}",
+        "{} bytes:\n{}\nthe closest opposite has {} bytes and differs first at offset {parting} ({parting:#x}):\n{}",
         frame.len(),
         hex_from(frame, from),
         other.len(),

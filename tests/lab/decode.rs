@@ -289,7 +289,8 @@ pub fn verify_checksums(frame: &[u8]) {
     check_checksums(frame).unwrap_or_else(|err| panic!("{err:#}"));
 }
 
-/// As [`verify_checksums`], with an error. What is not IP, and the upper layer of a fragment, cannot be judged and passes.
+/// As [`verify_checksums`], with an error. What is not IP, and the upper layer of a fragment, cannot be judged and
+/// passes.
 pub fn check_checksums(frame: &[u8]) -> Result<()> {
     upper_layer(frame)
         .map(|_| ())
@@ -396,7 +397,8 @@ pub enum Port {
 }
 
 /// The bytes of one direction of a TCP connection as the frames tell them, from SYN on. Verifies every IPv4 header
-/// checksum and the TCP checksums of that direction; ignores what was sent again but panics when it differs, and on a missing piece.
+/// checksum and the TCP checksums of that direction; ignores what was sent again but panics when it differs, and on a
+/// missing piece.
 #[track_caller]
 pub fn tcp_stream(frames: &[Vec<u8>], port: Port) -> Vec<u8> {
     try_tcp_stream(frames, port).unwrap_or_else(|err| panic!("{err:#}"))
@@ -476,8 +478,8 @@ fn append(stream: &mut Vec<u8>, at: usize, data: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The Internet checksum (RFC 1071) over parts, each of even length but the last; 0 over data that includes its own right
-/// checksum.
+/// The Internet checksum (RFC 1071) over parts, each of even length but the last; 0 over data that includes its own
+/// right checksum.
 pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for (i, part) in parts.iter().enumerate() {

@@ -18,7 +18,9 @@
 pub mod capture;
 pub mod check;
 pub mod decode;
+pub mod faults;
 pub mod frames;
+pub mod judge;
 pub mod pcap;
 pub mod traffic;
 
@@ -280,8 +282,8 @@ impl Lab {
         );
     }
 
-    /// Ends the silence of [`link_up`] when the kernel has put the IPv6 address to use, which it does some time after the
-    /// carrier came; the address's local route is the sign.
+    /// Ends the silence of [`link_up`] when the kernel has put the IPv6 address to use, which it does some time after
+    /// the carrier came; the address's local route is the sign.
     fn arp_on(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
         let in_use = poll(PATIENCE, || {
             let routes = self
@@ -292,7 +294,8 @@ impl Lab {
                 .then_some(())
         });
         in_use.unwrap_or_else(|| panic!("{ns:?}'s {iface} never put {address} to use"));
-        // While the link is dormant: a ready link that gets ARP starts its addresses anew, and joins the group after all.
+        // While the link is dormant: a ready link that gets ARP starts its addresses anew, and joins the group after
+        // all.
         let steps = ["mode dormant", "state dormant", "arp on", "mode default", "state up"];
         self.ip_batch(ns, &steps.map(|step| format!("link set dev {iface} {step}")).join("\n"));
     }
@@ -374,8 +377,8 @@ const QUIET: &str = "
     done
     ip link set dev lo up";
 
-/// The `ip -batch` lines that give a link its addresses and bring it up without a packet: with `arp off` the kernel joins
-/// no solicited-node group, whose reports (MLD) would otherwise come at random times.
+/// The `ip -batch` lines that give a link its addresses and bring it up without a packet: with `arp off` the kernel
+/// joins no solicited-node group, whose reports (MLD) would otherwise come at random times.
 fn link_up(iface: &str, ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
     let lines = [
         format!("link set dev {iface} addrgenmode none arp off"),

@@ -21,7 +21,8 @@ pub struct Transfer {
 
 impl Lab {
     /// Sends frames out of an interface, in order, byte for byte; returns when all have left, the receivers' backlog
-    /// has been empty and the lab's captures have come to rest. They may be 14 to MTU + 14 bytes (MTU + 18 with ethertype 0x8100): 65,549 at most.
+    /// has been empty and the lab's captures have come to rest. They may be 14 to MTU + 14 bytes (MTU + 18 with
+    /// ethertype 0x8100): 65,549 at most.
     #[track_caller]
     pub fn send(&self, ns: Ns, iface: &str, frames: &[Vec<u8>]) {
         for burst in frames.chunks(BURST) {
@@ -53,7 +54,8 @@ impl Lab {
         );
     }
 
-    /// Moves pseudo-random bytes between host and peer over one IPv4 TCP connection; panics unless all arrive unchanged.
+    /// Moves pseudo-random bytes between host and peer over one IPv4 TCP connection; panics unless all arrive
+    /// unchanged.
     #[track_caller]
     pub fn tcp_transfer(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
         self.transfer(

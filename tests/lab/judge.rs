@@ -1,0 +1,227 @@
+//! Running snifctl as a user would, and judging what it said and what it left behind.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+
+use serde_json::Value;
+
+use super::capture::Direction;
+use super::check::assert_same_frames;
+use super::decode::{decap_gre, inner_frames};
+use super::frames::{self, Ends};
+use super::{Lab, Ns, Options, PATIENCE, check_output, poll};
+
+/// The request that most tests make.
+pub const UP: [&str; 6] = ["up", "eth0", "--tunnel", "gre", "--remote", "198.51.100.2"];
+
+/// A finished snifctl.
+#[derive(Debug)]
+pub struct Said {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Said {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8 from snifctl");
+        Said {
+            status: output.status,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+}
+
+impl Said {
+    /// Panics unless it ended with 0 and each line on stderr says who speaks.
+    #[track_caller]
+    pub fn ok(self) -> Said {
+        assert!(self.status.success(), "{self:#?}");
+        assert!(self.stderr.lines().all(|line| line.starts_with("snifctl: ")), "{self:#?}");
+        self
+    }
+
+    /// Panics unless it ended with 0 and nothing on stderr.
+    #[track_caller]
+    pub fn quietly_ok(self) -> Said {
+        let said = self.ok();
+        assert_eq!(said.stderr, "", "{said:#?}");
+        said
+    }
+
+    /// Panics unless it ended with 0 and one line on stderr, which holds `note`.
+    #[track_caller]
+    pub fn ok_noting(self, note: &str) -> Said {
+        let said = self.ok();
+        assert!(said.stderr.lines().count() == 1 && said.stderr.contains(note), "{note:?} in {said:#?}");
+        said
+    }
+
+    /// Panics unless it refused: this exit code, nothing on stdout, and one line that names what is wrong and ends with
+    /// what would work.
+    #[track_caller]
+    pub fn refused(self, code: i32, names: &str, ends: &str) {
+        assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:#?}");
+        assert_eq!(self.stderr.lines().count(), 1, "one line on stderr in {self:#?}");
+        let line = self.stderr.trim_end();
+        assert!(line.starts_with("snifctl: ") && line.len() < 1000, "{} bytes: {line:?}", line.len());
+        assert!(line.contains(names), "{line:?}\nnames {names:?}");
+        assert!(line.ends_with(ends), "{line:?}\nends with {ends:?}");
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|err| panic!("JSON on stdout: {err}: {self:#?}"))
+    }
+}
+
+impl Lab {
+    /// A lab in which every copy of the watched link fits the out link, so that `up` has nothing to warn of.
+    pub fn roomy() -> Lab {
+        Lab::with(Options {
+            out_mtu: 1600,
+            ..Options::default()
+        })
+    }
+
+    /// Runs snifctl in the host namespace.
+    pub fn said<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
+        self.said_by::<&str, S>(&[], args)
+    }
+
+    /// Runs snifctl in the host namespace by way of another program, as `sudo` is one.
+    pub fn said_by<P: AsRef<OsStr>, S: AsRef<OsStr>>(&self, by: &[P], args: &[S]) -> Said {
+        let mut command = self.command(Ns::Host, &[]);
+        command.args(by).arg(env!("CARGO_BIN_EXE_snifctl")).args(args);
+        command.output().expect("run snifctl").into()
+    }
+
+    /// Runs a command in the host namespace with something on its stdin; panics unless it succeeds.
+    #[track_caller]
+    fn host_fed(&self, argv: &[&str], input: &str) -> String {
+        let mut command = self.command(Ns::Host, argv);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|err| panic!("could not start {argv:?}: {err}"));
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(input.as_bytes()).expect("write to the command");
+        drop(stdin);
+        let output = check_output(&argv.join(" "), child.wait_with_output());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// What a command in the host namespace prints.
+    #[track_caller]
+    pub fn shown(&self, argv: &[&str]) -> String {
+        String::from_utf8(self.host(argv).stdout).expect("UTF-8")
+    }
+
+    /// Names of the host namespace's interfaces.
+    pub fn interfaces(&self) -> Vec<String> {
+        let links: Value = serde_json::from_str(&self.shown(&["ip", "-j", "link"])).expect("JSON of ip");
+        let links = links.as_array().expect("a list of links");
+        links
+            .iter()
+            .map(|link| link["ifname"].as_str().expect("a name").into())
+            .collect()
+    }
+
+    /// Everything of the host namespace that snifctl could leave changed: links, addresses, routes, static neighbours,
+    /// qdiscs, filters, programs.
+    pub fn machine(&self) -> String {
+        let filters: String = self
+            .interfaces()
+            .iter()
+            .map(|dev| format!("filter show dev {dev} ingress\nfilter show dev {dev} egress\n"))
+            .collect();
+        let shown = [
+            self.shown(&["ip", "-d", "link"]),
+            self.shown(&["ip", "address"]),
+            self.shown(&["ip", "route", "show", "table", "all"]),
+            self.shown(&["ip", "neigh", "show", "nud", "permanent"]),
+            self.shown(&["tc", "qdisc"]),
+            self.host_fed(&["tc", "-batch", "-"], &filters),
+            self.shown(&["bpftool", "-j", "net", "show"]),
+        ];
+        shown.join("\n")
+    }
+
+    /// Panics unless the host namespace is as `machine` said before, and no pin is left.
+    #[track_caller]
+    pub fn assert_as_before(&self, before: &str) {
+        let after = self.machine();
+        let lacks = |text: &str, line: &str| !text.lines().any(|other| other == line);
+        let gone: Vec<&str> = before.lines().filter(|line| lacks(&after, line)).collect();
+        let left: Vec<&str> = after.lines().filter(|line| lacks(before, line)).collect();
+        assert!(before == after, "left behind: {left:#?}\ngone: {gone:#?}");
+        self.assert_no_pins();
+    }
+
+    #[track_caller]
+    pub fn assert_no_pins(&self) {
+        let pins = self.pins();
+        assert!(!pins.exists(), "{} is left", pins.display());
+    }
+
+    /// The directory of the host namespace's sessions.
+    pub fn pins(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf/snifctl").join(self.ns_inode(Ns::Host).to_string())
+    }
+
+    /// `snifctl status --json`.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.said(&["status", "--json"]).quietly_ok().json()
+    }
+
+    /// Panics unless these sessions and no others are up, with all their taps at their hooks.
+    #[track_caller]
+    pub fn assert_up(&self, names: &[&str]) {
+        let status = self.status();
+        let sessions = status["sessions"].as_array().expect("sessions");
+        let found: Vec<&str> = sessions.iter().filter_map(|session| session["name"].as_str()).collect();
+        assert_eq!(found, names);
+        let taps = sessions.iter().flat_map(|session| session["taps"].as_array().expect("taps"));
+        assert!(taps.into_iter().all(|tap| tap["attached"] == true), "{status:#}");
+    }
+
+    /// Sends a prime number of frames over the watched link, and panics unless each arrives there, and `each` copies of
+    /// it at the collector.
+    #[track_caller]
+    pub fn assert_copied(&self, each: usize) {
+        let sent = frames::series(&Ends::PEER_TO_HOST, 7);
+        let mut watched = self.capture(Ns::Host, "eth0", Direction::In);
+        let mut collector = self.capture(Ns::Collector, "col0", Direction::In);
+        self.send(Ns::Peer, "peer0", &sent);
+        assert_same_frames(&sent, &watched.take(sent.len()));
+        let copies = inner_frames(&decap_gre(&collector.take(sent.len() * each)));
+        assert_same_frames(&vec![sent; each].concat(), &copies);
+    }
+
+    /// Programs that the sessions have pinned, by the kernel's number for each.
+    pub fn program_ids(&self) -> Vec<u64> {
+        let sessions = fs::read_dir(self.pins()).into_iter().flatten().flatten();
+        let pins = sessions.flat_map(|session| fs::read_dir(session.path()).into_iter().flatten().flatten());
+        let pins = pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("snif_"));
+        pins.map(|pin| {
+            let path = pin.path();
+            let shown = self.shown(&["bpftool", "-j", "prog", "show", "pinned", &path.to_string_lossy()]);
+            let program: Value = serde_json::from_str(&shown).expect("JSON of bpftool");
+            program["id"].as_u64().expect("an id")
+        })
+        .collect()
+    }
+
+    /// Panics unless the kernel forgets these programs, which it does a little after their last user has gone.
+    #[track_caller]
+    pub fn assert_unloaded(&self, ids: &[u64]) {
+        for id in ids.iter().map(u64::to_string) {
+            let show = ["bpftool", "prog", "show", "id", &id];
+            let gone = poll(PATIENCE, || (!self.try_host(&show).status.success()).then_some(()));
+            assert!(gone.is_some(), "program {id} is still loaded: {}", self.shown(&show));
+        }
+    }
+}
