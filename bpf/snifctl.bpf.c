@@ -7,6 +7,7 @@
  *                                what does not fit, or must become real wire frames first, crosses the relay
  *   snif_wire                    on the peer's ingress: whole wire frames, checksums finished: encapsulate, cut, fragment
  *   snif_fragment                on the peer's egress: one outer IP fragment of a frame
+ *   snif_deliver                 on the relay's ingress: on to an out interface without Ethernet
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,7 +32,10 @@ enum icmp_error {
 	ICMP_REDIRECT = 5,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
+	ICMPV6_LAST_ERROR = 127, /* RFC 4443 */
 };
+
+#define ETH_P_OLD_QINQ 0x9100
 
 /* Keeps clang from leaving out, or folding, a bounds check that the verifier needs to see. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
@@ -98,6 +102,20 @@ struct {
 } tunnels SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_REMOTES);
+	__type(key, struct carrier_key);
+	__type(value, __u32);
+} carriers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SPREAD_CHUNKS);
+	__type(key, __u32);
+	__type(value, struct spread_chunk);
+} spread SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
@@ -120,17 +138,26 @@ struct {
 enum cb_slot {
 	CB_SEGS = 0, /* wire frames in this packet */
 	CB_HEADERS = 1, /* bytes of headers that every segment of a super-packet repeats, 0: not known */
+	CB_PAYLOAD = 0, /* fragment: bytes of payload of all fragments together */
+	CB_SUM = 1, /* fragment: checksum of the inner frame */
 	CB_OFFSET = 2, /* fragment: offset of its payload in the outer IP payload */
-	CB_LENGTH = 3, /* fragment: bytes of payload; bit 31: more fragments follow */
+	CB_LENGTH = 3, /* fragment: bytes of its payload, 0: not a fragment to make */
 	CB_ID = 4, /* fragment: outer IP id */
 };
 
 struct copy {
-	__u32 tap;
-	__u32 remote;
+	struct config *cfg;
+	__u64 bytes; /* of its frames, as on the wire */
+	__u32 tap; /* slot; odd for egress */
+	__u32 remote; /* slot */
 	__u32 frames; /* wire frames in it */
 	__u32 headers; /* see CB_HEADERS */
-	__u64 bytes; /* of those frames, as on the wire */
+	__u32 hash; /* of its flow, where the outer header carries it */
+	__u32 payload; /* bytes behind the outer IP header, of all fragments together */
+	__u32 inner_sum; /* checksum of the inner frame, where the outer header needs it */
+	__u32 id; /* outer IP id */
+	__u32 fragment; /* offset / 8 and IP_MF of a fragment */
+	__u32 truncated;
 };
 
 struct tags {
@@ -138,12 +165,16 @@ struct tags {
 	__u8 head[2 * ETH_ALEN + 4 * MAX_TAGS + 2]; /* the inner MAC addresses, tags and ethertype */
 };
 
-struct fragment {
-	__u32 offset;
-	__u32 length;
-	__u32 more;
-	__u32 id;
+/* RFC 8200, section 4.5 */
+struct ipv6_fragment {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset; /* in units of 8 bytes in the upper 13 bits; bit 0: more follow */
+	__be32 id;
 };
+
+/* Bytes that bpf_csum_diff takes at once. */
+#define SUM_BYTES 512
 
 static __always_inline bool is_copy(__u32 mark)
 {
@@ -163,11 +194,12 @@ static __always_inline __u32 tag_bytes(struct __sk_buff *skb)
 	return skb->vlan_present ? 4 : 0;
 }
 
-static __always_inline struct copy describe(struct __sk_buff *skb, __u32 frames, __u32 headers)
+static __always_inline struct copy describe(struct __sk_buff *skb, struct config *cfg, __u32 frames, __u32 headers)
 {
 	__u32 tag = tag_bytes(skb);
 
 	return (struct copy){
+		.cfg = cfg,
 		.tap = skb->mark >> MARK_TAP_SHIFT & MARK_TAP_MASK,
 		.remote = skb->mark & MARK_REMOTE_MASK,
 		.frames = frames,
@@ -181,7 +213,7 @@ static __always_inline struct copy describe(struct __sk_buff *skb, __u32 frames,
 #define REASONS (sizeof(struct drops) / sizeof(__u64))
 
 /* The one place that counts a drop: by reason, by remote and by tap. */
-static __noinline int count_drop(__u32 mark, __u32 frames, __u32 reason)
+__noinline int count_drop(__u32 mark, __u32 frames, __u32 reason)
 {
 	__u32 zero = 0, tap = mark >> MARK_TAP_SHIFT & MARK_TAP_MASK, remote = mark & MARK_REMOTE_MASK;
 	struct tap_key *key = bpf_map_lookup_elem(&slots, &tap);
@@ -204,7 +236,19 @@ static __always_inline int drop(struct __sk_buff *skb, struct copy *copy, __u32 
 	return count_drop(skb->mark, copy->frames, reason);
 }
 
-static __always_inline int sent(struct remote *remote, struct copy *copy)
+/*
+ * On to the out interface. One without Ethernet takes only packets whose network header is the outer IP header, and
+ * receiving is what sets that: such a copy goes through the relay's peer, back to the relay.
+ */
+static __always_inline int forward(struct __sk_buff *skb, struct config *cfg, struct remote *remote)
+{
+	if (!(remote->flags & REMOTE_L3))
+		return bpf_redirect(remote->ifindex, 0);
+	skb->cb[CB_LENGTH] = 0;
+	return bpf_redirect(cfg->peer, 0);
+}
+
+static __always_inline int sent(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
 	struct stat *stat = bpf_map_lookup_elem(&remote_stats, &copy->remote);
 
@@ -212,7 +256,7 @@ static __always_inline int sent(struct remote *remote, struct copy *copy)
 		stat->pcnt += copy->frames;
 		stat->bcnt += copy->bytes;
 	}
-	return bpf_redirect(remote->ifindex, 0);
+	return forward(skb, copy->cfg, remote);
 }
 
 /* First of `count` outer IP ids that no other packet to this remote has; 0 where DF makes ids meaningless. */
@@ -228,21 +272,71 @@ static __always_inline __u32 take_ids(struct remote *remote, __u32 slot, __u32 c
 
 /* ---- the tap ---- */
 
-/*
- * Is this IPv4 header one of a tunnel packet of ours? Copies carry the mark; this knows them where a device in between
- * has cleared it, and where an ICMP error quotes them.
- */
-static __always_inline bool is_our_tunnel(struct config *cfg, __u8 protocol, __be32 source, __be32 remote)
-{
-	struct tunnel_key key = {};
+/* The addresses and the transport of an IP packet. IPv4 addresses are ::ffff:a.b.c.d. */
+struct ip_facts {
+	struct tunnel_key key; /* source and destination */
+	__u32 transport; /* offset of what follows the IP header */
+	__u16 port; /* destination port of UDP */
+	__u8 protocol;
+	__u8 fragment; /* part of a fragmented datagram */
+	__u8 known;
+};
 
-	if (protocol != cfg->protocol)
+static __always_inline void map_ipv4(__u8 *to, __be32 address)
+{
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, &address, 4);
+}
+
+/* Read the IP header at `offset`. */
+static __noinline int read_ip(struct __sk_buff *skb, __u32 offset, __u32 ipv6, struct ip_facts *facts)
+{
+	union {
+		struct iphdr v4;
+		struct ipv6hdr v6;
+	} ip;
+
+	__builtin_memset(facts, 0, sizeof(*facts));
+	if (ipv6) {
+		if (bpf_skb_load_bytes(skb, offset, &ip.v6, sizeof(ip.v6)))
+			return -1;
+		__builtin_memcpy(facts->key.source, &ip.v6.saddr, 16);
+		__builtin_memcpy(facts->key.remote, &ip.v6.daddr, 16);
+		facts->protocol = ip.v6.nexthdr;
+		facts->transport = offset + sizeof(ip.v6);
+		if (facts->protocol == IPPROTO_FRAGMENT) {
+			facts->fragment = 1;
+			if (bpf_skb_load_bytes(skb, facts->transport, &facts->protocol, 1))
+				return -1;
+			facts->transport += 8;
+		}
+	} else {
+		if (bpf_skb_load_bytes(skb, offset, &ip.v4, sizeof(ip.v4)))
+			return -1;
+		map_ipv4(facts->key.source, ip.v4.saddr);
+		map_ipv4(facts->key.remote, ip.v4.daddr);
+		facts->protocol = ip.v4.protocol;
+		facts->fragment = !!(ip.v4.frag_off & bpf_htons(0x3fff));
+		facts->transport = offset + ip.v4.ihl * 4;
+	}
+	facts->known = 1;
+	return 0;
+}
+
+/*
+ * Is this a tunnel packet of ours? Copies carry the mark; this knows them where a device in between has cleared it, and
+ * where an ICMP error quotes them. Of a fragmented one only the first fragment has a port, so the port is not asked.
+ */
+static __always_inline bool is_our_tunnel(struct __sk_buff *skb, struct config *cfg, struct ip_facts *facts)
+{
+	__be16 port;
+
+	if (facts->protocol != cfg->protocol)
 		return false;
-	key.source[10] = key.source[11] = 0xff;
-	key.remote[10] = key.remote[11] = 0xff;
-	__builtin_memcpy(key.source + 12, &source, 4);
-	__builtin_memcpy(key.remote + 12, &remote, 4);
-	return bpf_map_lookup_elem(&tunnels, &key);
+	if (cfg->port && !facts->fragment &&
+	    (bpf_skb_load_bytes(skb, facts->transport + 2, &port, 2) || port != bpf_htons(cfg->port)))
+		return false;
+	return bpf_map_lookup_elem(&tunnels, &facts->key);
 }
 
 static __always_inline bool is_icmp_error(__u8 type)
@@ -251,35 +345,147 @@ static __always_inline bool is_icmp_error(__u8 type)
 	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset)
+/* An ICMP error has the type in its first byte and quotes the packet from its ninth on, in both versions. */
+static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset, __u32 ipv6)
 {
-	struct iphdr quoted;
+	struct ip_facts facts;
 	__u8 type;
 
-	if (bpf_skb_load_bytes(skb, offset, &type, 1) || !is_icmp_error(type))
+	if (bpf_skb_load_bytes(skb, offset, &type, 1))
 		return false;
-	if (bpf_skb_load_bytes(skb, offset + 8, &quoted, sizeof(quoted)))
+	if (ipv6 ? type == 0 || type > ICMPV6_LAST_ERROR : !is_icmp_error(type))
 		return false;
-	return is_our_tunnel(cfg, quoted.protocol, quoted.saddr, quoted.daddr);
+	if (read_ip(skb, offset + 8, ipv6, &facts))
+		return false;
+	return is_our_tunnel(skb, cfg, &facts);
 }
 
-static __always_inline bool is_own_traffic(struct __sk_buff *skb, struct config *cfg)
+/*
+ * Does this packet belong to the tunnel that the out interface is? Outgoing it carries our copies, incoming what answers
+ * them. Of a fragmented one only the first fragment has a port, so the address has to do.
+ */
+static __noinline bool is_carrier(struct __sk_buff *skb, struct ip_facts *facts, __u32 egress)
+{
+	struct carrier_key key = {};
+	__u32 *match;
+	__be16 port;
+
+	__builtin_memcpy(key.address, egress ? facts->key.remote : facts->key.source, 16);
+	match = bpf_map_lookup_elem(&carriers, &key);
+	if (match && (*match == CARRIER_ANY || facts->fragment))
+		return true;
+	if (facts->protocol != IPPROTO_UDP || facts->fragment ||
+	    bpf_skb_load_bytes(skb, facts->transport + (egress ? 2 : 0), &port, 2))
+		return false;
+	key.port = bpf_ntohs(port);
+	return bpf_map_lookup_elem(&carriers, &key);
+}
+
+/* The protocols whose packets may be ours; all others pass without a closer look. */
+static __always_inline bool may_be_ours(struct config *cfg, __u8 protocol)
+{
+	return protocol == cfg->protocol || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 ||
+	       protocol == IPPROTO_FRAGMENT || cfg->carriers;
+}
+
+static __noinline bool is_own_ip(struct __sk_buff *skb, struct config *cfg, __u32 ipv6, __u32 egress)
+{
+	struct ip_facts facts;
+
+	if (read_ip(skb, ETH_HLEN, ipv6, &facts))
+		return false;
+	if (facts.protocol == (ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6);
+	if (cfg->carriers && is_carrier(skb, &facts, egress))
+		return true;
+	return is_our_tunnel(skb, cfg, &facts);
+}
+
+/* Direct access to the few bytes that decide for nearly every packet. */
+static __always_inline bool is_own_traffic(struct __sk_buff *skb, struct config *cfg, enum direction direction)
+{
+	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u8 short_head[24], *head = data;
+	__be16 ethertype;
+
+	if (data + sizeof(short_head) > end) {
+		if (bpf_skb_load_bytes(skb, 0, short_head, sizeof(short_head)))
+			return false;
+		head = short_head;
+	}
+	__builtin_memcpy(&ethertype, head + 2 * ETH_ALEN, 2);
+	if (ethertype == bpf_htons(ETH_P_IP))
+		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct iphdr, protocol)]) &&
+		       is_own_ip(skb, cfg, 0, direction);
+	if (ethertype == bpf_htons(ETH_P_IPV6))
+		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)]) &&
+		       is_own_ip(skb, cfg, 1, direction);
+	return false;
+}
+
+/* ---- the flow ---- */
+
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	hash ^= word;
+	hash *= 0x9e3779b1; /* 2^32 divided by the golden ratio */
+	return hash ^ hash >> 15;
+}
+
+/* The smaller first: the same for both directions of a flow. */
+static __always_inline __u32 mix_pair(__u32 hash, __u32 a, __u32 b)
+{
+	return mix(mix(hash, MIN(a, b)), a < b ? b : a);
+}
+
+/* Addresses, protocol and, unless the datagram is fragmented, ports: fragments of one datagram stay together. */
+static __always_inline __u32 hash_ip(struct __sk_buff *skb, __u32 offset, __u32 ipv6)
+{
+	struct ip_facts facts;
+	__u32 hash, words[8];
+	__u16 ports[2];
+
+	if (read_ip(skb, offset, ipv6, &facts))
+		return 0;
+	__builtin_memcpy(words, &facts.key, sizeof(words));
+	hash = mix(0, facts.protocol);
+	for (int i = 0; i < 4; i++)
+		hash = mix_pair(hash, words[i], words[4 + i]);
+	if (facts.fragment)
+		return hash;
+	if (facts.protocol != IPPROTO_TCP && facts.protocol != IPPROTO_UDP && facts.protocol != IPPROTO_SCTP)
+		return hash;
+	if (bpf_skb_load_bytes(skb, facts.transport, ports, sizeof(ports)))
+		return hash;
+	return mix_pair(hash, ports[0], ports[1]);
+}
+
+/* A hash of the frame's flow that both directions share; of what is not IP, of its pair of MAC addresses. */
+__noinline __u32 flow_hash(struct __sk_buff *skb)
 {
 	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
-	} __attribute__((packed)) loaded, *head = (void *)(long)skb->data;
+		__u16 dst[3], src[3];
+		__be16 ethertype;
+	} head;
+	__u32 offset = ETH_HLEN, hash = 0;
 
-	if ((void *)(head + 1) > (void *)(long)skb->data_end) {
-		if (bpf_skb_load_bytes(skb, 0, &loaded, sizeof(loaded)))
-			return false;
-		head = &loaded;
+	if (bpf_skb_load_bytes(skb, 0, &head, sizeof(head)))
+		return 0;
+	for (int i = 0; i < 3; i++) {
+		if (head.ethertype != bpf_htons(ETH_P_8021Q) && head.ethertype != bpf_htons(ETH_P_8021AD) &&
+		    head.ethertype != bpf_htons(ETH_P_OLD_QINQ))
+			break;
+		if (bpf_skb_load_bytes(skb, offset + 2, &head.ethertype, 2))
+			break;
+		offset += 4;
 	}
-	if (head->eth.h_proto != bpf_htons(ETH_P_IP))
-		return false;
-	if (head->ip.protocol == IPPROTO_ICMP)
-		return quotes_our_tunnel(skb, cfg, ETH_HLEN + head->ip.ihl * 4);
-	return is_our_tunnel(cfg, head->ip.protocol, head->ip.saddr, head->ip.daddr);
+	if (head.ethertype == bpf_htons(ETH_P_IP) || head.ethertype == bpf_htons(ETH_P_IPV6))
+		hash = hash_ip(skb, offset, head.ethertype == bpf_htons(ETH_P_IPV6));
+	if (hash)
+		return hash;
+	for (int i = 0; i < 3; i++)
+		hash = mix_pair(hash, head.dst[i], head.src[i]);
+	return hash;
 }
 
 /* Bytes of headers that each segment of this super-packet will carry, where it is plain TCP or UDP over IP; else 0. */
@@ -328,7 +534,7 @@ static __always_inline __u32 wire_frames(struct __sk_buff *skb, __u32 headers)
 }
 
 /* Clone the packet to the relay. Its mark and cb carry the copy's description there, and are put back. */
-static __always_inline void send_copy(struct __sk_buff *skb, struct config *cfg, struct copy *copy)
+static __always_inline void send_copy(struct __sk_buff *skb, struct copy *copy)
 {
 	__u32 mark = skb->mark, segs = skb->cb[CB_SEGS], headers = skb->cb[CB_HEADERS];
 	__u32 copy_mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | copy->tap << MARK_TAP_SHIFT | copy->remote;
@@ -337,7 +543,7 @@ static __always_inline void send_copy(struct __sk_buff *skb, struct config *cfg,
 	skb->mark = copy_mark;
 	skb->cb[CB_SEGS] = copy->frames;
 	skb->cb[CB_HEADERS] = copy->headers;
-	err = bpf_clone_redirect(skb, cfg->relay, 0);
+	err = bpf_clone_redirect(skb, copy->cfg->relay, 0);
 	skb->mark = mark;
 	skb->cb[CB_SEGS] = segs;
 	skb->cb[CB_HEADERS] = headers;
@@ -349,6 +555,20 @@ static __always_inline void send_copy(struct __sk_buff *skb, struct config *cfg,
 		count_drop(copy_mark, copy->frames, REASON(clone));
 }
 
+/* The remotes of this packet as a set of slots: all, or the one of its flow. */
+static __always_inline __u64 choose_remotes(struct __sk_buff *skb, struct config *cfg)
+{
+	__u32 bucket, chunk;
+	struct spread_chunk *slots;
+
+	if (cfg->spread != FLOW)
+		return cfg->remotes;
+	bucket = flow_hash(skb) % (SPREAD_BYTES * SPREAD_CHUNKS);
+	chunk = bucket / SPREAD_BYTES;
+	slots = bpf_map_lookup_elem(&spread, &chunk);
+	return slots ? 1ULL << (slots->slot[bucket % SPREAD_BYTES] & (MAX_REMOTES - 1)) : 0;
+}
+
 /* Always TC_ACT_UNSPEC: whatever becomes of the copy, the next filter and the stack see the packet as it came. */
 static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 {
@@ -357,19 +577,24 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	struct copy copy;
 	struct tap *watched;
 	__u32 headers;
+	__u64 left;
 
 	if (is_copy(skb->mark))
 		return TC_ACT_UNSPEC;
 	watched = bpf_map_lookup_elem(&taps, &key);
-	if (!cfg || !watched || is_own_traffic(skb, cfg))
+	if (!cfg || !watched || is_own_traffic(skb, cfg, direction))
 		return TC_ACT_UNSPEC;
 	headers = skb->gso_size ? segment_headers(skb) : 0;
-	copy = describe(skb, wire_frames(skb, headers), headers);
+	copy = describe(skb, cfg, wire_frames(skb, headers), headers);
 	copy.tap = watched->slot;
-	copy.remote = 0;
-	watched->stat.pcnt += copy.frames;
-	watched->stat.bcnt += copy.bytes;
-	send_copy(skb, cfg, &copy);
+	left = choose_remotes(skb, cfg);
+	for (copy.remote = 0; copy.remote < MAX_REMOTES && left; copy.remote++, left >>= 1) {
+		if (!(left & 1))
+			continue;
+		watched->stat.pcnt += copy.frames;
+		watched->stat.bcnt += copy.bytes;
+		send_copy(skb, &copy);
+	}
 	return TC_ACT_UNSPEC;
 }
 
@@ -391,10 +616,12 @@ int snif_tap_out(struct __sk_buff *skb)
  * Move the VLAN tags that the kernel holds in metadata into `tags`, outermost first, with the MAC addresses before and
  * the ethertype behind them. Each pop lifts the next tag of the frame into metadata, hence the loop.
  */
-static __noinline int take_tags(struct __sk_buff *skb, struct tags *tags)
+__noinline int take_tags(struct __sk_buff *skb, struct tags *tags)
 {
 	__u32 count = 0;
 
+	if (!tags)
+		return -1;
 	if (bpf_skb_load_bytes(skb, 0, tags->head, 2 * ETH_ALEN))
 		return -1;
 #pragma unroll
@@ -414,53 +641,168 @@ static __noinline int take_tags(struct __sk_buff *skb, struct tags *tags)
 	return skb->vlan_present ? -1 : 0;
 }
 
-/* A template made ready for one packet: bytes, and the checksum over what was patched. */
+/* A template made ready for one packet. */
 struct outer {
 	__u8 bytes[HEADER_BYTES] __attribute__((aligned(8)));
 };
 
-static __always_inline void fill_outer(struct outer *outer, struct remote *remote, __u32 ip_len, __u32 id, __u32 fragment)
+static __always_inline __u32 fold(__u64 sum)
 {
-	struct iphdr *ip = (void *)outer->bytes + HEADER_L3;
-	__u32 sum = remote->sum;
-
-	__builtin_memcpy(outer->bytes, remote->header, HEADER_BYTES);
-	ip->tot_len = bpf_htons(ip_len);
-	ip->id = bpf_htons(id);
-	ip->frag_off |= bpf_htons(fragment);
-	sum += ip->tot_len;
-	sum += ip->id;
-	sum += ip->frag_off;
+	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
-	ip->check = ~sum;
+	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* Write the first `len` bytes of the outer headers to the front of the packet. */
-static __always_inline int store_outer(struct __sk_buff *skb, struct remote *remote, struct outer *outer, __u32 len)
+/* Patches at a position that user space has chosen; byte by byte, as the position may be odd. */
+static __always_inline void put16(struct outer *outer, __u32 at, __u32 value)
+{
+	if (at == 0 || at > HEADER_BYTES - 2)
+		return;
+	outer->bytes[at] = value >> 8;
+	outer->bytes[at + 1] = value;
+}
+
+static __always_inline void put32(struct outer *outer, __u32 at, __u32 value)
+{
+	if (at == 0 || at > HEADER_BYTES - 4)
+		return;
+	outer->bytes[at] = value >> 24;
+	outer->bytes[at + 1] = value >> 16;
+	outer->bytes[at + 2] = value >> 8;
+	outer->bytes[at + 3] = value;
+}
+
+/* Bytes that the outer IP header and what stands between it and the tunnel header take in this packet. */
+static __always_inline __u32 ip_bytes(struct remote *remote, struct copy *copy)
+{
+	return remote->ip_len + (copy->fragment && remote->flags & REMOTE_IPV6 ? sizeof(struct ipv6_fragment) : 0);
+}
+
+/* Copy the template and write length, id, offset and checksum of the IP header. `ip_len` is this packet's. */
+static __always_inline void fill_ip(struct outer *outer, struct remote *remote, struct copy *copy, __u32 ip_len)
+{
+	struct iphdr *ip = (void *)outer->bytes + HEADER_L3;
+	struct ipv6hdr *ipv6 = (void *)ip;
+	__u32 sum = remote->sum;
+
+	__builtin_memcpy(outer->bytes, remote->header[copy->tap & 1], HEADER_BYTES);
+	if (remote->flags & REMOTE_IPV6) {
+		ipv6->payload_len = bpf_htons(ip_len - sizeof(*ipv6));
+		*(__be32 *)ipv6 |= bpf_htonl(copy->hash & 0xfffff);
+		if (copy->fragment)
+			ipv6->nexthdr = IPPROTO_FRAGMENT;
+		return;
+	}
+	ip->tot_len = bpf_htons(ip_len);
+	ip->id = bpf_htons(copy->id);
+	ip->frag_off |= bpf_htons(copy->fragment);
+	ip->check = ~fold((__u64)sum + ip->tot_len + ip->id + ip->frag_off);
+}
+
+static __always_inline void fill_udp(struct outer *outer, struct remote *remote, struct copy *copy)
+{
+	__u32 port = 49152 + (copy->hash & 0x3fff), check = 0; /* RFC 7348: the dynamic ports */
+
+	if (remote->flags & REMOTE_UDP_CHECKSUM) {
+		check = bpf_ntohs(fold((__u64)remote->udp_sum[copy->tap & 1] + copy->inner_sum + 2 * bpf_htons(copy->payload) + bpf_htons(port)));
+		check = check == 0xffff ? 0xffff : ~check & 0xffff; /* zero would say that there is none */
+	}
+	put16(outer, remote->udp_at, port);
+	put16(outer, remote->udp_at + 4, copy->payload);
+	put16(outer, remote->udp_at + 6, check);
+}
+
+/* The first word of an ERSPAN header: version and session id are the template's. */
+static __always_inline void fill_vlan(struct __sk_buff *skb, struct outer *outer, struct remote *remote, struct copy *copy, struct tags *tags)
+{
+	__u32 at = remote->vlan_at, tci = 0, tagged = 0;
+	__be16 tag[2];
+
+	if (tags->count) {
+		tci = tags->head[2 * ETH_ALEN + 2] << 8 | tags->head[2 * ETH_ALEN + 3];
+		tagged = 1;
+	} else if (!bpf_skb_load_bytes(skb, 2 * ETH_ALEN, tag, sizeof(tag)) &&
+		   (tag[0] == bpf_htons(ETH_P_8021Q) || tag[0] == bpf_htons(ETH_P_8021AD))) {
+		tci = bpf_ntohs(tag[1]);
+		tagged = 1;
+	}
+	if (at == 0 || at > HEADER_BYTES - 4)
+		return;
+	outer->bytes[at] |= tci >> 8 & 0xf;
+	outer->bytes[at + 1] = tci;
+	outer->bytes[at + 2] |= tci >> 13 << 5 | (tagged ? remote->tagged << 3 : 0) | copy->truncated << 2;
+}
+
+/* What the tunnel header says of this copy. The packet is still the bare frame. */
+static __always_inline void fill_tunnel(struct __sk_buff *skb, struct outer *outer, struct remote *remote, struct copy *copy, struct tags *tags)
+{
+	struct remote_state *state;
+	__u64 now;
+
+	if (remote->udp_at)
+		fill_udp(outer, remote, copy);
+	if (remote->sequence_at) {
+		state = bpf_map_lookup_elem(&remote_state, &copy->remote);
+		put32(outer, remote->sequence_at, state ? __sync_fetch_and_add(&state->sequence, 1) : 0);
+	}
+	if (remote->vlan_at)
+		fill_vlan(skb, outer, remote, copy, tags);
+	put16(outer, remote->port_at, copy->tap);
+	if (remote->time_at) {
+		now = bpf_ktime_get_boot_ns() + copy->cfg->clock;
+		put32(outer, remote->time_at, now % 1000000000);
+		put32(outer, remote->seconds_at, now / 1000000000);
+	}
+}
+
+/* Write `len` bytes of the outer headers, from the Ethernet header on, to the front of the packet. */
+static __always_inline int store_outer(struct __sk_buff *skb, struct outer *outer, __u32 len)
 {
 	OPAQUE(len);
-	if (len > HEADER_BYTES - HEADER_L3)
+	if (len > HEADER_BYTES - HEADER_L3 + ETH_HLEN)
 		return -1;
 	OPAQUE(len);
 	if (len == 0)
 		return -1;
-	if (remote->link_len)
-		return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3 - ETH_HLEN, len, 0);
-	return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3, len, 0);
+	return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3 - ETH_HLEN, len, 0);
+}
+
+/* The headers of an IPv6 fragment: the fragment header goes between the IP header and what follows it. */
+static __always_inline int store_ipv6_fragment(struct __sk_buff *skb, struct remote *remote, struct outer *outer, struct copy *copy)
+{
+	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr), tunnel = remote->outer_len - at;
+	struct ipv6_fragment header = {
+		.next = *(__u8 *)(remote->header[0] + HEADER_L3 + offsetof(struct ipv6hdr, nexthdr)),
+		.offset = bpf_htons((copy->fragment & 0x1fff) << 3 | !!(copy->fragment & IP_MF)),
+		.id = bpf_htonl(copy->id),
+	};
+
+	if (store_outer(skb, outer, at) || bpf_skb_store_bytes(skb, at, &header, sizeof(header), 0))
+		return -1;
+	if (copy->fragment & 0x1fff)
+		return 0;
+	OPAQUE(tunnel);
+	if (tunnel > HEADER_BYTES - HEADER_L3 - sizeof(struct ipv6hdr))
+		return -1;
+	OPAQUE(tunnel);
+	if (tunnel == 0)
+		return -1;
+	return bpf_skb_store_bytes(skb, at + sizeof(header), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), tunnel, 0);
 }
 
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
-static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct tags *tags, __u32 id, __u32 fragment)
+static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct copy *copy, struct tags *tags)
 {
-	__u32 outer_len = remote->outer_len, tag_len = 4 * (tags->count & (2 * MAX_TAGS - 1));
-	__u32 ip_len = outer_len - remote->link_len + tag_len + skb->len;
+	__u32 tag_len = 4 * (tags->count & (2 * MAX_TAGS - 1));
+	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy);
 	struct outer outer;
 
-	fill_outer(&outer, remote, ip_len, id, fragment);
+	fill_ip(&outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
+	fill_tunnel(skb, &outer, remote, copy, tags);
 	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
 		return -1;
-	if (store_outer(skb, remote, &outer, outer_len))
+	if (outer_len == remote->outer_len ? store_outer(skb, &outer, outer_len) : store_ipv6_fragment(skb, remote, &outer, copy))
 		return -1;
 	if (!tag_len)
 		return 0;
@@ -478,7 +820,7 @@ static __always_inline int untag(struct __sk_buff *skb, struct tags *tags)
 /* Bytes of outer IP packet that this frame needs. */
 static __always_inline __u32 need(struct __sk_buff *skb, struct remote *remote)
 {
-	return remote->outer_len - remote->link_len + skb->len + tag_bytes(skb);
+	return remote->outer_len - ETH_HLEN + skb->len + tag_bytes(skb);
 }
 
 static __always_inline bool fits(struct __sk_buff *skb, struct remote *remote)
@@ -486,13 +828,53 @@ static __always_inline bool fits(struct __sk_buff *skb, struct remote *remote)
 	return need(skb, remote) <= remote->mtu && skb->len + HEADER_BYTES + 4 * MAX_TAGS <= SKB_BYTES;
 }
 
+/* The inner frame's checksum, its tag included: 65,536 bytes at most, by parts that bpf_csum_diff takes. */
+__noinline __u32 sum_frame(struct __sk_buff *skb)
+{
+	__u32 zero = 0, offset = 0, length, sum = 0;
+	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
+	__be16 tag[2] = { skb->vlan_proto, bpf_htons(skb->vlan_tci) };
+
+	if (!buffer)
+		return 0;
+	if (skb->vlan_present)
+		sum = bpf_csum_diff(NULL, 0, (void *)tag, sizeof(tag), sum);
+	for (int i = 0; i < 65536 / SUM_BYTES && offset + SUM_BYTES <= skb->len; i++) {
+		if (bpf_skb_load_bytes(skb, offset, buffer->bytes, SUM_BYTES))
+			return 0;
+		sum = bpf_csum_diff(NULL, 0, (void *)buffer->bytes, SUM_BYTES, sum);
+		offset += SUM_BYTES;
+	}
+	length = skb->len - offset;
+	OPAQUE(length);
+	if (length == 0 || length >= SUM_BYTES)
+		return fold(sum);
+	__builtin_memset(buffer->bytes, 0, SUM_BYTES);
+	if (bpf_skb_load_bytes(skb, offset, buffer->bytes, length))
+		return 0;
+	sum = bpf_csum_diff(NULL, 0, (void *)buffer->bytes, SUM_BYTES, sum);
+	return fold(sum);
+}
+
+/* What the outer header needs to know of the frame, while it is still whole. */
+static __always_inline void study(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	copy->payload = need(skb, remote) - remote->ip_len;
+	if (remote->flags & REMOTE_FLOW)
+		copy->hash = flow_hash(skb);
+	if (remote->flags & REMOTE_UDP_CHECKSUM)
+		copy->inner_sum = sum_frame(skb);
+}
+
 static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
 	struct tags tags;
 
-	if (untag(skb, &tags) || push_outer(skb, remote, &tags, take_ids(remote, copy->remote, 1), 0))
+	study(skb, remote, copy);
+	copy->id = take_ids(remote, copy->remote, 1);
+	if (untag(skb, &tags) || push_outer(skb, remote, copy, &tags))
 		return drop(skb, copy, REASON(resize));
-	return sent(remote, copy);
+	return sent(skb, remote, copy);
 }
 
 /*
@@ -500,7 +882,7 @@ static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remo
  * each gives up as many bytes as the headers add, so that it fits. Answers -1, with the packet as it was, where that
  * cannot be done: then the relay makes wire frames of it.
  */
-static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, struct copy *copy, struct config *cfg)
+static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
 	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
@@ -509,25 +891,29 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	struct outer outer;
 	__be16 ethertype;
 
-	if (!copy->headers || copy->headers + ETH_HLEN >= skb->len || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
+	if (remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
+	    bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
 		return -1;
-	if (room - remote->link_len + copy->headers + size <= remote->mtu) {
+	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
 		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
-	} else if (cfg->oversize == SEGMENT && size > room && copy->headers + size - ETH_HLEN <= remote->mtu) {
+	} else if (copy->cfg->oversize == SEGMENT && size > room && copy->headers + size - ETH_HLEN <= remote->mtu) {
 		packets = (skb->len - copy->headers + size - room - 1) / (size - room);
 	} else {
 		return -1;
 	}
-	fill_outer(&outer, remote, room - remote->link_len + skb->len, take_ids(remote, copy->remote, packets), 0);
+	study(skb, remote, copy);
+	copy->id = take_ids(remote, copy->remote, packets);
+	fill_ip(&outer, remote, copy, room - ETH_HLEN + skb->len);
+	fill_tunnel(skb, &outer, remote, copy, &tags);
 	if (bpf_skb_load_bytes(skb, 0, tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
 	if (tag && (take_tags(skb, &tags) || tags.count != 1))
 		return drop(skb, copy, REASON(resize));
-	if (store_outer(skb, remote, &outer, remote->outer_len) ||
+	if (store_outer(skb, &outer, remote->outer_len) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len, tags.head, 2 * ETH_ALEN + tag, 0) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
 		return drop(skb, copy, REASON(resize));
-	return sent(remote, copy);
+	return sent(skb, remote, copy);
 }
 
 /* Shorter than any frame with a checksum left to finish: Ethernet, IPv4, UDP. */
@@ -543,129 +929,185 @@ int snif_encap(struct __sk_buff *skb)
 
 	if (!cfg || !is_copy(skb->mark))
 		return TC_ACT_SHOT; /* the relay carries copies only */
-	copy = describe(skb, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
+	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
 	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
 	if (!remote)
 		return drop(skb, &copy, REASON(remote));
 	if (remote->flags & REMOTE_UNRESOLVED)
-		return drop(skb, &copy, REASON(neighbour));
+		return drop(skb, &copy, REASON(unresolved));
 	if (remote->flags & REMOTE_FINISH && skb->len >= SHORTEST_UNFINISHED)
 		return TC_ACT_OK; /* cross the relay, which finishes checksums and segments */
 	if (skb->gso_size) {
-		verdict = send_super(skb, remote, &copy, cfg);
+		verdict = send_super(skb, remote, &copy);
 		return verdict < 0 ? TC_ACT_OK : verdict;
 	}
 	return fits(skb, remote) ? send_frame(skb, remote, &copy) : TC_ACT_OK;
 }
 
+/* An out interface without Ethernet: the copy has its headers, and receiving it has found its outer IP header. */
+SEC("tc")
+int snif_deliver(struct __sk_buff *skb)
+{
+	__u32 slot = skb->mark & MARK_REMOTE_MASK;
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
+
+	if (!is_copy(skb->mark))
+		return TC_ACT_SHOT;
+	return remote ? bpf_redirect(remote->ifindex, 0) : count_drop(skb->mark, 1, REASON(remote));
+}
+
 /* ---- frames that do not fit ---- */
 
-/* The first fragment is the frame's head behind the whole outer header. */
-static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *remote, struct fragment *fragment)
+/* Bytes that bpf_skb_adjust_room takes out at once. */
+#define ROOM_BYTES 0xfff
+
+/*
+ * Make the packet `length` bytes long, whatever is in it then. The kernel does not cut the tail of a packet that has
+ * been encapsulated (skb->encapsulation; measured on 6.18), but it takes bytes out behind the Ethernet header.
+ */
+__noinline int shorten(struct __sk_buff *skb, __u32 length)
 {
-	__u32 tunnel = remote->outer_len - remote->link_len - sizeof(struct iphdr);
+	if (!bpf_skb_change_tail(skb, length, 0))
+		return 0;
+	for (int i = 0; i < 65536 / ROOM_BYTES + 1 && skb->len > length; i++)
+		if (bpf_skb_adjust_room(skb, -(__s32)MIN(skb->len - length, ROOM_BYTES), BPF_ADJ_ROOM_MAC, 0))
+			return -1;
+	return skb->len == length ? 0 : -1;
+}
+
+/* Keep the first `length` bytes. */
+__noinline int cut(struct __sk_buff *skb, __u32 length)
+{
+	__u32 zero = 0;
+	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (!bpf_skb_change_tail(skb, length, 0))
+		return 0;
+	OPAQUE(length);
+	if (!buffer || length == 0 || length > SKB_BYTES)
+		return -1;
+	if (bpf_skb_load_bytes(skb, 0, buffer->bytes, length) || shorten(skb, length))
+		return -1;
+	return bpf_skb_store_bytes(skb, 0, buffer->bytes, length, 0);
+}
+
+/* The first fragment is the frame's head behind the whole outer header. */
+static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
+{
+	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len;
 	struct tags tags;
 
 	if (untag(skb, &tags))
 		return -1;
-	if (bpf_skb_change_tail(skb, fragment->length - tunnel - 4 * tags.count, 0))
+	if (cut(skb, length - tunnel - 4 * tags.count))
 		return -1;
-	return push_outer(skb, remote, &tags, fragment->id, IP_MF);
+	return push_outer(skb, remote, copy, &tags);
 }
 
 /* A later one is bytes from the middle of the frame behind an IP header only. */
-static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remote, struct fragment *fragment)
+static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
 {
-	__u32 tunnel = remote->outer_len - remote->link_len - sizeof(struct iphdr);
-	__u32 head = remote->link_len + sizeof(struct iphdr), length = fragment->length, zero = 0;
+	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, offset = (copy->fragment & 0x1fff) * 8;
+	__u32 head = ETH_HLEN + ip_bytes(remote, copy), zero = 0;
 	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
 	struct outer outer;
 	struct tags tags;
 
 	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, &tags))
 		return -1;
-	if (bpf_skb_load_bytes(skb, fragment->offset - tunnel - 4 * tags.count, buffer->bytes, length))
+	if (bpf_skb_load_bytes(skb, offset - tunnel - 4 * tags.count, buffer->bytes, length))
 		return -1;
-	if (bpf_skb_change_tail(skb, head + length, 0))
+	if (shorten(skb, head + length))
 		return -1;
-	fill_outer(&outer, remote, sizeof(struct iphdr) + length, fragment->id, fragment->offset / 8 | (fragment->more ? IP_MF : 0));
-	if (store_outer(skb, remote, &outer, head))
+	fill_ip(&outer, remote, copy, head - ETH_HLEN + length);
+	if (remote->flags & REMOTE_IPV6 ? store_ipv6_fragment(skb, remote, &outer, copy) : store_outer(skb, &outer, head))
 		return -1;
 	return bpf_skb_store_bytes(skb, head, buffer->bytes, length, 0);
 }
 
-static __always_inline int make_fragment(struct __sk_buff *skb, struct remote *remote, struct fragment *fragment)
+static __always_inline int make_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
 {
-	return fragment->offset ? later_fragment(skb, remote, fragment) : first_fragment(skb, remote, fragment);
+	if (copy->fragment & 0x1fff)
+		return later_fragment(skb, remote, copy, length);
+	return first_fragment(skb, remote, copy, length);
 }
 
 SEC("tc")
 int snif_fragment(struct __sk_buff *skb)
 {
-	__u32 slot = skb->mark & MARK_REMOTE_MASK;
-	struct fragment fragment = {
-		.offset = skb->cb[CB_OFFSET],
-		.length = skb->cb[CB_LENGTH] & 0xffff,
-		.more = 1,
-		.id = skb->cb[CB_ID],
-	};
-	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
+	struct config *cfg = session();
+	struct copy copy = describe(skb, cfg, 1, 0);
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	__u32 length = skb->cb[CB_LENGTH];
 
-	/* A drop here makes snif_wire's clone fail, which counts the whole copy once. */
-	if (!is_copy(skb->mark) || !remote || make_fragment(skb, remote, &fragment))
+	if (!is_copy(skb->mark) || !cfg || !remote)
 		return TC_ACT_SHOT;
-	return bpf_redirect(remote->ifindex, 0);
+	if (!length)
+		return TC_ACT_OK; /* no fragment to make: on its way to snif_deliver */
+	copy.fragment = skb->cb[CB_OFFSET] / 8 | IP_MF;
+	copy.id = skb->cb[CB_ID];
+	copy.payload = skb->cb[CB_PAYLOAD];
+	copy.inner_sum = skb->cb[CB_SUM];
+	if (remote->flags & REMOTE_FLOW)
+		copy.hash = flow_hash(skb);
+	/* A drop here makes snif_wire's clone fail, which counts the whole copy once. */
+	if (make_fragment(skb, remote, &copy, length))
+		return TC_ACT_SHOT;
+	return remote->flags & REMOTE_L3 ? TC_ACT_OK : bpf_redirect(remote->ifindex, 0);
 }
 
 /*
  * Cut the outer IP packet of this frame into equal fragments, multiples of 8 bytes. Equal, because the kernel cannot cut
  * a packet below its transport header: a tiny last fragment would be lost. All but the last are clones.
  */
-static __always_inline int send_fragments(struct __sk_buff *skb, struct config *cfg, struct remote *remote, struct copy *copy)
+static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 total = need(skb, remote) - sizeof(struct iphdr);
-	__u32 room = (MIN(remote->mtu, SKB_BYTES - HEADER_BYTES) - sizeof(struct iphdr)) & ~7U;
-	struct fragment fragment = { .id = take_ids(remote, copy->remote, 1) };
-	__u32 size;
+	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, offset = 0, length, room;
 
-	if (total > 0xffff - sizeof(struct iphdr))
+	study(skb, remote, copy);
+	copy->id = take_ids(remote, copy->remote, 1);
+	copy->fragment = IP_MF;
+	room = (mtu - ip_bytes(remote, copy)) & ~7U;
+	if (copy->payload > (remote->flags & REMOTE_IPV6 ? 0xffff : 0xffff - sizeof(struct iphdr)))
 		return drop(skb, copy, REASON(too_long));
 	if (room < 8 || room > SKB_BYTES)
 		return drop(skb, copy, REASON(oversize));
-	size = (total + room - 1) / room; /* fragments: two at least, as a frame too long to resize may fit one */
+	size = (copy->payload + room - 1) / room; /* fragments: two at least, as a frame too long to resize may fit one */
 	size = size < 2 ? 2 : size;
-	size = ((total + size - 1) / size + 7) & ~7U;
-	for (int i = 0; i < MAX_FRAGMENTS && fragment.offset + size < total; i++) {
-		skb->cb[CB_OFFSET] = fragment.offset;
+	size = ((copy->payload + size - 1) / size + 7) & ~7U;
+	for (int i = 0; i < MAX_FRAGMENTS && offset + size < copy->payload; i++) {
+		skb->cb[CB_OFFSET] = offset;
 		skb->cb[CB_LENGTH] = size;
-		skb->cb[CB_ID] = fragment.id;
-		if (bpf_clone_redirect(skb, cfg->peer, 0))
+		skb->cb[CB_ID] = copy->id;
+		skb->cb[CB_PAYLOAD] = copy->payload;
+		skb->cb[CB_SUM] = copy->inner_sum;
+		if (bpf_clone_redirect(skb, copy->cfg->peer, 0))
 			return drop(skb, copy, REASON(fragment));
-		fragment.offset += size;
+		offset += size;
 	}
-	fragment.length = total - fragment.offset;
-	if (fragment.length > size || make_fragment(skb, remote, &fragment))
+	length = copy->payload - offset;
+	copy->fragment = offset / 8;
+	if (length > size || !offset || make_fragment(skb, remote, copy, length))
 		return drop(skb, copy, REASON(fragment));
-	return sent(remote, copy);
+	return sent(skb, remote, copy);
 }
 
 static __always_inline int send_truncated(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 length = MIN(remote->mtu - (remote->outer_len - remote->link_len), SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
-	struct tags tags;
+	__u32 length = MIN(remote->mtu - (remote->outer_len - ETH_HLEN), SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
 
-	if (untag(skb, &tags) || bpf_skb_change_tail(skb, length - 4 * tags.count, 0) ||
-	    push_outer(skb, remote, &tags, take_ids(remote, copy->remote, 1), 0))
+	if (cut(skb, length - tag_bytes(skb)))
 		return drop(skb, copy, REASON(resize));
+	copy->truncated = 1;
 	copy->bytes = length;
-	return sent(remote, copy);
+	return send_frame(skb, remote, copy);
 }
 
 SEC("tc")
 int snif_wire(struct __sk_buff *skb)
 {
 	struct config *cfg = session();
-	struct copy copy = describe(skb, 1, 0);
+	struct copy copy = describe(skb, cfg, 1, 0);
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
 
 	if (!cfg || !is_copy(skb->mark))
@@ -682,7 +1124,7 @@ int snif_wire(struct __sk_buff *skb)
 	}
 	if (remote->flags & REMOTE_DF)
 		return drop(skb, &copy, REASON(oversize));
-	return send_fragments(skb, cfg, remote, &copy);
+	return send_fragments(skb, remote, &copy);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

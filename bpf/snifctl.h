@@ -24,10 +24,12 @@ enum limits {
 	MAX_FRAGMENTS = 128, /* outer IP fragments of one copy */
 	MAX_TAGS = 8, /* VLAN tags that are moved from metadata into a copy */
 	HEADER_BYTES = 96, /* room for a template */
-	HEADER_L3 = 16, /* where the outer IP header starts in a template; a link header ends there */
+	HEADER_L3 = 16, /* where the outer IP header starts in a template; the Ethernet header ends there */
 	SKB_BYTES = 16000, /* longest frame that the kernel's resize helpers take (SKB_MAX_ALLOC, rounded down) */
+	SPREAD_BYTES = 64, /* buckets in one element of the spread map */
+	SPREAD_CHUNKS = 64,
 	REQUEST_BYTES = 256,
-	REQUEST_CHUNKS = 1024,
+	REQUEST_CHUNKS = 1024, /* two requests: the one in force, and one being written */
 };
 
 enum direction {
@@ -47,7 +49,7 @@ enum oversize {
 struct drops {
 	__u64 clone; /* the kernel could not clone the packet, or the relay is gone */
 	__u64 remote; /* the copy names a remote that the session no longer has */
-	__u64 neighbour; /* the remote's next hop has no known link-layer address */
+	__u64 unresolved; /* the remote has no route, or its next hop no known link-layer address */
 	__u64 oversize; /* larger than the MTU, and --oversize drop or --df forbids the rest */
 	__u64 too_long; /* no outer IP packet can hold it: more than 65,535 bytes with its header */
 	__u64 resize; /* the kernel refused to grow, cut or untag the copy */
@@ -61,12 +63,28 @@ struct stat {
 	__u64 dcnt;
 };
 
+/* Which remotes get a copy. */
+enum spread {
+	REPLICATE = 0, /* every one */
+	FLOW = 1, /* the one that the flow's bucket names */
+};
+
 struct config {
+	__u64 remotes; /* bit n: slot n is in use */
+	__u64 clock; /* nanoseconds to add to the time since boot for the time since 1970 */
 	__u32 relay; /* ifindex of the relay, whose egress hook encapsulates */
 	__u32 peer; /* ifindex of the relay's peer, whose ingress hook sees real wire frames */
 	__u8 oversize; /* enum oversize */
 	__u8 protocol; /* IP protocol of the tunnel */
 	__u16 port; /* UDP destination port of the tunnel, 0 for a tunnel without UDP */
+	__u8 spread; /* enum spread */
+	__u8 carriers; /* not 0: the carriers map has entries */
+	__u16 request; /* key of the first chunk of the request in force */
+};
+
+/* A part of the flow table: the remote slot of each bucket. A flow's bucket is its hash modulo the table's size. */
+struct spread_chunk {
+	__u8 slot[SPREAD_BYTES];
 };
 
 /* What was asked for, as JSON in chunks: user space's own memory of the session. The last one is padded with zeros. */
@@ -86,27 +104,56 @@ struct tap {
 };
 
 enum remote_flag {
-	REMOTE_UNRESOLVED = 1, /* the link-layer address is not known: drop, do not send */
-	REMOTE_FINISH = 2, /* the out interface hands packets on unfinished (veth): finish each copy in the relay */
+	REMOTE_UNRESOLVED = 1, /* no route or no link-layer address: drop, do not send */
+	REMOTE_FINISH = 2, /* checksums and segments must be finished before the header goes on: cross the relay */
 	REMOTE_DF = 4, /* the outer header says don't fragment */
+	REMOTE_PER_FRAME = 8, /* the header differs with every wire frame: super-packets cross the relay */
+	REMOTE_IPV6 = 16,
+	REMOTE_L3 = 32, /* the out interface takes IP packets without a link header */
+	REMOTE_FLOW = 64, /* the header carries the flow hash: UDP source port, IPv6 flow label */
+	REMOTE_UDP_CHECKSUM = 128,
 };
 
-/* A remote: the finished bytes of its outer headers and where they have to be patched. */
+/*
+ * A remote: the finished bytes of its outer headers and where they have to be patched. Positions are offsets in a
+ * template, 0 for "not there".
+ */
 struct remote {
 	__u64 room_flags; /* BPF_F_ADJ_ROOM_ENCAP_* of the tunnel */
 	__u32 ifindex; /* out interface */
 	__u32 mtu; /* bytes of the largest outer IP packet */
 	__u32 sum; /* unfolded checksum of the outer IPv4 header, its length, id, offset and checksum zero */
+	__u32 udp_sum[2]; /* the same of the UDP checksum's constant words, pseudo header included, by direction */
 	__u16 flags; /* enum remote_flag */
-	__u8 link_len; /* bytes of link header before the outer IP header */
-	__u8 outer_len; /* bytes before the inner frame: link header, IP header, tunnel header */
-	__u8 header[HEADER_BYTES] __attribute__((aligned(8))); /* network order; the IP header at HEADER_L3, the link header right before it */
+	__u8 outer_len; /* bytes before the inner frame: Ethernet, IP and tunnel header */
+	__u8 ip_len; /* bytes of the outer IP header */
+	__u8 udp_at; /* UDP header */
+	__u8 sequence_at; /* u32: rises with every copy */
+	__u8 vlan_at; /* ERSPAN's first word: inner VLAN, class of service, encapsulation, truncation */
+	__u8 port_at; /* u16: the tap's slot */
+	__u8 time_at; /* u32: nanoseconds */
+	__u8 seconds_at; /* u32 */
+	__u8 tagged; /* ERSPAN's encapsulation field for a frame that has its tag inside */
+	__u8 unused;
+	__u8 header[2][HEADER_BYTES]; /* by direction, network order; the IP header at HEADER_L3, Ethernet right before */
 };
 
 /* What changes with every copy to a remote. */
 struct remote_state {
 	__u32 ip_id; /* next outer IP id */
-	__u32 unused;
+	__u32 sequence; /* next sequence number */
+};
+
+/* Where the tunnel that an out interface itself is ends: packets to and from there are never copied. */
+struct carrier_key {
+	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
+	__u16 port; /* UDP port, 0 for the address alone */
+	__u16 unused;
+};
+
+enum carrier {
+	CARRIER_ANY = 1, /* every packet of this key */
+	CARRIER_FRAGMENTS = 2, /* fragments only: the port that tells is in another fragment */
 };
 
 /* Outer addresses of a tunnel of ours, to know its packets when the mark is lost. IPv4 is ::ffff:a.b.c.d. */

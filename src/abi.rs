@@ -1,15 +1,23 @@
 //! The layouts of `bpf/snifctl.h`, encode and decode side by side. A test compares them with the object's BTF.
 
-use anyhow::{Context, Result, ensure};
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
 
 pub const MAX_TAPS: u32 = 2048;
-/// Bytes of `struct request`, and how many of them a session has.
+/// Bytes of `struct request`, and how many of them one request may take: half of what the map holds.
 pub const REQUEST_BYTES: usize = 256;
-pub const REQUEST_CHUNKS: usize = 1024;
+pub const REQUEST_CHUNKS: usize = 512;
 /// Bytes of room for a template.
 pub const HEADER_BYTES: usize = 96;
 /// Offset of the outer IP header in a template.
 pub const HEADER_L3: usize = 16;
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
+pub const MAX_REMOTES: usize = 64;
+/// Buckets of the flow table, in elements of so many bytes.
+pub const BUCKETS: usize = 4096;
+pub const SPREAD_BYTES: usize = 64;
 
 /// `enum direction`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,42 +44,62 @@ impl Direction {
     }
 }
 
-/// `struct config`: ifindexes of the relay's two ends, `enum oversize`, and how the tunnel's own packets look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `struct config`: what the programs need to know of the session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
+    /// Bit n: remote slot n is in use.
+    pub remotes: u64,
+    /// Nanoseconds from the time since boot to the time since 1970.
+    pub clock: u64,
+    /// ifindexes of the relay's two ends.
     pub relay: u32,
     pub peer: u32,
+    /// `enum oversize`.
     pub oversize: u8,
     /// IP protocol number of the tunnel.
     pub protocol: u8,
     /// UDP port of the tunnel, 0 without UDP.
     pub port: u16,
+    /// `enum spread`.
+    pub spread: u8,
+    /// Whether the carriers map has entries.
+    pub carriers: bool,
+    /// Key of the first chunk of the request in force.
+    pub request: u16,
 }
 
 impl Config {
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = self.remotes.to_ne_bytes().to_vec();
+        bytes.extend(self.clock.to_ne_bytes());
         bytes.extend(self.relay.to_ne_bytes());
         bytes.extend(self.peer.to_ne_bytes());
         bytes.extend([self.oversize, self.protocol]);
         bytes.extend(self.port.to_ne_bytes());
+        bytes.extend([self.spread, self.carriers.into()]);
+        bytes.extend(self.request.to_ne_bytes());
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Config> {
-        let mut cursor = Cursor::new(bytes, 12, "config")?;
+        let mut cursor = Cursor::new(bytes, 32, "config")?;
         Ok(Config {
+            remotes: cursor.u64(),
+            clock: cursor.u64(),
             relay: cursor.u32(),
             peer: cursor.u32(),
             oversize: cursor.u8(),
             protocol: cursor.u8(),
             port: cursor.u16(),
+            spread: cursor.u8(),
+            carriers: cursor.u8() != 0,
+            request: cursor.u16(),
         })
     }
 }
 
 /// `struct stat`: packets, bytes, drops.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stat {
     pub pcnt: u64,
     pub bcnt: u64,
@@ -81,11 +109,7 @@ pub struct Stat {
 impl Stat {
     pub fn decode(bytes: &[u8]) -> Result<Stat> {
         let mut cursor = Cursor::new(bytes, 24, "stat")?;
-        Ok(Stat {
-            pcnt: cursor.u64(),
-            bcnt: cursor.u64(),
-            dcnt: cursor.u64(),
-        })
+        Ok(Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() })
     }
 
     /// The sum over the CPUs.
@@ -113,11 +137,7 @@ impl TapKey {
     pub fn decode(bytes: &[u8]) -> Result<TapKey> {
         let mut cursor = Cursor::new(bytes, 8, "tap_key")?;
         let ifindex = cursor.u32();
-        let direction = if cursor.u32() == 0 {
-            Direction::Ingress
-        } else {
-            Direction::Egress
-        };
+        let direction = if cursor.u32() == 0 { Direction::Ingress } else { Direction::Egress };
         Ok(TapKey { ifindex, direction })
     }
 }
@@ -142,10 +162,7 @@ impl Tap {
     pub fn decode(bytes: &[u8]) -> Result<Tap> {
         let mut cursor = Cursor::new(bytes, 32, "tap")?;
         let slot = cursor.u32();
-        Ok(Tap {
-            slot,
-            stat: Stat::decode(&bytes[8..])?,
-        })
+        Ok(Tap { slot, stat: Stat::decode(&bytes[8..])? })
     }
 }
 
@@ -154,10 +171,18 @@ pub mod remote_flag {
     pub const UNRESOLVED: u16 = 1;
     pub const FINISH: u16 = 2;
     pub const DF: u16 = 4;
+    pub const PER_FRAME: u16 = 8;
+    pub const IPV6: u16 = 16;
+    pub const L3: u16 = 32;
+    pub const FLOW: u16 = 64;
+    pub const UDP_CHECKSUM: u16 = 128;
 }
 
+/// Bytes of `struct remote` before its templates.
+const REMOTE_HEAD: usize = 40;
+
 /// `struct remote`: finished outer header bytes and what the kernel needs to patch and send them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remote {
     /// `BPF_F_ADJ_ROOM_ENCAP_*`.
     pub room_flags: u64,
@@ -166,65 +191,143 @@ pub struct Remote {
     pub mtu: u32,
     /// Unfolded sum of the outer IPv4 header's 16-bit words as they lie in memory.
     pub sum: u32,
+    /// The same of the UDP checksum's constant words, by direction.
+    pub udp_sum: [u32; 2],
     pub flags: u16,
-    pub link_len: u8,
+    /// Bytes from the outer Ethernet header to the last of the tunnel header.
     pub outer_len: u8,
-    pub header: [u8; HEADER_BYTES],
+    pub ip_len: u8,
+    /// Where to patch: offsets in a template, 0 for nowhere.
+    pub at: Positions,
+    /// ERSPAN's encapsulation field for a tagged frame.
+    pub tagged: u8,
+    /// By direction.
+    pub headers: [Template; 2],
+}
+
+/// Room for the outer headers, the IP header at [`HEADER_L3`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template(pub [u8; HEADER_BYTES]);
+
+impl Default for Template {
+    fn default() -> Template {
+        Template([0; HEADER_BYTES])
+    }
+}
+
+/// Offsets in a template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    pub udp: u8,
+    pub sequence: u8,
+    pub vlan: u8,
+    pub port: u8,
+    pub time: u8,
+    pub seconds: u8,
 }
 
 impl Remote {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.room_flags.to_ne_bytes().to_vec();
-        for word in [self.ifindex, self.mtu, self.sum] {
+        for word in [self.ifindex, self.mtu, self.sum, self.udp_sum[0], self.udp_sum[1]] {
             bytes.extend(word.to_ne_bytes());
         }
         bytes.extend(self.flags.to_ne_bytes());
-        bytes.extend([self.link_len, self.outer_len]);
-        bytes.extend(self.header);
+        bytes.extend([self.outer_len, self.ip_len]);
+        let at = &self.at;
+        bytes.extend([at.udp, at.sequence, at.vlan, at.port, at.time, at.seconds, self.tagged, 0]);
+        bytes.extend(self.headers.iter().flat_map(|header| header.0));
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Remote> {
-        let mut cursor = Cursor::new(bytes, 24 + HEADER_BYTES, "remote")?;
+        let mut cursor = Cursor::new(bytes, REMOTE_HEAD + 2 * HEADER_BYTES, "remote")?;
+        let header = |at: usize| -> Result<Template> { Ok(Template(bytes[at..at + HEADER_BYTES].try_into()?)) };
         Ok(Remote {
             room_flags: cursor.u64(),
             ifindex: cursor.u32(),
             mtu: cursor.u32(),
             sum: cursor.u32(),
+            udp_sum: [cursor.u32(), cursor.u32()],
             flags: cursor.u16(),
-            link_len: cursor.u8(),
             outer_len: cursor.u8(),
-            header: bytes[24..].try_into().context("header")?,
+            ip_len: cursor.u8(),
+            at: Positions {
+                udp: cursor.u8(),
+                sequence: cursor.u8(),
+                vlan: cursor.u8(),
+                port: cursor.u8(),
+                time: cursor.u8(),
+                seconds: cursor.u8(),
+            },
+            tagged: cursor.u8(),
+            headers: [header(REMOTE_HEAD)?, header(REMOTE_HEAD + HEADER_BYTES)?],
         })
     }
 
-    /// The outer headers as they go out, before patching.
-    pub fn outer(&self) -> &[u8] {
-        let start = HEADER_L3 - usize::from(self.link_len);
-        &self.header[start..start + usize::from(self.outer_len)]
+    pub fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
     }
 
-    /// The outer IP header and what follows.
-    pub fn outer_ip(&self) -> &[u8] {
-        &self.header[HEADER_L3..]
+    /// The outer headers of a direction as they go out, before patching; without the Ethernet header where the out
+    /// interface takes none.
+    pub fn outer(&self, direction: Direction) -> &[u8] {
+        let start = HEADER_L3 - ETHERNET;
+        let bytes = &self.headers[direction as usize].0[start..start + usize::from(self.outer_len)];
+        if self.has(remote_flag::L3) { &bytes[ETHERNET..] } else { bytes }
+    }
+
+    /// The next hop's link-layer address.
+    pub fn mac(&self) -> &[u8] {
+        &self.headers[0].0[HEADER_L3 - ETHERNET..][..6]
+    }
+
+    /// Outer source and remote address.
+    pub fn addresses(&self) -> (IpAddr, IpAddr) {
+        let ip = &self.headers[0].0[HEADER_L3..];
+        if self.has(remote_flag::IPV6) {
+            let at = |start: usize| <[u8; 16]>::try_from(&ip[start..start + 16]).unwrap_or_default().into();
+            return (at(8), at(24));
+        }
+        let at = |start: usize| <[u8; 4]>::try_from(&ip[start..start + 4]).unwrap_or_default().into();
+        (at(12), at(16))
+    }
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 
 /// `struct tunnel_key`: outer source and remote, IPv4 as `::ffff:a.b.c.d`.
-pub fn tunnel_key(source: std::net::Ipv4Addr, remote: std::net::Ipv4Addr) -> Vec<u8> {
-    [source.to_ipv6_mapped().octets(), remote.to_ipv6_mapped().octets()].concat()
+pub fn tunnel_key(source: IpAddr, remote: IpAddr) -> Vec<u8> {
+    [mapped(source), mapped(remote)].concat()
 }
 
-/// `struct request`: text in chunks, the last one padded with zeros.
+/// `enum carrier`.
+pub mod carrier {
+    pub const ANY: u32 = 1;
+    pub const FRAGMENTS: u32 = 2;
+}
+
+/// `struct carrier_key`: where an out interface that is a tunnel sends its own packets; port 0 for any.
+pub fn carrier_key(address: IpAddr, port: u16) -> Vec<u8> {
+    [&mapped(address)[..], &port.to_ne_bytes(), &[0; 2]].concat()
+}
+
+/// `struct request`: text in chunks, ended by a zero, the last one padded with them: what an older, longer request has
+/// left behind it is not read.
 pub fn encode_request(json: &str) -> Result<Vec<Vec<u8>>> {
     ensure!(
-        json.len() <= REQUEST_BYTES * REQUEST_CHUNKS,
+        json.len() < REQUEST_BYTES * REQUEST_CHUNKS,
         "the request takes {} bytes, a session remembers at most {}; split it into sessions with --name",
         json.len(),
-        REQUEST_BYTES * REQUEST_CHUNKS
+        REQUEST_BYTES * REQUEST_CHUNKS - 1
     );
     let pad = |chunk: &[u8]| [chunk, &vec![0; REQUEST_BYTES - chunk.len()]].concat();
-    Ok(json.as_bytes().chunks(REQUEST_BYTES).map(pad).collect())
+    Ok([json.as_bytes(), &[0]].concat().chunks(REQUEST_BYTES).map(pad).collect())
 }
 
 /// The text again, from the chunks in their order.

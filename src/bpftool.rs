@@ -16,11 +16,9 @@ pub fn load(shell: &Shell, object: &Path, dir: &Path) -> Result<()> {
     match shell.write(&Cmd::new("bpftool", words)) {
         Ok(_) => Ok(()),
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => Err(clang::log_failure(
-                "bpftool",
-                &failed,
-                "the kernel refused the program; try: snifctl doctor",
-            )),
+            Ok(failed) => {
+                Err(clang::log_failure("bpftool", &failed, "the kernel refused the program; try: snifctl doctor"))
+            }
             Err(err) => Err(err),
         },
     }
@@ -32,28 +30,22 @@ fn text(path: &Path) -> String {
 
 /// The batch line that writes one element of a pinned map. A per-CPU map gets the value on every CPU.
 pub fn update(map: &Path, key: &[u8], value: &[u8]) -> String {
-    format!(
-        "map update pinned {} key hex {} value hex {}",
-        map.display(),
-        hex(key),
-        hex(value)
-    )
+    format!("map update pinned {} key hex {} value hex {}", map.display(), hex(key), hex(value))
+}
+
+/// The batch line that removes one element of a pinned map.
+pub fn delete(map: &Path, key: &[u8]) -> String {
+    format!("map delete pinned {} key hex {}", map.display(), hex(key))
 }
 
 /// Bytes as bpftool reads them after the word `hex`.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
 /// Runs many writes in one bpftool; it stops at the first that fails.
 pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
-    shell
-        .write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines))
-        .map(drop)
+    shell.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines)).map(drop)
 }
 
 #[derive(Deserialize)]
@@ -64,13 +56,10 @@ struct Answer {
 /// Asks many questions in one bpftool. Returns one answer each.
 pub fn ask(shell: &Shell, lines: &[String]) -> Result<Vec<Value>> {
     let output = shell.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines))?;
-    let answers: Vec<Answer> = serde_json::from_str(&output).context("bpftool gave JSON of another form")?;
+    let answers: Vec<Answer> =
+        serde_json::from_str(&output).context("bpftool gave JSON of another form; try: snifctl doctor")?;
     if answers.len() != lines.len() {
-        bail!(
-            "bpftool answered {} of {} questions; try: snifctl doctor",
-            answers.len(),
-            lines.len()
-        );
+        bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());
     }
     Ok(answers.into_iter().map(|answer| answer.output).collect())
 }
@@ -90,12 +79,7 @@ pub struct Row {
 impl Row {
     /// The key of a map that is indexed by a number.
     pub fn index(&self) -> Result<u32> {
-        Ok(u32::from_ne_bytes(
-            self.key
-                .as_slice()
-                .try_into()
-                .context("a map key is not 4 bytes long")?,
-        ))
+        Ok(u32::from_ne_bytes(self.key.as_slice().try_into().context("a map key is not 4 bytes long")?))
     }
 
     pub fn value(&self) -> Result<&[u8]> {
@@ -123,9 +107,7 @@ fn bytes(list: &Value) -> Result<Vec<u8>> {
     list.iter()
         .map(|byte| {
             let digits = byte.as_str().and_then(|text| text.strip_prefix("0x"));
-            digits
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-                .context("bpftool gave a byte of another form")
+            digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).context("bpftool gave a byte of another form")
         })
         .collect()
 }
@@ -133,12 +115,7 @@ fn bytes(list: &Value) -> Result<Vec<u8>> {
 /// A dump by the field names of the BTF, counters of per-CPU maps summed.
 pub fn formatted(dump: &Value) -> Value {
     let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
-    Value::Array(
-        elements
-            .iter()
-            .map(|element| sum_cpus(element.get("formatted").unwrap_or(element)))
-            .collect(),
-    )
+    Value::Array(elements.iter().map(|element| sum_cpus(element.get("formatted").unwrap_or(element))).collect())
 }
 
 fn sum_cpus(element: &Value) -> Value {

@@ -5,9 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::exec::{Cmd, Failed, Shell};
+use crate::exec::{Cmd, Failed, Shell, print};
 
 /// The datapath, and the layouts that it shares with this binary.
 const SOURCE: &str = include_str!("../bpf/snifctl.bpf.c");
@@ -45,8 +45,8 @@ pub fn object(shell: &Shell) -> Result<PathBuf> {
     }
     if shell.dry_run {
         let dir = std::env::temp_dir().join("snifctl-source");
-        println!("snifctl source {}", crate::exec::quote(&dir.to_string_lossy()));
-        println!("mkdir -p -m 0755 {CACHE}");
+        print(&format!("snifctl source {}\n", crate::exec::quote(&dir.to_string_lossy())));
+        print(&format!("mkdir -p -m 0755 {CACHE}\n"));
         shell.write(&command(&dir, &cached))?;
         return Ok(cached);
     }
@@ -68,17 +68,8 @@ fn is_trusted(path: &Path) -> bool {
 
 /// Compiles in a private directory and renames the result into the cache, so that no one sees half an object.
 fn compile(shell: &Shell, cached: &Path) -> Result<()> {
-    if !Path::new(CACHE).is_dir() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(CACHE)
-            .with_context(|| format!("cannot make {CACHE}"))?;
-    }
-    let dir = tempfile::Builder::new()
-        .prefix("snifctl-")
-        .tempdir()
-        .context("cannot make a temporary directory")?;
+    ensure_cache()?;
+    let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
     write_source(dir.path())?;
     let built = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
@@ -87,10 +78,18 @@ fn compile(shell: &Shell, cached: &Path) -> Result<()> {
         return Err(explain(err));
     }
     fs::set_permissions(built.path(), fs::Permissions::from_mode(0o644))?;
-    built
-        .persist(cached)
-        .with_context(|| format!("cannot keep {}", cached.display()))?;
+    built.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
+    ensure!(is_trusted(cached), "{} is not root's alone; try: rm -r {CACHE}", cached.display());
     Ok(())
+}
+
+/// Makes the cache, or makes it root's alone again.
+fn ensure_cache() -> Result<()> {
+    let cache = Path::new(CACHE);
+    DirBuilder::new().recursive(true).mode(0o755).create(cache).with_context(|| format!("cannot make {CACHE}"))?;
+    let owned = fs::symlink_metadata(cache).is_ok_and(|at| at.is_dir() && at.uid() == 0);
+    ensure!(owned, "{CACHE} is not a directory of root's; try: rm -r {CACHE}");
+    fs::set_permissions(cache, fs::Permissions::from_mode(0o755)).with_context(|| format!("cannot mend {CACHE}"))
 }
 
 fn command(source: &Path, object: &Path) -> Cmd {
@@ -117,12 +116,7 @@ fn explain(err: anyhow::Error) -> anyhow::Error {
 /// The last lines of a long log in the message, all of it in a file that the message names.
 pub fn log_failure(tool: &str, failed: &Failed, hint: &str) -> anyhow::Error {
     let kept = keep_log(tool, &failed.stderr);
-    let lines: Vec<&str> = failed
-        .stderr
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<&str> = failed.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(3)..].join(" | ");
     match kept {
         Ok(path) => anyhow::anyhow!("{tool} failed: {last}; the whole log is in {}; {hint}", path.display()),
@@ -131,10 +125,7 @@ pub fn log_failure(tool: &str, failed: &Failed, hint: &str) -> anyhow::Error {
 }
 
 fn keep_log(tool: &str, text: &str) -> Result<PathBuf> {
-    let file = tempfile::Builder::new()
-        .prefix(&format!("snifctl-{tool}-"))
-        .suffix(".log")
-        .tempfile()?;
+    let file = tempfile::Builder::new().prefix(&format!("snifctl-{tool}-")).suffix(".log").tempfile()?;
     fs::write(file.path(), text)?;
     let (_, path) = file.keep()?;
     if !path.is_file() {

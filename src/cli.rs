@@ -1,5 +1,6 @@
 //! The command line: clap's structs, and what each command prints. Results go to stdout, all else to stderr.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,12 +10,15 @@ use clap::{Args, Parser, Subcommand};
 use indoc::indoc;
 use serde_json::Value;
 
+use crate::abi::{Direction, Remote};
 use crate::doctor::{self, Level};
-use crate::exec::Shell;
-use crate::plan::{self, OuterOptions, Oversize, Plan, Request, Tunnel, Watch};
-use crate::session::{self, Outcome, Target};
+use crate::exec::{Shell, print};
+use crate::plan::{self, OuterOptions, Oversize, Request, Spread, Tunnel, TunnelOptions, Watch};
+use crate::session::{self, Outcome};
 use crate::state::{self, Home};
-use crate::{bpftool, clang, demo, report, status};
+use crate::status::Status;
+use crate::teardown::{self, Target};
+use crate::{bpftool, clang, demo, remotes, report, status};
 
 /// Copy every packet of a Linux interface into a tunnel, with eBPF: exact, counted, the watched traffic untouched
 #[derive(Debug, Parser)]
@@ -41,6 +45,8 @@ enum Command {
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7
           sudo snifctl up eth0 eth1 --tunnel gre --remote 10.0.0.7 --name both --direction ingress
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --oversize fragment
+          sudo snifctl up eth0 --tunnel vxlan --id 100 --remote 10.0.0.7,10.0.0.8 --spread flow
+          sudo snifctl up eth0 --tunnel erspan3 --id 7 --remote 2001:db8::7
           snifctl up eth0 --tunnel gre --remote 10.0.0.7 --dry-run
     "})]
     Up(UpArgs),
@@ -72,6 +78,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List, add and remove the remotes of a running session
+    #[command(subcommand, after_help = indoc! {"
+        Examples:
+          sudo snifctl remote list
+          sudo snifctl remote add 10.0.0.8
+          sudo snifctl remote remove 10.0.0.7
+    "})]
+    Remote(RemoteCommand),
     /// Read the kernel's maps
     #[command(subcommand, after_help = indoc! {"
         Examples:
@@ -127,9 +141,27 @@ struct UpArgs {
     /// Encapsulation of the copies
     #[arg(long, value_enum)]
     tunnel: Tunnel,
-    /// Collector: the address that the copies are sent to
-    #[arg(long, value_name = "ADDR")]
-    remote: String,
+    /// Collector: the address that the copies are sent to; several with commas or by repeating
+    #[arg(long = "remote", value_name = "ADDR", required = true, value_delimiter = ',')]
+    remotes: Vec<String>,
+    /// Which of several remotes get a copy
+    #[arg(long, value_enum, default_value_t = Spread::Replicate)]
+    spread: Spread,
+    /// GRE key, VXLAN or Geneve VNI [default: 1], ERSPAN session id [default: 1]
+    #[arg(long, value_name = "N")]
+    id: Option<u32>,
+    /// The id of copies of outgoing packets [default: that of --id]
+    #[arg(long, value_name = "N")]
+    egress_id: Option<u32>,
+    /// UDP destination port [default: vxlan 4789, geneve 6081]
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Add GRE sequence numbers
+    #[arg(long)]
+    sequence: bool,
+    /// Compute the outer UDP checksum instead of leaving it zero
+    #[arg(long)]
+    udp_checksum: bool,
     /// Name of the session: 1 to 15 characters of a-z, 0-9 and '-'
     #[arg(long, default_value = "default")]
     name: String,
@@ -139,9 +171,12 @@ struct UpArgs {
     /// What becomes of a copy that with its header exceeds the out interface's MTU
     #[arg(long, value_enum, default_value_t = Oversize::Segment)]
     oversize: Oversize,
-    /// Outer source address [default: what the route prefers]
-    #[arg(long, value_name = "ADDR")]
-    source: Option<String>,
+    /// Outer source address, at most one of each family [default: what the route prefers]
+    #[arg(long = "source", value_name = "ADDR", value_delimiter = ',')]
+    sources: Vec<String>,
+    /// Where an out interface that is a tunnel sends its own packets, which are then not copied; `none` if nowhere watched
+    #[arg(long = "carrier", value_name = "ADDR[:PORT]", value_delimiter = ',')]
+    carriers: Vec<String>,
     /// Outer time to live, 1 to 255
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..))]
     ttl: u8,
@@ -160,8 +195,39 @@ struct UpArgs {
 }
 
 #[derive(Debug, Subcommand)]
+enum RemoteCommand {
+    /// List the session's remotes with their counters
+    #[command(after_help = "Examples:\n  sudo snifctl remote list\n  sudo snifctl remote list --json")]
+    List {
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send copies to one more collector; nothing is reloaded
+    #[command(
+        after_help = "Examples:\n  sudo snifctl remote add 10.0.0.8\n  sudo snifctl remote add 2001:db8::8 --name both"
+    )]
+    Add {
+        #[arg(value_name = "ADDR")]
+        address: String,
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Send no more copies to a collector; the others notice nothing
+    #[command(after_help = "Examples:\n  sudo snifctl remote remove 10.0.0.8")]
+    Remove {
+        #[arg(value_name = "ADDR")]
+        address: String,
+        #[arg(long)]
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum MapCommand {
     /// List the session's maps
+    #[command(after_help = "Examples:\n  sudo snifctl map list\n  sudo snifctl map list --json")]
     List {
         #[arg(long)]
         name: Option<String>,
@@ -169,6 +235,7 @@ enum MapCommand {
         json: bool,
     },
     /// Print a map's elements as JSON by their field names, per-CPU counters summed; all maps without MAP
+    #[command(after_help = "Examples:\n  sudo snifctl map dump\n  sudo snifctl map dump taps | jq '.[].value.stat'")]
     Dump {
         /// Name of a map, as `map list` shows it
         map: Option<String>,
@@ -193,21 +260,13 @@ pub fn parse() -> Result<Cli, ExitCode> {
 
 /// clap's message without its usage block, ending in a command that works.
 fn one_line(message: &str) -> String {
-    let said = message
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:"));
-    let said: Vec<&str> = said
-        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
-        .collect();
+    let said = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let said: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
     let said = said.join(" ");
     let command = std::env::args()
-        .nth(1)
-        .filter(|word| matches!(word.as_str(), "up" | "down" | "status" | "map" | "doctor" | "demo"));
-    let help = command.map_or_else(
-        || "snifctl --help".into(),
-        |command| format!("snifctl {command} --help"),
-    );
+        .skip(1)
+        .find(|word| matches!(word.as_str(), "up" | "down" | "status" | "remote" | "map" | "doctor" | "demo"));
+    let help = command.map_or_else(|| "snifctl --help".into(), |command| format!("snifctl {command} --help"));
     if said.is_empty() || !said.starts_with("error:") {
         return format!("a command is missing; try: {help}");
     }
@@ -216,24 +275,22 @@ fn one_line(message: &str) -> String {
 
 /// Does what was asked.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    let shell = Shell {
-        dry_run: false,
-        verbose: cli.verbose,
-    };
+    let shell = Shell { dry_run: false, verbose: cli.verbose };
     match cli.command {
         Command::Up(args) => up(shell, args),
         Command::Down { name, all } => down(&shell, name, all),
         Command::Status { name, json } => show_status(&shell, name.as_deref(), json),
+        Command::Remote(RemoteCommand::List { name, json }) => remote_list(&shell, name.as_deref(), json),
+        Command::Remote(RemoteCommand::Add { address, name }) => remote_add(&shell, &address, name.as_deref()),
+        Command::Remote(RemoteCommand::Remove { address, name }) => {
+            remotes::remove(&shell, &address, name.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
         Command::Map(MapCommand::List { name, json }) => map_list(&shell, name.as_deref(), json),
         Command::Map(MapCommand::Dump { map, name }) => map_dump(&shell, map.as_deref(), name.as_deref()),
         Command::Doctor { iface, remote, json } => show_doctor(&shell, iface.as_deref(), remote.as_deref(), json),
         Command::Demo { part: None } => demo::start(&shell),
-        Command::Demo {
-            part: Some(DemoPart::Inside),
-        } => demo::run(&shell),
-        Command::Demo {
-            part: Some(DemoPart::Peer),
-        } => demo::peer(),
+        Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&shell),
+        Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
         Command::Source { dir } => clang::write_source(&dir).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -245,70 +302,69 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
         name: args.name,
         interfaces: args.interfaces,
         direction: args.direction,
-        tunnel: args.tunnel,
-        remote: args.remote,
-        source: args.source,
-        oversize: args.oversize,
-        outer: OuterOptions {
-            ttl: args.ttl,
-            tos: args.tos,
-            df: args.df,
+        tunnel: TunnelOptions {
+            kind: args.tunnel,
+            id: args.id,
+            egress_id: args.egress_id,
+            port: args.port,
+            sequence: args.sequence,
+            udp_checksum: args.udp_checksum,
         },
+        remotes: args.remotes,
+        spread: args.spread,
+        sources: args.sources,
+        carriers: args.carriers,
+        oversize: args.oversize,
+        outer: OuterOptions { ttl: args.ttl, tos: args.tos, df: args.df },
     })?;
     let (outcome, warnings) = session::up(&shell, &plan)?;
     for warning in warnings {
         eprintln!("snifctl: {warning}");
     }
-    match outcome {
-        Outcome::Made => {}
-        Outcome::Same { refreshed: false } => {
-            eprintln!("snifctl: session {} is already up with this request", plan.name)
+    let name = &plan.name;
+    let session = match outcome {
+        Outcome::Made(session) => session,
+        Outcome::Same(session) => {
+            eprintln!("snifctl: session {name} is already up with this request");
+            session
         }
-        Outcome::Same { refreshed: true } => {
-            eprintln!(
-                "snifctl: session {} is already up; its remote was resolved anew",
-                plan.name
-            );
+        Outcome::Refreshed(session) => {
+            eprintln!("snifctl: session {name} is already up; its remotes were resolved anew");
+            session
         }
-        Outcome::Shown(header) => {
-            println!("# the outer header, before lengths, id and checksum are patched:");
-            println!("# {}", bpftool::hex(&header));
+        Outcome::Shown(headers) => {
+            headers.iter().for_each(|(address, remote)| show_headers(*address, remote));
             return Ok(ExitCode::SUCCESS);
         }
+    };
+    match session {
+        Some(session) if json => print_json(&serde_json::to_value(Status { sessions: vec![session] })?)?,
+        Some(session) => print(&report::session_line(&session)),
+        None => eprintln!("snifctl: session {name} is up, but its status could not be read; try: snifctl status"),
     }
-    tell_up(&shell, &plan, json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell_up(shell: &Shell, plan: &Plan, json: bool) -> Result<()> {
-    let home = Home::here()?;
-    let _lock = home.lock_to_read()?;
-    let status = status::status(shell, &home, Some(&plan.name))?;
-    if json {
-        return print_json(&serde_json::to_value(&status)?);
+/// The outer headers of a remote, as comment lines: one, or one a direction where they differ.
+fn show_headers(address: IpAddr, remote: &Remote) {
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| remote.outer(direction));
+    print(&format!("# the outer header to {address}, before lengths, ids and checksums are patched:\n"));
+    print(&format!("# {}\n", bpftool::hex(ingress)));
+    if egress != ingress {
+        print("# and of copies of outgoing packets:\n");
+        print(&format!("# {}\n", bpftool::hex(egress)));
     }
-    for session in &status.sessions {
-        print!("{}", report::session_line(session));
-    }
-    Ok(())
 }
 
 /// A map's elements, one a line.
 fn element_lines(dump: &Value) -> Result<String> {
     let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
-    let lines = elements
-        .iter()
-        .map(serde_json::to_string)
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(if lines.is_empty() {
-        "[]".into()
-    } else {
-        format!("[\n  {}\n]", lines.join(",\n  "))
-    })
+    let lines = elements.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    Ok(if lines.is_empty() { "[]".into() } else { format!("[\n  {}\n]", lines.join(",\n  ")) })
 }
 
 fn print_json(value: &Value) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?));
     Ok(())
 }
 
@@ -316,67 +372,78 @@ fn down(shell: &Shell, name: Option<String>, all: bool) -> Result<ExitCode> {
     let name = name.unwrap_or_else(|| "default".into());
     plan::ensure_name(&name)?;
     let target = if all { Target::All } else { Target::One(&name) };
-    if !session::down(shell, &target)? {
-        let what = if all {
-            "no session is up".into()
-        } else {
-            format!("session {name} is not up")
-        };
+    if !teardown::down(shell, &target)? {
+        let what = if all { "no session is up".into() } else { format!("session {name} is not up") };
         eprintln!("snifctl: {what}; nothing to do");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_status(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
+/// What every command that reads sessions needs.
+fn ready_to_read() -> Result<Home> {
     state::ensure_root()?;
-    let home = Home::here()?;
+    doctor::ensure_present(&["bpftool", "tc", "ip"])?;
+    Home::here()
+}
+
+fn show_status(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
+    let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
     let status = status::status(shell, &home, name)?;
     match json {
         true => print_json(&serde_json::to_value(&status)?)?,
-        false => print!("{}", report::status(&status)),
+        false => print(&report::status(&status)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remote_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
+    let home = ready_to_read()?;
+    let _lock = home.lock_to_read()?;
+    let session = state::chosen(&home, name)?;
+    let status = status::status(shell, &home, Some(&session))?;
+    let remotes = &status.sessions[0].remotes;
+    match json {
+        true => print_json(&serde_json::json!({ "remotes": remotes }))?,
+        false => print(&report::remotes(remotes)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remote_add(shell: &Shell, address: &str, name: Option<&str>) -> Result<ExitCode> {
+    for warning in remotes::add(shell, address, name)? {
+        eprintln!("snifctl: {warning}");
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn map_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
-    state::ensure_root()?;
-    let home = Home::here()?;
+    let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
-    let session = session::chosen(&home, name)?;
+    let session = state::chosen(&home, name)?;
     let maps = status::maps(shell, &home, &session)?;
     match json {
         true => print_json(&serde_json::to_value(&maps)?)?,
-        false => print!("{}", report::maps(&maps)),
+        false => print(&report::maps(&maps)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn map_dump(shell: &Shell, map: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
-    state::ensure_root()?;
-    let home = Home::here()?;
+    let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
-    let session = session::chosen(&home, name)?;
+    let session = state::chosen(&home, name)?;
     if let Some(map) = map.filter(|map| !status::MAPS.contains(map)) {
-        bail!(
-            "MAP {map:?} is not a map of session {session}; it has: {}",
-            status::MAPS.join(", ")
-        );
+        bail!("MAP {map:?} is not a map of session {session}; it has: {}", status::MAPS.join(", "));
     }
     let wanted: Vec<&str> = map.map_or_else(|| status::MAPS.to_vec(), |map| vec![map]);
     let dumps = status::dumps(shell, &home, &session, &wanted)?;
-    let elements = dumps
-        .iter()
-        .map(|dump| element_lines(&bpftool::formatted(dump)))
-        .collect::<Result<Vec<_>>>()?;
+    let elements = dumps.iter().map(|dump| element_lines(&bpftool::formatted(dump))).collect::<Result<Vec<_>>>()?;
     match map {
-        Some(_) => println!("{}", elements[0]),
+        Some(_) => print(&format!("{}\n", elements[0])),
         None => {
-            let named = wanted
-                .iter()
-                .zip(elements)
-                .map(|(name, lines)| format!("\"{name}\": {lines}"));
-            println!("{{\n{}\n}}", named.collect::<Vec<_>>().join(",\n"));
+            let named = wanted.iter().zip(elements).map(|(name, lines)| format!("\"{name}\": {lines}"));
+            print(&format!("{{\n{}\n}}\n", named.collect::<Vec<_>>().join(",\n")));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -386,11 +453,7 @@ fn show_doctor(shell: &Shell, iface: Option<&str>, remote: Option<&str>, json: b
     let checks = doctor::checks(shell, iface, remote)?;
     match json {
         true => print_json(&serde_json::json!({ "checks": checks }))?,
-        false => print!("{}", report::checks(&checks)),
+        false => print(&report::checks(&checks)),
     }
-    Ok(if doctor::worst(&checks) == Level::Fail {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if doctor::worst(&checks) == Level::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::exec::{self, Background, Cmd, Shell};
+use crate::exec::{self, Background, Cmd, Shell, print};
 use crate::{doctor, state};
 
 const WATCHED: &str = "192.0.2.1";
@@ -32,17 +32,13 @@ pub fn start(shell: &Shell) -> Result<ExitCode> {
 
 /// The demo itself, inside its namespaces.
 pub fn run(shell: &Shell) -> Result<ExitCode> {
-    let shell = &Shell {
-        dry_run: false,
-        ..*shell
-    };
+    let shell = &Shell { dry_run: false, ..*shell };
     shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
     say("A sandbox: this namespace watches eth0; a peer talks to it; a collector waits behind out0.");
     let peer = Namespace::new()?;
     let collector = Namespace::new()?;
     wire(shell, &peer, &collector)?;
-    let files = tempfile::tempdir()?;
-    let capture = Capture::start(&collector, files.path())?;
+    let capture = Capture::start(&collector, private_dir(shell)?)?;
     let _service = peer.background(&[&exec::own_path()?, "demo", "peer"])?;
 
     say(&format!("$ snifctl up eth0 --tunnel gre --remote {COLLECTOR}"));
@@ -64,14 +60,24 @@ pub fn run(shell: &Shell) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A directory in memory that, like the sandbox, ends with us: mounted where nothing is needed meanwhile.
+fn private_dir(shell: &Shell) -> Result<&'static Path> {
+    let own = exec::own_path()?;
+    let places = ["/mnt", "/srv", "/media", "/opt"].map(Path::new);
+    let place = places.into_iter().find(|place| place.is_dir() && !Path::new(&own).starts_with(place));
+    let place = place.context("none of /mnt, /srv, /media and /opt is a directory; try: mkdir /mnt")?;
+    shell.write(&Cmd::new("mount", ["-t", "tmpfs", "tmpfs", &place.to_string_lossy()]))?;
+    Ok(place)
+}
+
 fn say(text: &str) {
-    println!("\n== {text}");
+    print(&format!("\n== {text}\n"));
 }
 
 /// Runs a command of our own and shows what it prints.
 fn own(shell: &Shell, args: &[&str]) -> Result<()> {
     let program = exec::own_path()?;
-    print!("{}", shell.read(&Cmd::new(&program, args.iter().copied()))?);
+    print(&shell.read(&Cmd::new(&program, args.iter().copied()))?);
     Ok(())
 }
 
@@ -86,9 +92,7 @@ impl Namespace {
         let namespace = Namespace { holder };
         let ours = std::fs::read_link("/proc/self/ns/net")?;
         let theirs = format!("/proc/{}/ns/net", namespace.pid());
-        wait("the namespace", || {
-            std::fs::read_link(&theirs).is_ok_and(|theirs| theirs != ours)
-        })?;
+        wait("the namespace", || std::fs::read_link(&theirs).is_ok_and(|theirs| theirs != ours))?;
         Ok(namespace)
     }
 
@@ -124,10 +128,7 @@ fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
     let here = [
         "link set dev lo up".to_string(),
         format!("link add eth0 type veth peer name peer0 netns {}", peer.pid()),
-        format!(
-            "link add out0 mtu 1600 type veth peer name col0 mtu 1600 netns {}",
-            collector.pid()
-        ),
+        format!("link add out0 mtu 1600 type veth peer name col0 mtu 1600 netns {}", collector.pid()),
         format!("address add {WATCHED}/24 dev eth0"),
         "address add 198.51.100.1/24 dev out0".to_string(),
         "link set dev eth0 up".to_string(),
@@ -142,12 +143,7 @@ fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
         ];
         shell.write(&namespace.command(&["ip", "-batch", "-"]).input(&lines))?;
     }
-    shell
-        .write(&Cmd::new(
-            "ethtool",
-            ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"],
-        ))
-        .map(drop)
+    shell.write(&Cmd::new("ethtool", ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"])).map(drop)
 }
 
 /// The peer's part: answers on TCP and UDP port 7, until it is ended.
@@ -201,19 +197,7 @@ impl Capture {
     fn start(collector: &Namespace, dir: &Path) -> Result<Capture> {
         let path = dir.join("copies.pcap");
         let file = path.to_string_lossy().into_owned();
-        let tcpdump = [
-            "tcpdump",
-            "-i",
-            "col0",
-            "-Z",
-            "root",
-            "-U",
-            "--immediate-mode",
-            "-w",
-            &file,
-            "proto",
-            "gre",
-        ];
+        let tcpdump = ["tcpdump", "-i", "col0", "-Z", "root", "-U", "--immediate-mode", "-w", &file, "proto", "gre"];
         let tshark = ["tshark", "-i", "col0", "-f", "proto gre", "-F", "pcap", "-w", &file];
         let words: &[&str] = match (exec::find("tcpdump"), exec::find("tshark")) {
             (Some(_), _) => &tcpdump,
@@ -227,11 +211,8 @@ impl Capture {
 
     fn show(self, shell: &Shell, collector: &Namespace) -> Result<()> {
         let Some((process, path)) = self.0 else {
-            println!("(neither tshark nor tcpdump is here to decode them; the collector's interface counted:)");
-            print!(
-                "{}",
-                shell.read(&collector.command(&["ip", "-s", "link", "show", "dev", "col0"]))?
-            );
+            print("(neither tshark nor tcpdump is here to decode them; the collector's interface counted:)\n");
+            print(&shell.read(&collector.command(&["ip", "-s", "link", "show", "dev", "col0"]))?);
             return Ok(());
         };
         let file = path.to_string_lossy().into_owned();
@@ -241,7 +222,7 @@ impl Capture {
             Some(_) => Cmd::new("tshark", ["-n", "-r", &file]),
             None => Cmd::new("tcpdump", ["-n", "-e", "-r", &file]),
         };
-        print!("{}", shell.read(&cmd)?);
+        print(&shell.read(&cmd)?);
         Ok(())
     }
 }
@@ -263,13 +244,8 @@ fn settle(path: &Path) -> Result<()> {
 
 fn ensure_clean(shell: &Shell) -> Result<()> {
     let links = crate::ip::links(shell)?;
-    let relay = links
-        .iter()
-        .find(|link| link.ifalias.starts_with(crate::session::ALIAS));
+    let relay = links.iter().find(|link| link.ifalias.starts_with(state::ALIAS));
     ensure!(relay.is_none(), "a relay is left; please report this");
-    ensure!(
-        !Path::new("/sys/fs/bpf/snifctl").exists(),
-        "pins are left; please report this"
-    );
+    ensure!(!Path::new("/sys/fs/bpf/snifctl").exists(), "pins are left; please report this");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Is everything here that snifctl needs, and what stands in the way? Each answer says what a lack prevents and the
 //! command that mends it.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -8,10 +9,9 @@ use serde::Serialize;
 
 use crate::abi::Direction;
 use crate::exec::{self, Cmd, Shell};
-use crate::header::ETH;
 use crate::ip::{self, Link};
-use crate::plan::{self, Tunnel};
-use crate::tc::{self, Filter};
+use crate::plan;
+use crate::tc::{self, Filter, Hooks};
 use crate::{clang, state};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -34,30 +34,15 @@ pub struct Check {
 }
 
 fn ok(name: &str, detail: impl Into<String>) -> Check {
-    Check {
-        level: Level::Ok,
-        name: name.into(),
-        detail: detail.into(),
-        fix: None,
-    }
+    Check { level: Level::Ok, name: name.into(), detail: detail.into(), fix: None }
 }
 
 fn warn(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check {
-        level: Level::Warn,
-        name: name.into(),
-        detail: detail.into(),
-        fix: Some(fix.into()),
-    }
+    Check { level: Level::Warn, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
 }
 
 fn fail(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check {
-    Check {
-        level: Level::Fail,
-        name: name.into(),
-        detail: detail.into(),
-        fix: Some(fix.into()),
-    }
+    Check { level: Level::Fail, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
 }
 
 /// A program that snifctl runs.
@@ -102,7 +87,7 @@ const TOOLS: [Tool; 5] = [
     Tool {
         name: "ethtool",
         version: &["--version"],
-        minimum: (5, 9),
+        minimum: (5, 17),
         package: "ethtool",
         prevents: "the relay cannot be told to make wire frames",
     },
@@ -115,9 +100,8 @@ const KERNEL: (u32, u32) = (5, 15);
 /// The first `major.minor` in a version text: `iproute2-6.1.0` is (6, 1).
 fn version(text: &str) -> Option<(u32, u32)> {
     let dotted = |c: char| !(c.is_ascii_digit() || c == '.');
-    let number = text
-        .split(dotted)
-        .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let number =
+        text.split(dotted).find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
     let mut parts = number.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
 }
@@ -131,18 +115,11 @@ fn check_tool(shell: &Shell, tool: &Tool) -> Check {
     let text = shell.read(&Cmd::new(tool.name, tool.version.iter().copied()));
     match text.ok().as_deref().and_then(version) {
         Some(found) if found < tool.minimum => {
-            let detail = format!(
-                "{}.{} is older than {major}.{minor}: {}",
-                found.0, found.1, tool.prevents
-            );
+            let detail = format!("{}.{} is older than {major}.{minor}: {}", found.0, found.1, tool.prevents);
             fail(tool.name, detail, fix)
         }
         Some(found) => ok(tool.name, format!("{}.{} (at least {major}.{minor})", found.0, found.1)),
-        None => warn(
-            tool.name,
-            format!("says no version that can be read; at least {major}.{minor} is needed"),
-            fix,
-        ),
+        None => warn(tool.name, format!("says no version that can be read; at least {major}.{minor} is needed"), fix),
     }
 }
 
@@ -159,18 +136,10 @@ fn check_headers() -> Check {
 
 /// Refuses to begin while anything is missing or too old, naming all of it at once.
 pub fn ensure_tools(shell: &Shell) -> Result<()> {
-    let quiet = Shell {
-        verbose: false,
-        ..*shell
-    };
+    let quiet = Shell { verbose: false, ..*shell };
     let compiled = clang::is_cached();
     let mut checks: Vec<Check> = Vec::new();
-    checks.extend(
-        TOOLS
-            .iter()
-            .filter(|tool| !compiled || tool.name != "clang")
-            .map(|tool| check_tool(&quiet, tool)),
-    );
+    checks.extend(TOOLS.iter().filter(|tool| !compiled || tool.name != "clang").map(|tool| check_tool(&quiet, tool)));
     if !compiled {
         checks.push(check_headers());
     }
@@ -181,29 +150,18 @@ fn refuse(failed: Vec<Check>) -> Result<()> {
     if failed.is_empty() {
         return Ok(());
     }
-    let what: Vec<String> = failed
-        .iter()
-        .map(|check| format!("{}: {}", check.name, check.detail))
-        .collect();
-    let mut packages: Vec<&str> = failed
-        .iter()
-        .filter_map(|check| check.fix.as_deref()?.strip_prefix("apt-get install "))
-        .collect();
+    let what: Vec<String> = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
+    let mut packages: Vec<&str> =
+        failed.iter().filter_map(|check| check.fix.as_deref()?.strip_prefix("apt-get install ")).collect();
     packages.dedup();
     bail!("{}; try: apt-get install {}", what.join("; "), packages.join(" "))
 }
 
 /// Refuses to begin without these tools.
 pub fn ensure_present(names: &[&str]) -> Result<()> {
-    let missing = TOOLS
-        .iter()
-        .filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
+    let missing = TOOLS.iter().filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
     let fix = |tool: &Tool| format!("apt-get install {}", tool.package);
-    refuse(
-        missing
-            .map(|tool| fail(tool.name, format!("missing: {}", tool.prevents), fix(tool)))
-            .collect(),
-    )
+    refuse(missing.map(|tool| fail(tool.name, format!("missing: {}", tool.prevents), fix(tool))).collect())
 }
 
 /// Every check, in the order in which a lack would be met.
@@ -219,7 +177,7 @@ pub fn checks(shell: &Shell, interface: Option<&str>, remote: Option<&str>) -> R
         checks.extend(check_interface(shell, name, &links)?);
     }
     if let Some(address) = remote {
-        let watched = links.iter().find(|link| Some(link.ifname.as_str()) == interface);
+        let watched = interface.and_then(|name| find(&links, name));
         checks.extend(check_remote(shell, address, &links, watched)?);
     }
     Ok(checks)
@@ -232,10 +190,7 @@ fn check_kernel() -> Check {
         Some(found) if found >= KERNEL => ok("kernel", format!("{release} (at least {}.{})", KERNEL.0, KERNEL.1)),
         _ => fail(
             "kernel",
-            format!(
-                "{release} is older than {}.{}: copies cannot be encapsulated",
-                KERNEL.0, KERNEL.1
-            ),
+            format!("{release} is older than {}.{}: copies cannot be encapsulated", KERNEL.0, KERNEL.1),
             "apt-get install linux-image-amd64",
         ),
     }
@@ -245,40 +200,30 @@ fn check_btf() -> Check {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         return ok("btf", "the kernel has it");
     }
-    fail(
-        "btf",
-        "the kernel has none: maps have no field names",
-        "apt-get install linux-image-amd64",
-    )
+    fail("btf", "the kernel has none: maps have no field names", "apt-get install linux-image-amd64")
 }
 
 fn check_bpffs() -> Check {
     if state::bpffs_is_mounted() {
         return ok("bpffs", "mounted at /sys/fs/bpf");
     }
-    warn(
-        "bpffs",
-        "not mounted: `snifctl up` will mount it",
-        "mount -t bpf bpf /sys/fs/bpf",
-    )
+    warn("bpffs", "not mounted: `snifctl up` will mount it", "mount -t bpf bpf /sys/fs/bpf")
 }
 
 fn check_privileges() -> Check {
     if state::is_root() {
         return ok("privileges", "root");
     }
-    fail(
-        "privileges",
-        "not root: programs cannot be loaded or attached",
-        "sudo snifctl doctor",
-    )
+    let line: Vec<String> = std::env::args().skip(1).map(|arg| exec::quote(&arg)).collect();
+    fail("privileges", "not root: programs cannot be loaded or attached", format!("sudo snifctl {}", line.join(" ")))
 }
 
 fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Check>> {
     plan::ensure_interface_name(name)?;
-    let Some(link) = links.iter().find(|link| link.ifname == name) else {
+    let Some(link) = find(links, name) else {
         return Ok(vec![fail(name, "does not exist: it cannot be watched", "ip link")]);
     };
+    let name = link.ifname.as_str();
     let mut checks = vec![check_link(link)];
     let hooks = tc::hooks(shell, &[name])?.pop();
     let Some(hooks) = hooks else { return Ok(checks) };
@@ -286,29 +231,24 @@ fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Chec
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
         checks.push(fail(name, detail, format!("tc qdisc del dev {name} ingress")));
     } else {
-        let found = if hooks.has_qdisc("clsact") {
-            "clsact is there and will stay"
-        } else {
-            "no clsact: `up` adds it"
-        };
+        let found = if hooks.has_qdisc("clsact") { "clsact is there and will stay" } else { "no clsact: `up` adds it" };
         checks.push(ok(name, found));
     }
     for direction in [Direction::Ingress, Direction::Egress] {
-        let pref = hooks.free_pref(direction);
-        let foreign = hooks.filters(direction).iter().filter(|filter| is_foreign(filter));
-        checks.extend(foreign.map(|filter| check_foreign(name, direction, filter, pref)));
+        checks.extend(check_foreign(name, direction, &hooks));
     }
     checks.extend(check_tcx(shell, link));
     Ok(checks)
 }
 
+fn find<'a>(links: &'a [Link], name: &str) -> Option<&'a Link> {
+    links.iter().find(|link| link.ifname == name || link.altnames.iter().any(|other| other == name))
+}
+
 fn check_link(link: &Link) -> Check {
     let name = &link.ifname;
     if !link.is_ethernet() {
-        let detail = format!(
-            "has no Ethernet header (link type {}): it cannot be watched",
-            link.link_type
-        );
+        let detail = format!("has no Ethernet header (link type {}): it cannot be watched", link.link_type);
         return fail(name, detail, "ip link");
     }
     if !link.is_up() {
@@ -317,30 +257,24 @@ fn check_link(link: &Link) -> Check {
     ok(name, format!("Ethernet, up, MTU {}", link.mtu))
 }
 
-fn is_foreign(filter: &Filter) -> bool {
-    filter.options.is_some() && !filter.program().starts_with("snif_")
+/// The filters of others at a hook. They run in the order in which tc lists them.
+fn check_foreign(dev: &str, direction: Direction, hooks: &Hooks) -> Vec<Check> {
+    let filters: Vec<&Filter> = hooks.filters(direction).iter().filter(|filter| filter.options.is_some()).collect();
+    let ours = filters.iter().position(|filter| filter.program() == direction.program());
+    let pref = hooks.free_pref(direction);
+    let foreign = filters.iter().enumerate().filter(|(_, filter)| !filter.program().starts_with("snif_"));
+    let is_before = |at: usize, filter: &Filter| ours.map_or(filter.pref < pref, |ours| at < ours);
+    foreign.map(|(at, filter)| foreign_line(dev, direction, filter, is_before(at, filter))).collect()
 }
 
-fn check_foreign(dev: &str, direction: Direction, filter: &Filter, ours: u32) -> Check {
+fn foreign_line(dev: &str, direction: Direction, filter: &Filter, before: bool) -> Check {
     let hook = direction.hook();
-    let what = format!(
-        "a foreign {} filter {:?} at {hook} preference {}",
-        filter.kind,
-        filter.program(),
-        filter.pref
-    );
-    if filter.pref < ours {
+    let what = format!("a foreign {} filter {:?} at {hook} preference {}", filter.kind, filter.program(), filter.pref);
+    if before {
         let fix = format!("tc filter show dev {dev} {hook}");
-        return warn(
-            dev,
-            format!("{what} runs before our tap and can hide packets from it"),
-            fix,
-        );
+        return warn(dev, format!("{what} runs before our tap and can hide packets from it"), fix);
     }
-    ok(
-        dev,
-        format!("{what} runs after our tap, which lets every packet through"),
-    )
+    ok(dev, format!("{what} runs after our tap, which lets every packet through"))
 }
 
 /// tcx programs (kernel 6.6) run before clsact. Only a newer bpftool lists them.
@@ -350,94 +284,72 @@ fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
         return None;
     }
     let name = &link.ifname;
-    let listed = shell
-        .read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name]))
-        .unwrap_or_default();
+    let listed = shell.read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name])).unwrap_or_default();
     let tcx = serde_json::from_str::<serde_json::Value>(&listed).unwrap_or_default();
     let found = tcx[0]["tc"].as_array().into_iter().flatten();
     let found = found.filter(|at| at["kind"].as_str().is_some_and(|kind| kind.starts_with("tcx")));
     let names: Vec<&str> = found.filter_map(|at| at["name"].as_str()).collect();
     if !names.is_empty() {
-        let detail = format!(
-            "tcx programs run before our tap and can hide packets from it: {}",
-            names.join(", ")
-        );
+        let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
         return Some(warn(name, detail, format!("bpftool net show dev {name}")));
     }
-    let known = shell
-        .read(&Cmd::new("bpftool", ["version"]))
-        .ok()
-        .as_deref()
-        .and_then(version)?;
+    let known = shell.read(&Cmd::new("bpftool", ["version"])).ok().as_deref().and_then(version)?;
     if known < (7, 3) {
-        let detail = format!(
-            "bpftool {}.{} cannot list tcx programs, which would run before our tap",
-            known.0, known.1
-        );
+        let detail =
+            format!("bpftool {}.{} cannot list tcx programs, which would run before our tap", known.0, known.1);
         return Some(warn(name, detail, "apt-get install -t stable-backports bpftool"));
     }
     Some(ok(name, "no tcx program runs before our tap"))
 }
 
 fn check_remote(shell: &Shell, text: &str, links: &[Link], watched: Option<&Link>) -> Result<Vec<Check>> {
-    let Ok(address) = text.parse() else {
-        bail!("--remote {text:?} is not an IPv4 address; try: --remote 10.0.0.7");
+    let address = match (text.parse::<IpAddr>(), plan::remote(text)) {
+        (_, Ok(address)) => address,
+        (Ok(_), Err(err)) => return Ok(vec![fail("remote", err.to_string(), "snifctl doctor --remote 10.0.0.7")]),
+        (Err(_), Err(err)) => return Err(err),
     };
     let reply = match ip::route_get(shell, address, None)? {
         Ok(reply) => reply,
         Err(reason) => {
             let fix = format!("ip route add {address} via GATEWAY");
-            return Ok(vec![fail(
-                "route",
-                format!("none to {address} ({reason}): copies cannot be sent"),
-                fix,
-            )]);
+            return Ok(vec![fail("route", format!("none to {address} ({reason}): copies cannot be sent"), fix)]);
         }
     };
-    if reply.kind == "local" {
-        let detail = format!("{address} is this machine itself: it cannot be a remote");
-        return Ok(vec![fail("route", detail, "ip address")]);
+    if !matches!(reply.kind.as_str(), "" | "unicast") {
+        let kind =
+            if reply.kind == "local" { "this machine itself".into() } else { format!("a {} address", reply.kind) };
+        return Ok(vec![fail("route", format!("{address} is {kind}: it cannot be a remote"), "ip address")]);
     }
-    let via = reply
-        .gateway
-        .map_or_else(String::new, |gateway| format!(" via {gateway}"));
+    let via = reply.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
     let mut checks = vec![ok("route", format!("{address}{via} dev {}", reply.dev))];
     if let Some(out) = links.iter().find(|link| link.ifname == reply.dev) {
-        let next_hop = reply.gateway.unwrap_or(std::net::IpAddr::V4(address));
-        checks.push(check_neighbour(shell, next_hop, out)?);
-        checks.push(check_mtu(out, watched));
+        let next_hop = reply.gateway.unwrap_or(address);
+        if !out.is_l3() {
+            checks.push(check_neighbour(shell, next_hop, out)?);
+        }
+        checks.push(check_mtu(out, watched, address));
     }
     Ok(checks)
 }
 
-fn check_neighbour(shell: &Shell, next_hop: std::net::IpAddr, out: &Link) -> Result<Check> {
+fn check_neighbour(shell: &Shell, next_hop: IpAddr, out: &Link) -> Result<Check> {
     let mac = ip::neighbour(shell, next_hop, &out.ifname)?.and_then(|found| found.mac());
     Ok(match mac {
-        Some(mac) => ok(
-            "neighbour",
-            format!("{next_hop} is at {}", crate::status::mac_text(&mac)),
-        ),
-        None => warn(
-            "neighbour",
-            format!("{next_hop} is not known yet: `up` asks for it"),
-            format!("ping -c 1 {next_hop}"),
-        ),
+        Some(mac) => ok("neighbour", format!("{next_hop} is at {}", ip::mac_text(&mac))),
+        None => {
+            warn("neighbour", format!("{next_hop} is not known yet: `up` asks for it"), format!("ping -c 1 {next_hop}"))
+        }
     })
 }
 
-fn check_mtu(out: &Link, watched: Option<&Link>) -> Check {
+/// As for plain GRE, the least that a tunnel adds.
+fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr) -> Check {
     let Some(watched) = watched else {
         return ok("mtu", format!("{} towards {}", out.mtu, out.ifname));
     };
-    let needed = watched.mtu + ETH as u32 + Tunnel::Gre.overhead();
+    let needed = watched.mtu + if remote.is_ipv6() { 58 } else { 38 };
     if out.mtu >= needed {
-        return ok(
-            "mtu",
-            format!(
-                "{} on {}, whole copies of {} need {needed}",
-                out.mtu, out.ifname, watched.ifname
-            ),
-        );
+        return ok("mtu", format!("{} on {}, whole copies of {} need {needed}", out.mtu, out.ifname, watched.ifname));
     }
     warn(
         "mtu",
@@ -475,15 +387,8 @@ mod tests {
     #[test]
     fn all_that_is_missing_is_named_at_once() {
         let missing = |name: &str, package: &str| fail(name, "missing: x", format!("apt-get install {package}"));
-        let err = refuse(vec![
-            missing("tc", "iproute2"),
-            missing("ip", "iproute2"),
-            missing("clang", "clang"),
-        ]);
+        let err = refuse(vec![missing("tc", "iproute2"), missing("ip", "iproute2"), missing("clang", "clang")]);
         let text = err.unwrap_err().to_string();
-        assert_eq!(
-            text,
-            "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang"
-        );
+        assert_eq!(text, "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -21,11 +21,7 @@ pub struct Cmd {
 impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
     pub fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
-        Cmd {
-            program: program.into(),
-            args: args.into_iter().map(Into::into).collect(),
-            stdin: None,
-        }
+        Cmd { program: program.into(), args: args.into_iter().map(Into::into).collect(), stdin: None }
     }
 
     /// Lines for the program's standard input.
@@ -44,6 +40,14 @@ pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+impl Cmd {
+    /// The words of the call, without what it is fed.
+    fn words(&self) -> String {
+        let words = std::iter::once(&self.program).chain(&self.args);
+        words.map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(text) = &self.stdin {
@@ -53,8 +57,7 @@ impl fmt::Display for Cmd {
             });
             write!(f, "printf '%s\\n'{lines} | ")?;
         }
-        let words = std::iter::once(&self.program).chain(&self.args);
-        f.write_str(&words.map(|word| quote(word)).collect::<Vec<_>>().join(" "))
+        f.write_str(&self.words())
     }
 }
 
@@ -69,13 +72,8 @@ pub struct Failed {
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let said = self.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
-        let command: String = self.command.chars().take(300).collect();
-        write!(
-            f,
-            "`{command}` failed ({}): {}",
-            self.status,
-            if said.is_empty() { "it gave no reason" } else { &said }
-        )
+        let command = &self.command;
+        write!(f, "`{command}` failed ({}): {}", self.status, if said.is_empty() { "it gave no reason" } else { &said })
     }
 }
 
@@ -87,6 +85,14 @@ pub fn find(program: &str) -> Option<PathBuf> {
     path.push(":");
     path.push(SBIN);
     which::which_in(program, Some(path), "/").ok()
+}
+
+/// Writes a result to standard output. Who no longer reads it has seen enough: then there is nothing more to do.
+pub fn print(text: &str) {
+    let mut stdout = io::stdout();
+    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
+        std::process::exit(0);
+    }
 }
 
 /// How outer programs are run: for real, or printed (`--dry-run`), or both (`-v`).
@@ -108,7 +114,7 @@ impl Shell {
     /// Runs a command that changes the machine; a dry run prints it instead.
     pub fn write(&self, cmd: &Cmd) -> Result<String> {
         if self.dry_run {
-            println!("{cmd}");
+            print(&format!("{cmd}\n"));
             return Ok(String::new());
         }
         self.read(cmd)
@@ -118,7 +124,7 @@ impl Shell {
     pub fn act(&self, shown: &str, path: &Path, change: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
         let line = format!("{shown} {}", quote(&path.to_string_lossy()));
         if self.dry_run {
-            println!("{line}");
+            print(&format!("{line}\n"));
             return Ok(());
         }
         if self.verbose {
@@ -139,13 +145,9 @@ fn run(cmd: &Cmd) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = if output.stderr.is_empty() {
-        &output.stdout
-    } else {
-        &output.stderr
-    };
+    let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
     Err(Failed {
-        command: cmd.to_string(),
+        command: cmd.words(),
         status: output.status.to_string(),
         stderr: String::from_utf8_lossy(said).into_owned(),
     }
@@ -167,10 +169,7 @@ pub struct Background(duct::Handle);
 impl Background {
     pub fn start(cmd: &Cmd) -> Result<Background> {
         let call = expression(cmd)?.stdin_null().stdout_null().stderr_null().unchecked();
-        Ok(Background(
-            call.start()
-                .with_context(|| format!("could not start {}", cmd.program))?,
-        ))
+        Ok(Background(call.start().with_context(|| format!("could not start {}", cmd.program))?))
     }
 
     pub fn pid(&self) -> u32 {
@@ -193,10 +192,7 @@ pub fn replace(cmd: &Cmd) -> Result<std::process::ExitCode> {
 
 /// The path of this very binary.
 pub fn own_path() -> Result<String> {
-    Ok(std::env::current_exe()
-        .context("cannot tell our own path")?
-        .to_string_lossy()
-        .into_owned())
+    Ok(std::env::current_exe().context("cannot tell our own path")?.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

@@ -1,201 +1,280 @@
-//! The outer header as data: for each remote the finished bytes that the kernel puts before a copy.
+//! The outer header as data: for each remote the finished bytes that the kernel puts before a copy, and where in them it
+//! patches what differs from copy to copy.
 //!
-//! A new tunnel type is another list of bytes here; the kernel program only patches lengths, ids and checksums.
+//! A new tunnel type is another list of bytes and positions here, and nothing in the kernel program.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::abi::{HEADER_BYTES, HEADER_L3, Remote, remote_flag};
-use crate::plan::{OuterOptions, Tunnel};
+use crate::abi::{Direction, ETHERNET, HEADER_L3, Positions, Remote, Template, remote_flag};
+use crate::plan::{OuterOptions, Tunnel, TunnelOptions};
 
-/// Bytes of an Ethernet header.
-pub const ETH: usize = 14;
 const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 const IPV4: usize = 20;
+const IPV6: usize = 40;
+const UDP: usize = 8;
 const IP_DF: u16 = 0x4000;
+const PROTO_UDP: u8 = 17;
+const PROTO_GRE: u8 = 47;
 
-/// linux/bpf.h: `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`, `_L4_GRE`, `_L2_ETH`.
+/// RFC 2784 and 2890: flags of the first word, and protocol types of the payload.
+const GRE_KEY: u16 = 0x2000;
+const GRE_SEQUENCE: u16 = 0x1000;
+const ETH_P_TEB: u16 = 0x6558;
+/// draft-foschiano-erspan-03: types I and II, and type III.
+const ETH_P_ERSPAN: u16 = 0x88be;
+const ETH_P_ERSPAN3: u16 = 0x22eb;
+/// "VLAN tag preserved in the frame", the encapsulation field of type II.
+const ERSPAN_TAG_INSIDE: u8 = 3;
+/// Type III: an Ethernet frame (P), timestamps in IEEE 1588 form (Gra 2), a platform subheader (O), of platform 5: port and
+/// the seconds that belong to the nanoseconds in the header.
+const ERSPAN3_FLAGS: u16 = 1 << 15 | 2 << 1 | 1;
+const ERSPAN3_PLATFORM: u32 = 5 << 26;
+
+/// linux/bpf.h: `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`, `_L3_IPV6`, `_L4_GRE`, `_L4_UDP`, `_L2_ETH`.
 const ENCAP_L3_IPV4: u64 = 1 << 1;
+const ENCAP_L3_IPV6: u64 = 1 << 2;
 const ENCAP_L4_GRE: u64 = 1 << 3;
+const ENCAP_L4_UDP: u64 = 1 << 4;
 const ENCAP_L2_ETH: u64 = 1 << 6;
-
-/// RFC 2784: no flags, version 0, and the protocol type of transparent Ethernet bridging.
-const GRE: [u8; 4] = [0, 0, 0x65, 0x58];
 
 /// What the outer header of one remote is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
-    pub tunnel: Tunnel,
-    pub source: Ipv4Addr,
-    pub remote: Ipv4Addr,
+    pub tunnel: TunnelOptions,
+    pub source: IpAddr,
+    pub remote: IpAddr,
     pub options: OuterOptions,
-    /// The out interface's address and the next hop's; without the latter copies are dropped, not sent.
-    pub source_mac: [u8; 6],
-    pub next_hop_mac: Option<[u8; 6]>,
-    /// ifindex of the out interface.
+    /// The way out; without it copies are dropped, not sent.
+    pub path: Option<Path>,
+}
+
+/// How packets to a remote leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
+    /// Of the out interface.
     pub ifindex: u32,
     /// Bytes of the largest outer IP packet.
     pub mtu: u32,
-    /// Whether copies must be made whole before they reach the out interface.
+    pub source_mac: [u8; 6],
+    /// `None` while the neighbour does not answer.
+    pub next_hop_mac: Option<[u8; 6]>,
+    /// Copies must be made whole before they reach the out interface.
     pub finish: bool,
+    /// The out interface takes IP packets without a link header.
+    pub l3: bool,
 }
 
-impl Tunnel {
-    /// The bytes between the outer IP header and the inner frame.
-    fn header(self) -> Vec<u8> {
-        match self {
-            Tunnel::Gre => GRE.to_vec(),
+/// The bytes between the outer IP header and the inner frame, and positions in them (from their start, plus one).
+struct TunnelHeader {
+    bytes: Vec<u8>,
+    at: Positions,
+}
+
+impl TunnelOptions {
+    fn header(&self, direction: Direction) -> TunnelHeader {
+        let id = match direction {
+            Direction::Ingress => self.id,
+            Direction::Egress => self.egress_id.or(self.id),
+        };
+        let id_or_one = id.unwrap_or(1);
+        match self.kind {
+            Tunnel::Gre => gre(id, self.sequence),
+            Tunnel::Vxlan => udp(self.port(), [0x0800_0000, id_or_one << 8]),
+            Tunnel::Geneve => udp(self.port(), [ETH_P_TEB.into(), id_or_one << 8]),
+            Tunnel::Erspan1 => plain(words16([0, ETH_P_ERSPAN])),
+            Tunnel::Erspan2 => erspan2(id_or_one),
+            Tunnel::Erspan3 => erspan3(id_or_one, direction),
         }
     }
 
     /// The IP protocol number of the tunnel's packets.
-    pub fn protocol(self) -> u8 {
-        match self {
-            Tunnel::Gre => 47,
+    pub fn protocol(&self) -> u8 {
+        match self.kind {
+            Tunnel::Vxlan | Tunnel::Geneve => PROTO_UDP,
+            _ => PROTO_GRE,
         }
     }
 
-    /// UDP port, 0 without UDP.
-    pub fn port(self) -> u16 {
-        match self {
-            Tunnel::Gre => 0,
-        }
-    }
-
-    fn room_flags(self) -> u64 {
-        match self {
-            Tunnel::Gre => ENCAP_L3_IPV4 | ENCAP_L4_GRE | ENCAP_L2_ETH,
+    /// UDP destination port, 0 without UDP. RFC 7348 and RFC 8926.
+    pub fn port(&self) -> u16 {
+        match self.kind {
+            Tunnel::Vxlan => self.port.unwrap_or(4789),
+            Tunnel::Geneve => self.port.unwrap_or(6081),
+            _ => 0,
         }
     }
 
     /// Bytes that the tunnel adds to a frame inside the outer link header: outer IP and tunnel header.
-    pub fn overhead(self) -> u32 {
-        (IPV4 + self.header().len()) as u32
+    pub fn overhead(&self, remote: IpAddr) -> u32 {
+        (ip_len(remote) + self.header(Direction::Ingress).bytes.len()) as u32
     }
 }
 
-/// The remote's map value: template, patch facts and flags.
+fn ip_len(remote: IpAddr) -> usize {
+    if remote.is_ipv6() { IPV6 } else { IPV4 }
+}
+
+fn words16<const N: usize>(words: [u16; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
+fn words32<const N: usize>(words: [u32; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
+fn plain(bytes: Vec<u8>) -> TunnelHeader {
+    TunnelHeader { bytes, at: Positions::default() }
+}
+
+fn gre(key: Option<u32>, sequence: bool) -> TunnelHeader {
+    let flags = if key.is_some() { GRE_KEY } else { 0 } | if sequence { GRE_SEQUENCE } else { 0 };
+    let mut bytes = words16([flags, ETH_P_TEB]);
+    bytes.extend(key.map(u32::to_be_bytes).into_iter().flatten());
+    let at = Positions { sequence: if sequence { bytes.len() as u8 + 1 } else { 0 }, ..Positions::default() };
+    bytes.extend(if sequence { &[0; 4][..] } else { &[] });
+    TunnelHeader { bytes, at }
+}
+
+/// A UDP header whose source port, length and checksum the kernel writes, and eight bytes of VXLAN or Geneve.
+fn udp(port: u16, header: [u32; 2]) -> TunnelHeader {
+    let bytes = [words16([0, port, 0, 0]), words32(header)].concat();
+    TunnelHeader { bytes, at: Positions { udp: 1, ..Positions::default() } }
+}
+
+/// GRE with a sequence number; version 1 and session id; index, which carries the tap.
+fn erspan2(session: u32) -> TunnelHeader {
+    let bytes = [words16([GRE_SEQUENCE, ETH_P_ERSPAN]), words32([0, 1 << 28 | session, 0])].concat();
+    TunnelHeader { bytes, at: Positions { sequence: 5, vlan: 9, port: 15, ..Positions::default() } }
+}
+
+/// GRE with a sequence number; version 2 and session id; nanoseconds; flags; platform and port; seconds.
+fn erspan3(session: u32, direction: Direction) -> TunnelHeader {
+    let flags = u32::from(ERSPAN3_FLAGS) | (direction as u32) << 3;
+    let head = words16([GRE_SEQUENCE, ETH_P_ERSPAN3]);
+    let bytes = [head, words32([0, 2 << 28 | session, 0, flags, ERSPAN3_PLATFORM, 0])].concat();
+    TunnelHeader { bytes, at: Positions { udp: 0, sequence: 5, vlan: 9, time: 13, port: 23, seconds: 25 } }
+}
+
+/// Moves positions that count from the tunnel header's start, plus one, to where that stands in a template.
+fn positions(at: Positions, start: usize) -> Positions {
+    let moved = |position: u8| if position == 0 { 0 } else { position - 1 + start as u8 };
+    Positions {
+        udp: moved(at.udp),
+        sequence: moved(at.sequence),
+        vlan: moved(at.vlan),
+        port: moved(at.port),
+        time: moved(at.time),
+        seconds: moved(at.seconds),
+    }
+}
+
+/// The remote's map value: templates, patch positions and flags.
 pub fn remote(outer: &Outer) -> Remote {
-    let ip = ipv4_header(outer);
-    let tunnel = outer.tunnel.header();
-    let mut header = [0; HEADER_BYTES];
-    let bytes = [ethernet_header(outer).as_slice(), &ip, &tunnel].concat();
-    header[HEADER_L3 - ETH..][..bytes.len()].copy_from_slice(&bytes);
+    let ip_len = ip_len(outer.remote);
+    let tunnels = [Direction::Ingress, Direction::Egress].map(|direction| outer.tunnel.header(direction));
+    let ip = ip_header(outer);
+    let template = |tunnel: &TunnelHeader| {
+        let bytes = [&ethernet_header(outer)[..], &ip, &tunnel.bytes].concat();
+        let mut template = Template::default();
+        template.0[HEADER_L3 - ETHERNET..][..bytes.len()].copy_from_slice(&bytes);
+        template
+    };
     Remote {
-        room_flags: outer.tunnel.room_flags(),
-        ifindex: outer.ifindex,
-        mtu: outer.mtu,
-        sum: sum_without_fragment(&ip),
-        flags: flags(outer),
-        link_len: ETH as u8,
-        outer_len: bytes.len() as u8,
-        header,
+        room_flags: room_flags(outer),
+        ifindex: outer.path.map_or(0, |path| path.ifindex),
+        mtu: outer.path.map_or(0, |path| path.mtu),
+        sum: if outer.remote.is_ipv4() { sum_without_fragment(&ip) } else { 0 },
+        udp_sum: tunnels.each_ref().map(|tunnel| if tunnel.at.udp == 0 { 0 } else { udp_sum(outer, tunnel) }),
+        flags: flags(outer, tunnels[0].at),
+        outer_len: (ETHERNET + ip_len + tunnels[0].bytes.len()) as u8,
+        ip_len: ip_len as u8,
+        at: positions(tunnels[0].at, HEADER_L3 + ip_len),
+        tagged: if outer.tunnel.kind == Tunnel::Erspan2 { ERSPAN_TAG_INSIDE } else { 0 },
+        headers: tunnels.each_ref().map(template),
     }
 }
 
-fn flags(outer: &Outer) -> u16 {
-    let unresolved = if outer.next_hop_mac.is_none() {
-        remote_flag::UNRESOLVED
-    } else {
-        0
+fn room_flags(outer: &Outer) -> u64 {
+    let l3 = if outer.remote.is_ipv6() { ENCAP_L3_IPV6 } else { ENCAP_L3_IPV4 };
+    let l4 = if outer.tunnel.protocol() == PROTO_UDP { ENCAP_L4_UDP } else { ENCAP_L4_GRE };
+    l3 | l4 | ENCAP_L2_ETH
+}
+
+fn flags(outer: &Outer, at: Positions) -> u16 {
+    use remote_flag::{DF, FINISH, FLOW, IPV6, L3, PER_FRAME, UDP_CHECKSUM, UNRESOLVED};
+    let path = outer.path.as_ref();
+    let resolved = path.is_some_and(|path| path.l3 || path.next_hop_mac.is_some());
+    let checksum = outer.tunnel.udp_checksum;
+    [
+        (UNRESOLVED, !resolved),
+        (FINISH, checksum || path.is_some_and(|path| path.finish)),
+        (DF, outer.options.df),
+        (PER_FRAME, at.sequence != 0 || checksum),
+        (IPV6, outer.remote.is_ipv6()),
+        (L3, path.is_some_and(|path| path.l3)),
+        (FLOW, at.udp != 0 || outer.remote.is_ipv6()),
+        (UDP_CHECKSUM, checksum),
+    ]
+    .into_iter()
+    .fold(0, |flags, (flag, on)| if on { flags | flag } else { flags })
+}
+
+fn ethernet_header(outer: &Outer) -> [u8; ETHERNET] {
+    let mut header = [0; ETHERNET];
+    if let Some(path) = &outer.path {
+        header[..6].copy_from_slice(&path.next_hop_mac.unwrap_or_default());
+        header[6..12].copy_from_slice(&path.source_mac);
+    }
+    let ethertype = if outer.remote.is_ipv6() { ETH_P_IPV6 } else { ETH_P_IP };
+    header[12..].copy_from_slice(&ethertype.to_be_bytes());
+    header
+}
+
+/// RFC 791 or RFC 8200, with length, id, flow label and checksum zero: the kernel writes them for every copy.
+fn ip_header(outer: &Outer) -> Vec<u8> {
+    let OuterOptions { ttl, tos, df } = outer.options;
+    let protocol = outer.tunnel.protocol();
+    match (outer.source, outer.remote) {
+        (IpAddr::V4(source), IpAddr::V4(remote)) => {
+            let fixed = [0x45, tos, 0, 0, 0, 0, if df { (IP_DF >> 8) as u8 } else { 0 }, 0, ttl, protocol, 0, 0];
+            [&fixed[..], &source.octets(), &remote.octets()].concat()
+        }
+        (source, remote) => {
+            let octets = |address: IpAddr| match address {
+                IpAddr::V6(address) => address.octets(),
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            };
+            let fixed = [0x60 | tos >> 4, tos << 4, 0, 0, 0, 0, protocol, ttl];
+            [&fixed[..], &octets(source), &octets(remote)].concat()
+        }
+    }
+}
+
+/// Sum of 16-bit words as they lie in memory: RFC 1071 sums are the same in any byte order.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks_exact(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
+}
+
+/// The header's sum without the fragment word, which the kernel patches and adds.
+fn sum_without_fragment(ip: &[u8]) -> u32 {
+    sum(&ip[..6]) + sum(&ip[8..])
+}
+
+/// What is constant under the UDP checksum: addresses and protocol of the pseudo header, destination port, and what
+/// follows the UDP header. RFC 768, RFC 8200.
+fn udp_sum(outer: &Outer, tunnel: &TunnelHeader) -> u32 {
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     };
-    let finish = if outer.finish { remote_flag::FINISH } else { 0 };
-    let df = if outer.options.df { remote_flag::DF } else { 0 };
-    unresolved | finish | df
-}
-
-fn ethernet_header(outer: &Outer) -> [u8; ETH] {
-    let mut header = [0; ETH];
-    header[..6].copy_from_slice(&outer.next_hop_mac.unwrap_or_default());
-    header[6..12].copy_from_slice(&outer.source_mac);
-    header[12..].copy_from_slice(&ETH_P_IP.to_be_bytes());
-    header
-}
-
-/// RFC 791, with length, id and checksum zero: the kernel writes them for every copy.
-fn ipv4_header(outer: &Outer) -> [u8; IPV4] {
-    let mut header = [0; IPV4];
-    header[0] = 0x45;
-    header[1] = outer.options.tos;
-    header[6..8].copy_from_slice(&if outer.options.df { IP_DF } else { 0 }.to_be_bytes());
-    header[8] = outer.options.ttl;
-    header[9] = outer.tunnel.protocol();
-    header[12..16].copy_from_slice(&outer.source.octets());
-    header[16..].copy_from_slice(&outer.remote.octets());
-    header
-}
-
-/// The sum of the header's words as they lie in memory (RFC 1071 sums are the same in any byte order), without the
-/// fragment word, which the kernel patches and adds.
-fn sum_without_fragment(ip: &[u8; IPV4]) -> u32 {
-    let words = ip.chunks_exact(2).enumerate().filter(|(at, _)| *at != 3);
-    words
-        .map(|(_, word)| u32::from(u16::from_ne_bytes([word[0], word[1]])))
-        .sum()
+    sum(&octets(outer.source))
+        + sum(&octets(outer.remote))
+        + sum(&[0, PROTO_UDP])
+        + sum(&tunnel.bytes[2..4])
+        + sum(&tunnel.bytes[UDP..])
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn outer() -> Outer {
-        Outer {
-            tunnel: Tunnel::Gre,
-            source: Ipv4Addr::new(192, 0, 2, 1),
-            remote: Ipv4Addr::new(198, 51, 100, 7),
-            options: OuterOptions {
-                ttl: 64,
-                tos: 0,
-                df: false,
-            },
-            source_mac: [2, 0, 0, 0, 0, 1],
-            next_hop_mac: Some([2, 0, 0, 0, 0, 2]),
-            ifindex: 5,
-            mtu: 1500,
-            finish: false,
-        }
-    }
-
-    #[test]
-    fn the_gre_header_is_the_one_of_the_rfcs() {
-        let remote = remote(&outer());
-        let expected = [
-            &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0][..],
-            &[0x45, 0, 0, 0, 0, 0, 0, 0, 64, 47, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7],
-            &[0, 0, 0x65, 0x58],
-        ]
-        .concat();
-        assert_eq!(remote.outer(), expected);
-        assert_eq!(Tunnel::Gre.overhead(), 24);
-    }
-
-    #[test]
-    fn df_and_a_missing_neighbour_are_flags() {
-        let mut odd = outer();
-        odd.options.df = true;
-        odd.next_hop_mac = None;
-        let remote = remote(&odd);
-        assert_eq!(remote.flags, remote_flag::DF | remote_flag::UNRESOLVED);
-        assert_eq!(remote.outer_ip()[6], 0x40);
-    }
-
-    #[test]
-    fn the_sum_completes_to_a_right_checksum() {
-        let remote = remote(&outer());
-        let patched = [
-            u16::from_ne_bytes(84u16.to_be_bytes()),
-            u16::from_ne_bytes(7u16.to_be_bytes()),
-        ];
-        let mut sum = patched.iter().map(|word| u32::from(*word)).sum::<u32>() + remote.sum;
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        let mut ip = remote.outer_ip()[..IPV4].to_vec();
-        ip[2..4].copy_from_slice(&84u16.to_be_bytes());
-        ip[4..6].copy_from_slice(&7u16.to_be_bytes());
-        ip[10..12].copy_from_slice(&(!(sum as u16)).to_ne_bytes());
-        let total: u32 = ip
-            .chunks(2)
-            .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
-            .sum();
-        assert_eq!((total & 0xffff) + (total >> 16), 0xffff);
-    }
-}
+#[path = "header_test.rs"]
+mod tests;

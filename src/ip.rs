@@ -1,6 +1,6 @@
 //! What `ip` and `ethtool` know: links, routes, neighbours, addresses. JSON in, typed values out.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -57,6 +57,11 @@ impl Link {
         matches!(self.link_type.as_str(), "ether" | "loopback")
     }
 
+    /// Packets of this interface begin with the IP header.
+    pub fn is_l3(&self) -> bool {
+        ["none", "ipip", "tunnel6", "sit", "gre", "gre6", "void", "rawip", "ppp"].contains(&self.link_type.as_str())
+    }
+
     pub fn mac(&self) -> Option<[u8; 6]> {
         parse_mac(&self.address)
     }
@@ -66,6 +71,11 @@ impl Link {
 pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
     bytes?.try_into().ok()
+}
+
+/// Bytes as `02:00:00:00:00:01`.
+pub fn mac_text(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
 /// Every interface of this network namespace.
@@ -93,7 +103,7 @@ pub struct Metrics {
 }
 
 /// The route to `address`, or the kernel's reason why there is none.
-pub fn route_get(shell: &Shell, address: Ipv4Addr, source: Option<Ipv4Addr>) -> Result<Result<RouteReply, String>> {
+pub fn route_get(shell: &Shell, address: IpAddr, source: Option<IpAddr>) -> Result<Result<RouteReply, String>> {
     let mut args = vec!["-j".to_string(), "route".into(), "get".into(), address.to_string()];
     if let Some(source) = source {
         args.extend(["from".into(), source.to_string()]);
@@ -104,11 +114,7 @@ pub fn route_get(shell: &Shell, address: Ipv4Addr, source: Option<Ipv4Addr>) -> 
             Ok(replies.into_iter().next().ok_or_else(|| "no route".to_string()))
         }
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => Ok(Err(failed
-                .stderr
-                .trim()
-                .trim_start_matches("RTNETLINK answers: ")
-                .to_string())),
+            Ok(failed) => Ok(Err(failed.stderr.trim().trim_start_matches("RTNETLINK answers: ").to_string())),
             Err(err) => Err(err),
         },
     }
@@ -125,10 +131,7 @@ pub struct Neighbour {
 impl Neighbour {
     /// The link-layer address, unless the kernel has given the neighbour up.
     pub fn mac(&self) -> Option<[u8; 6]> {
-        let usable = !self
-            .state
-            .iter()
-            .any(|state| state == "FAILED" || state == "INCOMPLETE");
+        let usable = !self.state.iter().any(|state| state == "FAILED" || state == "INCOMPLETE");
         self.lladdr.as_deref().filter(|_| usable).and_then(parse_mac)
     }
 }
@@ -159,11 +162,7 @@ struct AddressInfo {
 /// Every address that this network namespace owns.
 pub fn addresses(shell: &Shell) -> Result<Vec<IpAddr>> {
     let replies: Vec<AddressReply> = parse(&shell.read(&Cmd::new("ip", ["-j", "address", "show"]))?, "ip address")?;
-    Ok(replies
-        .into_iter()
-        .flat_map(|reply| reply.addr_info)
-        .filter_map(|info| info.local)
-        .collect())
+    Ok(replies.into_iter().flat_map(|reply| reply.addr_info).filter_map(|info| info.local).collect())
 }
 
 #[derive(Deserialize)]
@@ -176,13 +175,8 @@ struct Feature {
 pub fn offloads_checksums(shell: &Shell, dev: &str) -> Result<bool> {
     let text = shell.read(&Cmd::new("ethtool", ["--json", "-k", dev]))?;
     let all: Vec<serde_json::Map<String, serde_json::Value>> = parse(&text, "ethtool")?;
-    let feature = all
-        .into_iter()
-        .next()
-        .and_then(|mut features| features.remove("tx-checksumming"));
-    Ok(feature
-        .and_then(|value| serde_json::from_value::<Feature>(value).ok())
-        .is_some_and(|feature| feature.active))
+    let feature = all.into_iter().next().and_then(|mut features| features.remove("tx-checksumming"));
+    Ok(feature.and_then(|value| serde_json::from_value::<Feature>(value).ok()).is_some_and(|feature| feature.active))
 }
 
 /// Reads a tool's JSON. An empty answer is an empty list: `ip` prints nothing where it finds nothing.
@@ -199,10 +193,7 @@ mod tests {
 
     #[test]
     fn a_failed_neighbour_has_no_address() {
-        let known = |state: &str| Neighbour {
-            lladdr: Some("02:00:00:00:00:01".into()),
-            state: vec![state.into()],
-        };
+        let known = |state: &str| Neighbour { lladdr: Some("02:00:00:00:00:01".into()), state: vec![state.into()] };
         assert_eq!(known("STALE").mac(), Some([2, 0, 0, 0, 0, 1]));
         assert_eq!(known("FAILED").mac(), None);
     }

@@ -10,12 +10,14 @@ mod exec;
 mod header;
 mod ip;
 mod plan;
+mod remotes;
 mod report;
 mod route;
 mod session;
 mod state;
 mod status;
 mod tc;
+mod teardown;
 
 use std::process::ExitCode;
 

@@ -1,14 +1,15 @@
 //! From the command line to a checked request. Pure: no look at the machine.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::abi::{Direction, MAX_TAPS};
+use crate::abi::{Direction, MAX_REMOTES, MAX_TAPS};
 
 /// `enum oversize`: what becomes of a copy larger than the out interface's MTU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Oversize {
     /// Cut TCP super-packets so that each copy fits; fragment other frames
@@ -22,15 +23,35 @@ pub enum Oversize {
 }
 
 /// The encapsulation of the copies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Tunnel {
     /// GRE with transparent Ethernet bridging (RFC 2784, protocol 0x6558)
     Gre,
+    /// VXLAN (RFC 7348)
+    Vxlan,
+    /// Geneve (RFC 8926)
+    Geneve,
+    /// ERSPAN type I: GRE with protocol 0x88be and nothing more
+    Erspan1,
+    /// ERSPAN type II: sequence, session id, inner VLAN
+    Erspan2,
+    /// ERSPAN type III: also direction and a timestamp of 64 bits
+    Erspan3,
+}
+
+/// `enum spread`: which of several remotes get a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Spread {
+    /// Every remote gets every copy
+    Replicate = 0,
+    /// Each flow, both directions, goes to one remote
+    Flow = 1,
 }
 
 /// Which packets of an interface are copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Watch {
     Both,
@@ -48,6 +69,42 @@ impl Watch {
     }
 }
 
+/// The tunnel and what its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelOptions {
+    pub kind: Tunnel,
+    /// GRE key, VNI or ERSPAN session id.
+    pub id: Option<u32>,
+    /// The same for copies of outgoing packets, where it differs.
+    pub egress_id: Option<u32>,
+    /// UDP destination port.
+    pub port: Option<u16>,
+    /// GRE sequence numbers.
+    pub sequence: bool,
+    pub udp_checksum: bool,
+}
+
+impl TunnelOptions {
+    /// The largest id that the type can carry.
+    fn largest_id(&self) -> Option<u32> {
+        match self.kind {
+            Tunnel::Gre => Some(u32::MAX),
+            Tunnel::Vxlan | Tunnel::Geneve => Some((1 << 24) - 1),
+            Tunnel::Erspan1 => None,
+            Tunnel::Erspan2 | Tunnel::Erspan3 => Some((1 << 10) - 1),
+        }
+    }
+
+    fn is_udp(&self) -> bool {
+        matches!(self.kind, Tunnel::Vxlan | Tunnel::Geneve)
+    }
+}
+
+/// The name of a unit enum's value on the command line.
+pub fn spelled(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+}
+
 /// Fields of the outer IP header that the user chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OuterOptions {
@@ -56,15 +113,36 @@ pub struct OuterOptions {
     pub df: bool,
 }
 
+/// Where an out interface that is a tunnel sends its own packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carrier {
+    pub address: IpAddr,
+    /// UDP destination port, 0 for any packet.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Carrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            0 => write!(f, "{}", self.address),
+            port => write!(f, "{}", std::net::SocketAddr::new(self.address, port)),
+        }
+    }
+}
+
 /// A checked request for a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     pub name: String,
     pub interfaces: Vec<String>,
     pub direction: Watch,
-    pub tunnel: Tunnel,
-    pub remote: Ipv4Addr,
-    pub source: Option<Ipv4Addr>,
+    pub tunnel: TunnelOptions,
+    pub remotes: Vec<IpAddr>,
+    pub spread: Spread,
+    /// At most one of each address family.
+    pub sources: Vec<IpAddr>,
+    /// `None`: nothing was said of them.
+    pub carriers: Option<Vec<Carrier>>,
     pub oversize: Oversize,
     pub outer: OuterOptions,
 }
@@ -75,9 +153,11 @@ pub struct Request {
     pub name: String,
     pub interfaces: Vec<String>,
     pub direction: Watch,
-    pub tunnel: Tunnel,
-    pub remote: String,
-    pub source: Option<String>,
+    pub tunnel: TunnelOptions,
+    pub remotes: Vec<String>,
+    pub spread: Spread,
+    pub sources: Vec<String>,
+    pub carriers: Vec<String>,
     pub oversize: Oversize,
     pub outer: OuterOptions,
 }
@@ -86,21 +166,21 @@ pub struct Request {
 pub fn plan(request: Request) -> Result<Plan> {
     ensure_name(&request.name)?;
     ensure_interfaces(&request.interfaces, request.direction)?;
+    ensure_tunnel(&request.tunnel)?;
     ensure_df_fits(&request)?;
-    let source = request
-        .source
-        .as_deref()
-        .map(|text| address("--source", text))
-        .transpose()?;
-    let remote = address("--remote", &request.remote)?;
-    ensure_unicast("--remote", remote)?;
+    let sources = addresses("--source", &request.sources)?;
+    let remotes = request.remotes.iter().map(|text| remote(text)).collect::<Result<Vec<_>>>()?;
+    ensure_remotes(&remotes)?;
+    ensure_sources(&sources, &remotes)?;
     Ok(Plan {
         name: request.name,
         interfaces: request.interfaces,
         direction: request.direction,
         tunnel: request.tunnel,
-        remote,
-        source,
+        remotes,
+        spread: request.spread,
+        sources,
+        carriers: carriers(&request.carriers)?,
         oversize: request.oversize,
         outer: request.outer,
     })
@@ -130,17 +210,42 @@ pub fn ensure_interface_name(name: &str) -> Result<()> {
 fn ensure_interfaces(interfaces: &[String], direction: Watch) -> Result<()> {
     for (at, name) in interfaces.iter().enumerate() {
         ensure_interface_name(name)?;
-        ensure!(
-            !interfaces[..at].contains(name),
-            "IFACE {name} is named twice; name each interface once"
-        );
+        ensure!(!interfaces[..at].contains(name), "IFACE {name} is named twice; name each interface once");
     }
     let taps = interfaces.len() * direction.directions().len();
     ensure!(
-        taps <= MAX_TAPS as usize,
+        interfaces.len() * 2 <= MAX_TAPS as usize,
         "{} interfaces make {taps} taps, one session holds {MAX_TAPS}; start another session with: --name OTHER",
         interfaces.len()
     );
+    Ok(())
+}
+
+/// Every option fits the type of the tunnel.
+fn ensure_tunnel(tunnel: &TunnelOptions) -> Result<()> {
+    let kind = spelled(tunnel.kind);
+    for (flag, id) in [("--id", tunnel.id), ("--egress-id", tunnel.egress_id)] {
+        let Some(id) = id else { continue };
+        let Some(largest) = tunnel.largest_id() else {
+            bail!(
+                "{flag} does not go with --tunnel {kind}, which carries no id; types that do: gre, vxlan, geneve, erspan2, erspan3"
+            );
+        };
+        ensure!(id <= largest, "{flag} {id} is out of range for --tunnel {kind}; it takes 0 to {largest}");
+    }
+    ensure!(
+        tunnel.kind != Tunnel::Gre || tunnel.egress_id.is_none() || tunnel.id.is_some(),
+        "--egress-id needs a key for the other direction too with --tunnel gre; try: --id 1 --egress-id 2"
+    );
+    let sequence = "--sequence is an option of gre (erspan2 and erspan3 always count); try: --tunnel gre --sequence";
+    ensure!(!tunnel.sequence || tunnel.kind == Tunnel::Gre, "{sequence}");
+    for (flag, used) in [("--port", tunnel.port.is_some()), ("--udp-checksum", tunnel.udp_checksum)] {
+        ensure!(
+            !used || tunnel.is_udp(),
+            "{flag} does not go with --tunnel {kind}, which has no UDP header; types that do: vxlan, geneve"
+        );
+    }
+    ensure!(tunnel.port != Some(0), "--port 0 is no UDP port; try: --port 4789");
     Ok(())
 }
 
@@ -152,105 +257,92 @@ fn ensure_df_fits(request: &Request) -> Result<()> {
     Ok(())
 }
 
-fn address(flag: &str, text: &str) -> Result<Ipv4Addr> {
-    match text.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => Ok(address),
-        Ok(IpAddr::V6(_)) => {
-            bail!("{flag} {text} is an IPv6 address, which is not supported yet; try: {flag} 10.0.0.7")
-        }
-        Err(_) => bail!("{flag} {text:?} is not an IP address; try: {flag} 10.0.0.7"),
-    }
+fn address(flag: &str, text: &str) -> Result<IpAddr> {
+    ensure!(
+        !text.contains('%'),
+        "{flag} {text:?} is a link-local address with a zone, which is not supported; name a global address, as in: {flag} \
+         2001:db8::7"
+    );
+    let parsed: Result<IpAddr, _> = text.parse();
+    parsed.ok().with_context(|| format!("{flag} {text:?} is not an IP address; try: {flag} 10.0.0.7"))
 }
 
-fn ensure_unicast(flag: &str, address: Ipv4Addr) -> Result<()> {
+fn addresses(flag: &str, texts: &[String]) -> Result<Vec<IpAddr>> {
+    texts.iter().map(|text| address(flag, text)).collect()
+}
+
+/// A remote's address: one host elsewhere.
+pub fn remote(text: &str) -> Result<IpAddr> {
+    let address = address("--remote", text)?;
     let kind = match address {
         a if a.is_multicast() => "a multicast address",
-        a if a.is_broadcast() => "the broadcast address",
         a if a.is_unspecified() => "the unspecified address",
         a if a.is_loopback() => "this machine itself",
-        _ => return Ok(()),
+        IpAddr::V4(a) if a.is_broadcast() => "the broadcast address",
+        IpAddr::V6(a) if a.is_unicast_link_local() => "a link-local address, which needs a zone and is not supported",
+        IpAddr::V6(a) if a.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6 form",
+        _ => return Ok(address),
     };
-    bail!("{flag} {address} is {kind}; name the collector's own address, as in: {flag} 10.0.0.7")
+    let example = if address.is_ipv6() { "2001:db8::7" } else { "10.0.0.7" };
+    bail!("--remote {address} is {kind}; name the collector's own address, as in: --remote {example}")
+}
+
+fn ensure_remotes(remotes: &[IpAddr]) -> Result<()> {
+    for (at, remote) in remotes.iter().enumerate() {
+        ensure!(!remotes[..at].contains(remote), "--remote {remote} is named twice; name each remote once");
+    }
+    ensure!(
+        remotes.len() <= MAX_REMOTES,
+        "--remote is given {} times, one session holds {MAX_REMOTES}; start another session with: --name OTHER",
+        remotes.len()
+    );
+    Ok(())
+}
+
+fn ensure_sources(sources: &[IpAddr], remotes: &[IpAddr]) -> Result<()> {
+    for source in sources {
+        let used = remotes.iter().any(|remote| remote.is_ipv6() == source.is_ipv6());
+        let example = if source.is_ipv6() { "10.0.0.7" } else { "2001:db8::7" };
+        ensure!(used, "--source {source} is of another address family than each --remote; try: --source {example}");
+        let host = !source.is_loopback() && !source.is_multicast() && !source.is_unspecified();
+        ensure!(
+            host,
+            "--source {source} is no address that a packet can come from; list this machine's with: ip address"
+        );
+    }
+    for v6 in [false, true] {
+        let same: Vec<&IpAddr> = sources.iter().filter(|source| source.is_ipv6() == v6).collect();
+        ensure!(
+            same.len() <= 1,
+            "--source names {} and {} of one address family; name at most one of each, as in: --source {}",
+            same[0],
+            same[1],
+            same[0]
+        );
+    }
+    Ok(())
+}
+
+/// `ADDR`, `ADDR:PORT`, `[ADDR]:PORT`, or the word `none`.
+fn carriers(texts: &[String]) -> Result<Option<Vec<Carrier>>> {
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let named = texts.iter().filter(|text| *text != "none");
+    Ok(Some(named.map(|text| carrier(text)).collect::<Result<Vec<_>>>()?))
+}
+
+fn carrier(text: &str) -> Result<Carrier> {
+    if let Ok(address) = text.parse() {
+        return Ok(Carrier { address, port: 0 });
+    }
+    let parsed: Result<std::net::SocketAddr, _> = text.parse();
+    let at = parsed.ok().with_context(|| {
+        format!("--carrier {text:?} is not ADDR, ADDR:PORT, [ADDR]:PORT or none; try: --carrier 203.0.113.5:51820")
+    })?;
+    Ok(Carrier { address: at.ip(), port: at.port() })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request() -> Request {
-        Request {
-            name: "default".into(),
-            interfaces: vec!["eth0".into()],
-            direction: Watch::Both,
-            tunnel: Tunnel::Gre,
-            remote: "10.0.0.7".into(),
-            source: None,
-            oversize: Oversize::Segment,
-            outer: OuterOptions {
-                ttl: 64,
-                tos: 0,
-                df: false,
-            },
-        }
-    }
-
-    /// The one line that the request is refused with.
-    fn refusal(change: impl FnOnce(&mut Request)) -> String {
-        let mut request = request();
-        change(&mut request);
-        let text = plan(request).unwrap_err().to_string();
-        assert!(!text.contains('\n'), "{text}");
-        text
-    }
-
-    #[test]
-    fn a_good_request_is_kept_as_it_is() {
-        let plan = plan(request()).unwrap();
-        assert_eq!(plan.remote, Ipv4Addr::new(10, 0, 0, 7));
-        let again: Plan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
-        assert_eq!(plan, again);
-    }
-
-    #[test]
-    fn each_bad_value_is_named_with_what_would_work() {
-        for name in ["", "A", "sixteen-letters-", "a_b", "-a", "a/b"] {
-            assert!(refusal(|r| r.name = name.into()).contains("--name"), "{name:?}");
-        }
-        for remote in [
-            "",
-            "collector",
-            "10.0.0",
-            "fe80::1",
-            "224.0.0.1",
-            "255.255.255.255",
-            "0.0.0.0",
-            "127.0.0.1",
-        ] {
-            let text = refusal(|r| r.remote = remote.into());
-            assert!(text.contains("--remote") && text.ends_with("10.0.0.7"), "{text}");
-        }
-        assert!(refusal(|r| r.source = Some("x".into())).contains("--source"));
-    }
-
-    #[test]
-    fn interface_names_cannot_reach_the_tools_as_anything_else() {
-        for name in ["", "a b", "a'b", "a\"b", "a#b", "a\nb", "sixteen-letters-", "../x"] {
-            assert!(
-                refusal(|r| r.interfaces = vec![name.into()]).starts_with("IFACE"),
-                "{name:?}"
-            );
-        }
-        assert!(refusal(|r| r.interfaces = vec!["eth0".into(), "eth0".into()]).contains("named twice"));
-        let many = (0..1025).map(|i| format!("v{i}")).collect();
-        assert!(refusal(|r| r.interfaces = many).contains("2050 taps"));
-    }
-
-    #[test]
-    fn df_excludes_fragments() {
-        let text = refusal(|r| {
-            r.outer.df = true;
-            r.oversize = Oversize::Fragment;
-        });
-        assert!(text.contains("--oversize truncate"));
-    }
-}
+#[path = "plan_test.rs"]
+mod tests;

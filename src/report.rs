@@ -2,18 +2,15 @@
 
 use std::fmt::Write as _;
 
+use crate::abi::remote_flag;
 use crate::doctor::{Check, Level};
-use crate::status::{Map, Session, Status};
+use crate::plan::spelled;
+use crate::status::{Map, RemoteStatus, Session, Status, TapStatus};
 
 /// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
 fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-    };
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
@@ -68,67 +65,53 @@ pub fn status(status: &Status) -> String {
 }
 
 fn session(session: &Session) -> String {
-    let kind = crate::session::lower(&session.tunnel);
-    let mut text = format!(
-        "{}: {kind}, oversize {}\n",
-        session.name,
-        crate::session::lower(&session.oversize)
-    );
-    let mut taps = vec![row(["TAP", "DIRECTION", "ATTACHED", "PACKETS", "BYTES", "DROPPED"])];
-    for tap in &session.taps {
+    let mut text = format!("{}: {}, oversize {}", session.name, spelled(session.tunnel), spelled(session.oversize));
+    if session.remotes.len() > 1 {
+        let _ = write!(text, ", spread {}", spelled(session.spread));
+    }
+    text.push('\n');
+    text += &taps(&session.taps);
+    text += &remotes(&session.remotes);
+    let lost = session.drops.iter().filter(|(_, count)| **count > 0);
+    let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
+    text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
+    text
+}
+
+fn taps(taps: &[TapStatus]) -> String {
+    let mut rows = vec![row(["TAP", "DIRECTION", "ATTACHED", "COPIES", "BYTES", "DROPPED"])];
+    for tap in taps {
         let attached = if tap.attached { "yes" } else { "NO" };
         let stat = [grouped(tap.stat.pcnt), bytes(tap.stat.bcnt), grouped(tap.stat.dcnt)];
-        taps.push([&row([&tap.interface, tap.direction, attached])[..], &stat].concat());
+        rows.push([&row([&tap.interface, tap.direction, attached])[..], &stat].concat());
     }
-    text += &table(&taps, &[3, 4, 5]);
-    let mut remotes = vec![row([
-        "REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED",
-    ])];
-    for remote in &session.remotes {
-        let (address, source) = (remote.address.to_string(), remote.source.to_string());
-        let mac = remote.mac.as_deref().unwrap_or("(no answer)");
-        let stat = [
-            grouped(remote.stat.pcnt),
-            bytes(remote.stat.bcnt),
-            grouped(remote.stat.dcnt),
-        ];
-        let place = row([&address, &source, &remote.interface, mac, &remote.mtu.to_string()]);
-        remotes.push([&place[..], &stat].concat());
+    table(&rows, &[3, 4, 5])
+}
+
+/// The table of a session's remotes.
+pub fn remotes(remotes: &[RemoteStatus]) -> String {
+    let mut rows = vec![row(["REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED"])];
+    for remote in remotes {
+        let source = remote.source.map_or_else(|| "-".into(), |source| source.to_string());
+        let out = remote.interface.as_deref().unwrap_or("(no route)");
+        let no_mac = if remote.raw.has(remote_flag::UNRESOLVED) { "(no answer)" } else { "-" };
+        let mac = remote.mac.as_deref().unwrap_or(no_mac);
+        let stat = [grouped(remote.stat.pcnt), bytes(remote.stat.bcnt), grouped(remote.stat.dcnt)];
+        let place = row([&remote.address.to_string(), &source, out, mac, &remote.mtu.to_string()]);
+        rows.push([&place[..], &stat].concat());
     }
-    text += &table(&remotes, &[4, 5, 6, 7]);
-    let lost = session.drops.iter().filter(|(_, count)| **count > 0);
-    let lost: Vec<String> = lost
-        .map(|(reason, count)| format!("{reason} {}", grouped(*count)))
-        .collect();
-    text += &format!(
-        "  drops: {}\n",
-        if lost.is_empty() {
-            "none".into()
-        } else {
-            lost.join(", ")
-        }
-    );
-    text
+    table(&rows, &[4, 5, 6, 7])
 }
 
 /// What `up` says of a session that is up.
 pub fn session_line(session: &Session) -> String {
-    let taps: Vec<String> = session
-        .taps
-        .iter()
-        .map(|tap| format!("{} {}", tap.interface, tap.direction))
-        .collect();
-    let remotes = session
-        .remotes
-        .iter()
-        .map(|to| format!("{} through {} (MTU {})", to.address, to.interface, to.mtu));
-    let kind = crate::session::lower(&session.tunnel);
-    format!(
-        "{}: {} -> {kind} -> {}\n",
-        session.name,
-        taps.join(", "),
-        remotes.collect::<Vec<_>>().join(", ")
-    )
+    let taps: Vec<String> = session.taps.iter().map(|tap| format!("{} {}", tap.interface, tap.direction)).collect();
+    let through = |to: &RemoteStatus| match &to.interface {
+        Some(out) => format!("{} through {out} (MTU {})", to.address, to.mtu),
+        None => format!("{} (no route)", to.address),
+    };
+    let remotes: Vec<String> = session.remotes.iter().map(through).collect();
+    format!("{}: {} -> {} -> {}\n", session.name, taps.join(", "), spelled(session.tunnel), remotes.join(", "))
 }
 
 /// The table of `snifctl map list`.
@@ -137,15 +120,7 @@ pub fn maps(maps: &[Map]) -> String {
     for map in maps {
         let numbers = [map.id, map.bytes_key, map.bytes_value, map.max_entries].map(|n| n.to_string());
         let [id, key, value, entries] = numbers.each_ref().map(String::as_str);
-        rows.push(row([
-            &map.name,
-            &map.kind,
-            id,
-            &format!("{key} B"),
-            &format!("{value} B"),
-            entries,
-            &map.pinned,
-        ]));
+        rows.push(row([&map.name, &map.kind, id, &format!("{key} B"), &format!("{value} B"), entries, &map.pinned]));
     }
     table(&rows, &[2, 3, 4, 5])
 }
@@ -160,10 +135,7 @@ pub fn checks(checks: &[Check]) -> String {
             Level::Warn => "warn",
             Level::Fail => "fail",
         };
-        let fix = check
-            .fix
-            .as_ref()
-            .map_or_else(String::new, |fix| format!("; try: {fix}"));
+        let fix = check.fix.as_ref().map_or_else(String::new, |fix| format!("; try: {fix}"));
         let _ = writeln!(text, "{level}  {:<width$}  {}{fix}", check.name, check.detail);
     }
     text

@@ -1,17 +1,18 @@
-//! From a checked request to what the machine has for it: interfaces, route, out interface, neighbour. Reads only,
+//! From a checked request to what the machine has for it: interfaces, routes, out interfaces, neighbours. Reads only,
 //! except that an unknown neighbour is asked for, as a packet to it would.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::exec::Shell;
-use crate::header::{ETH, Outer};
+use crate::abi::ETHERNET;
+use crate::exec::{Cmd, Shell};
+use crate::header::{Outer, Path};
 use crate::ip::{self, Link, RouteReply};
-use crate::plan::{Oversize, Plan};
+use crate::plan::{Carrier, Oversize, Plan, Watch};
 
-/// How long an unknown neighbour may take: the kernel asks three times, a second apart.
+/// How long unknown neighbours may take: the kernel asks three times, a second apart.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(3500);
 
 /// Everything that the machine says about a request.
@@ -19,135 +20,191 @@ const NEIGHBOUR_WAIT: Duration = Duration::from_millis(3500);
 pub struct Resolved {
     /// The watched interfaces, in the order of the request.
     pub watched: Vec<Link>,
-    pub out: Link,
-    pub outer: Outer,
+    /// One for each remote of the request, in its order.
+    pub remotes: Vec<RemoteRoute>,
+    /// Where out interfaces that are tunnels send their own packets.
+    pub carriers: Vec<Carrier>,
     /// What the user should know although it does not stop us.
     pub warnings: Vec<String>,
+}
+
+/// The way to one remote.
+#[derive(Debug)]
+pub struct RemoteRoute {
+    /// The out interface; `None` where there is no route.
+    pub out: Option<Link>,
+    pub outer: Outer,
 }
 
 /// Looks up everything that `plan` names.
 pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
     let watched = watched(plan, links)?;
-    let reply = route(shell, plan)?;
-    let out = links.iter().find(|link| link.ifname == reply.dev);
-    let out = out.with_context(|| {
-        format!(
-            "the route to {} names {}, which is gone; try again",
-            plan.remote, reply.dev
-        )
-    })?;
-    ensure_out(plan, out)?;
-    let source = source(shell, plan, &reply)?;
-    let next_hop = reply.gateway.unwrap_or(IpAddr::V4(plan.remote));
-    let next_hop_mac = neighbour(shell, next_hop, out)?;
-    let mut warnings = down_warnings(&watched, out);
-    if next_hop_mac.is_none() && out.link_type == "ether" {
-        warnings.push(neighbour_warning(shell, plan, next_hop, out));
+    let mut ways = plan.remotes.iter().map(|remote| way(shell, plan, *remote, links)).collect::<Result<Vec<_>>>()?;
+    if let [only] = ways.as_slice()
+        && let Err(reason) = only
+    {
+        bail!("{reason}");
     }
-    let outer = Outer {
-        tunnel: plan.tunnel,
-        source,
-        remote: plan.remote,
-        options: plan.outer,
-        source_mac: out.mac().unwrap_or_default(),
-        next_hop_mac,
-        ifindex: out.ifindex,
-        mtu: path_mtu(&reply, out),
-        finish: needs_finishing(shell, out)?,
-    };
-    warnings.extend(mtu_warning(plan, &watched, out, &outer));
-    Ok(Resolved {
-        watched,
-        out: out.clone(),
-        outer,
-        warnings,
-    })
+    find_neighbours(shell, &mut ways)?;
+    let mut warnings: Vec<String> = watched.iter().filter_map(down_warning).collect();
+    let carriers = carriers(shell, plan, &watched, &ways)?;
+    let remotes = plan.remotes.iter().zip(ways).map(|(remote, way)| route(shell, plan, *remote, way, &mut warnings));
+    let remotes = remotes.collect::<Result<Vec<_>>>()?;
+    warnings.extend(mtu_warning(plan, &watched, &remotes));
+    warnings.dedup();
+    Ok(Resolved { watched, remotes, carriers, warnings })
 }
 
 fn watched(plan: &Plan, links: &[Link]) -> Result<Vec<Link>> {
-    let find = |name: &String| {
-        let link = links
-            .iter()
-            .find(|link| &link.ifname == name || link.altnames.contains(name));
-        let link = link.with_context(|| format!("IFACE {name} does not exist here; list interfaces with: ip link"))?;
-        ensure!(
-            link.is_ethernet(),
-            "IFACE {name} has no Ethernet header (link type {}), which is not supported yet; watch the Ethernet \
-             interface beneath it; list them with: ip link",
-            link.link_type
-        );
-        ensure!(
-            !link.ifalias.starts_with(crate::session::ALIAS),
-            "IFACE {name} is a relay of snifctl, which carries copies only; list other interfaces with: ip link"
-        );
-        Ok(link.clone())
-    };
-    let found = plan.interfaces.iter().map(find).collect::<Result<Vec<_>>>()?;
+    let found = plan.interfaces.iter().map(|name| watchable(name, links)).collect::<Result<Vec<_>>>()?;
     for (at, link) in found.iter().enumerate() {
         let twice = found[..at].iter().any(|other| other.ifindex == link.ifindex);
-        ensure!(
-            !twice,
-            "IFACE {} is named twice, once by another name; name each interface once",
-            link.ifname
-        );
+        ensure!(!twice, "IFACE {} is named twice, once by another name; name each interface once", link.ifname);
     }
     Ok(found)
 }
 
-fn route(shell: &Shell, plan: &Plan) -> Result<RouteReply> {
-    let remote = plan.remote;
+fn watchable(name: &String, links: &[Link]) -> Result<Link> {
+    let link = links.iter().find(|link| &link.ifname == name || link.altnames.contains(name));
+    let link = link.with_context(|| format!("IFACE {name} does not exist here; list interfaces with: ip link"))?;
+    ensure!(
+        link.is_ethernet(),
+        "IFACE {name} has no Ethernet header (link type {}), which is not supported yet; watch the Ethernet interface \
+         beneath it; list them with: ip link",
+        link.link_type
+    );
+    ensure!(
+        !link.ifalias.starts_with(crate::state::ALIAS),
+        "IFACE {name} is a relay of snifctl, which carries copies only; list other interfaces with: ip link"
+    );
+    Ok(link.clone())
+}
+
+/// A route that was found: the out interface and who answers for the remote there.
+struct Way {
+    out: Link,
+    reply: RouteReply,
+    next_hop: IpAddr,
+    next_hop_mac: Option<[u8; 6]>,
+}
+
+impl Way {
+    fn neighbour(&self, shell: &Shell) -> Result<Option<[u8; 6]>> {
+        Ok(ip::neighbour(shell, self.next_hop, &self.out.ifname)?.and_then(|found| found.mac()))
+    }
+
+    fn may_ask(&self) -> bool {
+        self.next_hop_mac.is_none() && !self.out.is_l3() && self.out.is_up()
+    }
+}
+
+/// The way to a remote. What is wrong with the request is an error; a missing route is a reason, which need not stop
+/// the other remotes.
+fn way(shell: &Shell, plan: &Plan, remote: IpAddr, links: &[Link]) -> Result<Result<Way, String>> {
     let reply = match ip::route_get(shell, remote, None)? {
         Ok(reply) => reply,
         Err(reason) => {
-            bail!("--remote {remote} has no route ({reason}); add one, as in: ip route add {remote} via GATEWAY")
+            return Ok(Err(format!(
+                "--remote {remote} has no route ({reason}); add one, as in: ip route add {remote} via GATEWAY"
+            )));
         }
     };
     match reply.kind.as_str() {
         "local" => {
             bail!("--remote {remote} is this machine itself; name a collector elsewhere, as in: --remote 10.0.0.7")
         }
-        "" | "unicast" => Ok(reply),
+        "" | "unicast" => {}
         kind => bail!("--remote {remote} is a {kind} address here; name the collector's own, as in: --remote 10.0.0.7"),
     }
-}
-
-fn ensure_out(plan: &Plan, out: &Link) -> Result<()> {
+    let out = links.iter().find(|link| link.ifname == reply.dev);
+    let out = out.with_context(|| format!("the route to {remote} names {}, which is gone; try again", reply.dev))?;
     ensure!(
-        out.link_type == "ether",
-        "--remote {} is reached through {}, which has no Ethernet header (link type {}): not supported yet; route it \
-         through an Ethernet interface, as in: ip route add {} dev eth0",
-        plan.remote,
+        out.link_type == "ether" || out.is_l3(),
+        "--remote {remote} is reached through {}, of link type {}, which is not supported; route it through another \
+         interface, as in: ip route add {remote} dev eth0",
         out.ifname,
-        out.link_type,
-        plan.remote
+        out.link_type
     );
-    Ok(())
+    source(shell, plan, remote, &reply)?;
+    let next_hop = reply.gateway.unwrap_or(remote);
+    Ok(Ok(Way { out: out.clone(), next_hop, next_hop_mac: None, reply }))
 }
 
 /// The outer source: the one asked for, if it is ours, or the one that the route prefers.
-fn source(shell: &Shell, plan: &Plan, reply: &RouteReply) -> Result<Ipv4Addr> {
-    if let Some(source) = plan.source {
-        let ours: Vec<IpAddr> = ip::addresses(shell)?.into_iter().filter(IpAddr::is_ipv4).collect();
+fn source(shell: &Shell, plan: &Plan, remote: IpAddr, reply: &RouteReply) -> Result<IpAddr> {
+    if let Some(source) = plan.sources.iter().find(|source| source.is_ipv6() == remote.is_ipv6()) {
+        let ours = ip::addresses(shell)?.into_iter().filter(|address| address.is_ipv6() == source.is_ipv6());
+        let ours: Vec<IpAddr> = ours.collect();
         let shown: Vec<String> = ours.iter().map(IpAddr::to_string).collect();
         ensure!(
-            ours.contains(&IpAddr::V4(source)),
+            ours.contains(source),
             "--source {source} is not an address of this machine; it has: {}",
-            shown.join(", ")
+            if shown.is_empty() { "none of that family".into() } else { shown.join(", ") }
         );
-        return Ok(source);
+        return Ok(*source);
     }
-    match reply.prefsrc {
-        Some(IpAddr::V4(source)) => Ok(source),
-        _ => bail!(
-            "{} has no IPv4 address to send from; name one with: --source ADDR",
-            reply.dev
-        ),
-    }
+    let prefers = reply.prefsrc.filter(|source| source.is_ipv6() == remote.is_ipv6());
+    prefers
+        .with_context(|| format!("{} has no address to send to {remote} from; name one with: --source ADDR", reply.dev))
 }
 
-fn path_mtu(reply: &RouteReply, out: &Link) -> u32 {
-    let route = reply.metrics.iter().filter_map(|metrics| metrics.mtu).min();
-    route.map_or(out.mtu, |mtu| mtu.min(out.mtu))
+/// Fills in the next hops' addresses; asks for those that are not known, all at once, unless this is a dry run.
+fn find_neighbours(shell: &Shell, ways: &mut [Result<Way, String>]) -> Result<()> {
+    for way in ways.iter_mut().flatten() {
+        way.next_hop_mac = if way.out.is_l3() { None } else { way.neighbour(shell)? };
+        if way.may_ask() {
+            ip::probe_neighbour(shell, way.next_hop, &way.out.ifname)?;
+        }
+    }
+    let start = Instant::now();
+    let quiet = Shell { verbose: false, ..*shell };
+    while !shell.dry_run && start.elapsed() < NEIGHBOUR_WAIT && ways.iter().flatten().any(Way::may_ask) {
+        std::thread::sleep(Duration::from_millis(10));
+        for way in ways.iter_mut().flatten().filter(|way| way.may_ask()) {
+            way.next_hop_mac = way.neighbour(&quiet)?;
+        }
+    }
+    Ok(())
+}
+
+fn route(
+    shell: &Shell,
+    plan: &Plan,
+    remote: IpAddr,
+    way: Result<Way, String>,
+    warnings: &mut Vec<String>,
+) -> Result<RemoteRoute> {
+    let unspecified = if remote.is_ipv6() { IpAddr::from([0u16; 8]) } else { IpAddr::from([0u8; 4]) };
+    let mut outer = Outer { tunnel: plan.tunnel, source: unspecified, remote, options: plan.outer, path: None };
+    let way = match way {
+        Ok(way) => way,
+        Err(reason) => {
+            warnings.push(format!("{reason}; until then its copies are counted as drops (unresolved)"));
+            return Ok(RemoteRoute { out: None, outer });
+        }
+    };
+    if !way.out.is_up() {
+        warnings
+            .push(format!("out interface {} is down: no copy leaves until: ip link set dev {0} up", way.out.ifname));
+    }
+    if way.next_hop_mac.is_none() && !way.out.is_l3() {
+        warnings.push(neighbour_warning(shell, remote, &way));
+    }
+    outer.source = source(shell, plan, remote, &way.reply)?;
+    outer.path = Some(Path {
+        ifindex: way.out.ifindex,
+        mtu: path_mtu(&way),
+        source_mac: way.out.mac().unwrap_or_default(),
+        next_hop_mac: way.next_hop_mac,
+        finish: needs_finishing(shell, &way.out)?,
+        l3: way.out.is_l3(),
+    });
+    Ok(RemoteRoute { out: Some(way.out), outer })
+}
+
+fn path_mtu(way: &Way) -> u32 {
+    let route = way.reply.metrics.iter().filter_map(|metrics| metrics.mtu).min();
+    route.map_or(way.out.mtu, |mtu| mtu.min(way.out.mtu))
 }
 
 /// A veth hands packets on with checksums and segments unfinished, so a collector behind it would see what no wire
@@ -156,69 +213,71 @@ fn needs_finishing(shell: &Shell, out: &Link) -> Result<bool> {
     Ok(out.linkinfo.info_kind == "veth" && ip::offloads_checksums(shell, &out.ifname)?)
 }
 
-/// The next hop's address; asks for it when it is not known, unless this is a dry run.
-fn neighbour(shell: &Shell, next_hop: IpAddr, out: &Link) -> Result<Option<[u8; 6]>> {
-    let known = |shell: &Shell| ip::neighbour(shell, next_hop, &out.ifname).map(|found| found.and_then(|n| n.mac()));
-    let mac = known(shell)?;
-    if mac.is_some() || !out.is_up() {
-        return Ok(mac);
+/// Where copies would loop: an out interface that is a tunnel sends packets of its own, and where those pass a watched
+/// interface they would be copied, sent through the tunnel, and so on. Tunnels of the kernel keep the mark that tells;
+/// WireGuard and user-space tunnels (tun) do not, so their packets have to be known by where they go.
+fn carriers(shell: &Shell, plan: &Plan, watched: &[Link], ways: &[Result<Way, String>]) -> Result<Vec<Carrier>> {
+    if let Some(carriers) = &plan.carriers {
+        return Ok(carriers.clone());
     }
-    ip::probe_neighbour(shell, next_hop, &out.ifname)?;
-    if shell.dry_run {
-        return Ok(None);
-    }
-    let start = Instant::now();
-    let quiet = Shell {
-        verbose: false,
-        ..*shell
-    };
-    while start.elapsed() < NEIGHBOUR_WAIT {
-        std::thread::sleep(Duration::from_millis(10));
-        if let Some(mac) = known(&quiet)? {
-            return Ok(Some(mac));
+    let mut found = Vec::new();
+    for way in ways.iter().flatten() {
+        let hides = way.out.is_l3() && !KEEPS_MARK.contains(&way.out.linkinfo.info_kind.as_str());
+        let beside = watched.iter().any(|link| link.ifindex != way.out.ifindex);
+        if !hides || plan.direction == Watch::Ingress || !beside {
+            continue;
+        }
+        match wireguard_endpoints(shell, &way.out) {
+            Some(endpoints) => found.extend(endpoints),
+            None => bail!(
+                "--remote {} is reached through {}, a tunnel whose own packets may pass {}: each copy would be copied \
+                 again; name where {1} sends them, or `none` if elsewhere, as in: --carrier 203.0.113.5:51820",
+                way.next_hop,
+                way.out.ifname,
+                plan.interfaces.join(", ")
+            ),
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
-fn neighbour_warning(shell: &Shell, plan: &Plan, next_hop: IpAddr, out: &Link) -> String {
+/// Kinds of L3 interfaces that leave a packet's mark alone.
+const KEEPS_MARK: [&str; 7] = ["ipip", "sit", "gre", "ip6gre", "ip6tnl", "vti", "vrf"];
+
+/// The endpoints of a WireGuard interface, by `wg`, if that is what it is and the tool is there.
+fn wireguard_endpoints(shell: &Shell, out: &Link) -> Option<Vec<Carrier>> {
+    if out.linkinfo.info_kind != "wireguard" {
+        return None;
+    }
+    let text = shell.read(&Cmd::new("wg", ["show", &out.ifname, "endpoints"])).ok()?;
+    let endpoints = text.lines().filter_map(|line| line.split('\t').nth(1)?.parse::<std::net::SocketAddr>().ok());
+    Some(endpoints.map(|at| Carrier { address: at.ip(), port: at.port() }).collect())
+}
+
+fn neighbour_warning(shell: &Shell, remote: IpAddr, way: &Way) -> String {
+    let (next_hop, out) = (way.next_hop, &way.out.ifname);
     if shell.dry_run {
-        return format!(
-            "{next_hop} is not known on {} yet: its address is zero here, and `up` asks for it",
-            out.ifname
-        );
+        return format!("{next_hop} is not known on {out} yet: its address is zero here, and `up` asks for it");
     }
     format!(
-        "{next_hop} does not answer on {}: copies are counted as drops (neighbour) until the same `snifctl up` is run \
-         again once it does; check with: ping -c 1 {}",
-        out.ifname, plan.remote
+        "{next_hop} does not answer on {out}: copies are counted as drops (unresolved) until the same `snifctl up` is run \
+         again once it does; check with: ping -c 1 {remote}"
     )
 }
 
-fn down_warnings(watched: &[Link], out: &Link) -> Vec<String> {
-    let down = watched.iter().filter(|link| !link.is_up());
-    let mut warnings: Vec<String> = down
-        .map(|link| {
-            format!(
-                "{} is down: it is watched, nothing passes until: ip link set dev {0} up",
-                link.ifname
-            )
-        })
-        .collect();
-    if !out.is_up() {
-        warnings.push(format!(
-            "out interface {} is down: no copy leaves until: ip link set dev {0} up",
-            out.ifname
-        ));
-    }
-    warnings
+fn down_warning(link: &Link) -> Option<String> {
+    let name = &link.ifname;
+    (!link.is_up()).then(|| format!("{name} is down: it is watched, nothing passes until: ip link set dev {name} up"))
 }
 
-/// Says when exact copies cannot fit, with what is there and what it takes.
-fn mtu_warning(plan: &Plan, watched: &[Link], out: &Link, outer: &Outer) -> Option<String> {
+/// Says when exact copies cannot fit, with what is there and what it takes, for the tightest path.
+fn mtu_warning(plan: &Plan, watched: &[Link], remotes: &[RemoteRoute]) -> Option<String> {
     let largest = watched.iter().max_by_key(|link| link.mtu)?;
-    let needed = largest.mtu + ETH as u32 + plan.tunnel.overhead();
-    if outer.mtu >= needed {
+    let needs = |route: &RemoteRoute| largest.mtu + ETHERNET as u32 + plan.tunnel.overhead(route.outer.remote);
+    let lacks = |route: &RemoteRoute| needs(route).saturating_sub(route.outer.path.map_or(u32::MAX, |path| path.mtu));
+    let tightest = remotes.iter().filter(|route| route.out.is_some()).max_by_key(|route| lacks(route))?;
+    let (needed, mtu, out) = (needs(tightest), tightest.outer.path?.mtu, tightest.out.as_ref()?);
+    if mtu >= needed {
         return None;
     }
     let fate = match plan.oversize {
@@ -228,8 +287,8 @@ fn mtu_warning(plan: &Plan, watched: &[Link], out: &Link, outer: &Outer) -> Opti
         Oversize::Drop => "larger copies are dropped",
     };
     Some(format!(
-        "MTU {} towards {} is too small for whole copies of {} (MTU {}), which need {needed}: {fate}; mend with: ip link \
+        "MTU {mtu} towards {} is too small for whole copies of {} (MTU {}), which need {needed}: {fate}; mend with: ip link \
          set dev {} mtu {needed}",
-        outer.mtu, plan.remote, largest.ifname, largest.mtu, out.ifname
+        tightest.outer.remote, largest.ifname, largest.mtu, out.ifname
     ))
 }

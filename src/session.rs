@@ -1,50 +1,40 @@
-//! The only writer: makes a session, heals it and takes it down.
+//! Makes a session, or heals it.
 //!
 //! Order of making: load, write maps, relay, publish, and the taps last, so that no packet meets half a session. A
 //! failure anywhere runs the same code as `down`, which also cleans up after a process that was killed half-way.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::abi::{self, Config, Direction, Tap, TapKey};
+use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapKey};
 use crate::exec::{Cmd, Shell};
-use crate::header;
 use crate::ip::{self, Link};
-use crate::plan::{Plan, Watch};
+use crate::plan::{Carrier, Plan, Spread, Watch, spelled};
 use crate::route::{self, Resolved};
-use crate::state::{self, Home};
-use crate::status::{self, Memory, Session};
+use crate::state::{self, ALIAS, Home, handle};
+use crate::status::{self, Broken, Memory, Session};
 use crate::tc::{self, Hooks};
-use crate::{bpftool, clang, doctor};
-
-/// Beginning of the relay's link alias; the session's name follows.
-pub const ALIAS: &str = "snifctl:";
-
-/// The pinned programs of a session.
-pub const PROGRAMS: [&str; 5] = [
-    "snif_tap_in",
-    "snif_tap_out",
-    "snif_encap",
-    "snif_wire",
-    "snif_fragment",
-];
+use crate::teardown::{Target, teardown};
+use crate::{bpftool, clang, doctor, header, remotes};
 
 /// A relay must take any super-packet and any frame.
 const RELAY_MTU: u32 = 65535;
 
-/// How `up` ended.
+/// How `up` ended. The session is `None` where it is up but its status could not be read.
 pub enum Outcome {
-    Made,
-    /// It was up with the same request; whether a route or neighbour had changed.
-    Same {
-        refreshed: bool,
-    },
-    /// A dry run has printed what would be done; the outer header's bytes.
-    Shown(Vec<u8>),
+    Made(Option<Session>),
+    /// It was up with the same request.
+    Same(Option<Session>),
+    /// It was up with the same request, and a route or neighbour had changed.
+    Refreshed(Option<Session>),
+    /// A dry run has printed what would be done; the outer headers.
+    Shown(Vec<(IpAddr, Remote)>),
 }
 
 /// Makes the session, or finds it made. Returns what the user should know besides.
@@ -57,15 +47,7 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     let resolved = route::resolve(shell, plan, &ip::links(shell)?)?;
     let object = clang::object(shell)?;
     if shell.dry_run {
-        if existing(shell, plan, &home)?.is_some() {
-            return Ok((Outcome::Same { refreshed: false }, resolved.warnings));
-        }
-        home.create(shell)?;
-        Making::new(shell, plan, &resolved, &home)?.make(shell, &object)?;
-        return Ok((
-            Outcome::Shown(header::remote(&resolved.outer).outer().to_vec()),
-            resolved.warnings,
-        ));
+        return Ok((show(shell, plan, &resolved, &home, &object)?, resolved.warnings));
     }
     let _lock = home.lock_to_write(shell)?;
     let outcome = up_locked(shell, plan, &resolved, &home, &object);
@@ -73,24 +55,35 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     Ok((outcome?, resolved.warnings))
 }
 
-fn up_locked(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
+fn show(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
     if let Some(session) = existing(shell, plan, home)? {
-        return Ok(Outcome::Same {
-            refreshed: refresh(shell, home, &session, resolved)?,
+        return Ok(Outcome::Same(Some(session)));
+    }
+    home.create(shell)?;
+    Making::new(shell, plan, resolved, home)?.make(shell, object)?;
+    let headers = resolved.remotes.iter().map(|route| (route.outer.remote, header::remote(&route.outer)));
+    Ok(Outcome::Shown(headers.collect()))
+}
+
+fn up_locked(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
+    let status = || ip::links(shell).and_then(|links| status::session(shell, home, &plan.name, &links)).ok();
+    if let Some(session) = existing(shell, plan, home)? {
+        return Ok(match refresh(shell, home, &session, resolved)? {
+            true => Outcome::Refreshed(status()),
+            false => Outcome::Same(Some(session)),
         });
     }
     teardown(shell, home, &Target::One(&plan.name))?;
     let made = Making::new(shell, plan, resolved, home).and_then(|making| making.make(shell, object));
     if let Err(err) = made {
         if let Err(undo) = teardown(shell, home, &Target::One(&plan.name)) {
-            return Err(err.context(format!(
-                "cleaning up failed too ({undo:#}); try: snifctl down --name {}",
-                plan.name
-            )));
+            return Err(
+                err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))
+            );
         }
         return Err(err);
     }
-    Ok(Outcome::Made)
+    Ok(Outcome::Made(status()))
 }
 
 /// The session of that name, if it is whole and was asked for in the same words.
@@ -98,15 +91,19 @@ fn existing(shell: &Shell, plan: &Plan, home: &Home) -> Result<Option<Session>> 
     if !home.session(&plan.name).is_dir() {
         return Ok(None);
     }
-    let Ok(session) = status::session(shell, home, &plan.name, &ip::links(shell)?) else {
-        eprintln!("snifctl: session {} was only half there; making it anew", plan.name);
-        return Ok(None);
+    let session = match status::session(shell, home, &plan.name, &ip::links(shell)?) {
+        Ok(session) => session,
+        Err(err) if err.is::<Broken>() => {
+            eprintln!("snifctl: session {} was only half there; making it anew", plan.name);
+            return Ok(None);
+        }
+        Err(err) => return Err(err),
     };
     ensure!(
-        session.plan == *plan,
+        session.memory.plan == *plan,
         "--name {0} is taken by a session with another request ({1}); use another --name, or first: snifctl down --name {0}",
         plan.name,
-        words(&session.plan)
+        words(&session.memory.plan)
     );
     if !session.is_complete() {
         eprintln!("snifctl: session {} had lost a part; making it anew", plan.name);
@@ -117,50 +114,54 @@ fn existing(shell: &Shell, plan: &Plan, home: &Home) -> Result<Option<Session>> 
 
 /// The command line of a request.
 fn words(plan: &Plan) -> String {
-    let mut words = vec!["up".to_string()];
-    words.extend(plan.interfaces.clone());
-    words.push(format!("--tunnel {} --remote {}", lower(&plan.tunnel), plan.remote));
-    if plan.direction != Watch::Both {
-        words.push(format!("--direction {}", lower(&plan.direction)));
+    let remotes = plan.remotes.iter().map(|remote| format!("--remote {remote}"));
+    let mut words =
+        vec!["up".to_string(), plan.interfaces.join(" "), format!("--tunnel {}", spelled(plan.tunnel.kind))];
+    words.extend(remotes);
+    let mut add = |flag: &str, value: Option<String>| words.extend(value.map(|value| format!("{flag} {value}")));
+    add("--id", plan.tunnel.id.map(|id| id.to_string()));
+    add("--egress-id", plan.tunnel.egress_id.map(|id| id.to_string()));
+    add("--port", plan.tunnel.port.map(|port| port.to_string()));
+    add("--direction", (plan.direction != Watch::Both).then(|| spelled(plan.direction)));
+    add("--spread", (plan.spread != Spread::Replicate).then(|| spelled(plan.spread)));
+    add("--oversize", Some(spelled(plan.oversize)));
+    plan.sources.iter().for_each(|source| add("--source", Some(source.to_string())));
+    for carrier in plan.carriers.iter().flatten() {
+        add("--carrier", Some(carrier.to_string()));
     }
-    words.push(format!(
-        "--oversize {} --ttl {} --tos {}",
-        lower(&plan.oversize),
-        plan.outer.ttl,
-        plan.outer.tos
-    ));
-    if let Some(source) = plan.source {
-        words.push(format!("--source {source}"));
-    }
-    if plan.outer.df {
-        words.push("--df".into());
+    add("--carrier", plan.carriers.as_ref().filter(|carriers| carriers.is_empty()).map(|_| "none".into()));
+    add("--ttl", Some(plan.outer.ttl.to_string()));
+    add("--tos", Some(plan.outer.tos.to_string()));
+    for (flag, on) in
+        [("--df", plan.outer.df), ("--sequence", plan.tunnel.sequence), ("--udp-checksum", plan.tunnel.udp_checksum)]
+    {
+        words.extend(on.then(|| flag.to_string()));
     }
     words.join(" ")
 }
 
-/// A unit enum as the command line spells it.
-pub fn lower(value: &impl std::fmt::Debug) -> String {
-    format!("{value:?}").to_lowercase()
-}
-
-/// Writes the remote anew where its route or neighbour has changed: one atomic map update.
+/// Writes remotes anew where their route or neighbour has changed: one atomic map update each.
 fn refresh(shell: &Shell, home: &Home, session: &Session, resolved: &Resolved) -> Result<bool> {
-    let remote = header::remote(&resolved.outer);
-    if session.remotes.first().is_some_and(|known| known.raw == remote) {
-        return Ok(false);
-    }
     let maps = home.session(&session.name).join("maps");
-    bpftool::batch(shell, &remote_updates(&maps, resolved))?;
-    Ok(true)
-}
-
-fn remote_updates(maps: &Path, resolved: &Resolved) -> Vec<String> {
-    let slot = 0u32.to_ne_bytes();
-    let tunnel = abi::tunnel_key(resolved.outer.source, resolved.outer.remote);
-    vec![
-        bpftool::update(&maps.join("tunnels"), &tunnel, &slot),
-        bpftool::update(&maps.join("remotes"), &slot, &header::remote(&resolved.outer).encode()),
-    ]
+    let mut lines = Vec::new();
+    let mut memory = session.memory.clone();
+    for route in &resolved.remotes {
+        let known = session.remotes.iter().find(|known| known.address == route.outer.remote);
+        let Some(known) = known.filter(|known| known.raw != header::remote(&route.outer)) else { continue };
+        if known.source != Some(route.outer.source) {
+            lines.extend(remotes::forget_tunnel(&maps, known));
+        }
+        lines.extend(remotes::updates(&maps, known.slot, &route.outer));
+        if let Some(out) = &route.out
+            && memory.meet(shell, out)?
+        {
+            lines.extend(memory.updates(&maps, &session.config)?);
+        }
+    }
+    if !lines.is_empty() {
+        bpftool::batch(shell, &lines)?;
+    }
+    Ok(!lines.is_empty())
 }
 
 /// A session on its way into the kernel.
@@ -187,26 +188,24 @@ impl<'a> Making<'a> {
                  dev {name} ingress"
             );
         }
-        let before = status::dropped_by(shell, &resolved.out)?;
+        let mut memory = Memory { plan: plan.clone(), dropped_before: BTreeMap::new(), removed: Stat::default() };
+        for out in resolved.remotes.iter().filter_map(|route| route.out.as_ref()) {
+            memory.meet(shell, out)?;
+        }
         Ok(Making {
             plan,
             resolved,
             home,
             relay: free_relay(&links)?,
-            config: config(plan, &links),
+            config: config(plan, resolved, &links),
             hooks,
-            memory: Memory {
-                plan: plan.clone(),
-                dropped_before: BTreeMap::from([(resolved.out.ifname.clone(), before)]),
-            },
+            memory,
         })
     }
 
     fn make(&self, shell: &Shell, object: &Path) -> Result<()> {
         let building = self.home.building(&self.plan.name);
-        shell.act("mkdir -m 0700", &building, |dir| {
-            DirBuilder::new().mode(0o700).create(dir)
-        })?;
+        shell.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
         bpftool::load(shell, object, &building)?;
         bpftool::batch(shell, &self.map_updates(&building.join("maps"))?)?;
         self.make_relay(shell, &building)?;
@@ -215,20 +214,14 @@ impl<'a> Making<'a> {
     }
 
     fn map_updates(&self, maps: &Path) -> Result<Vec<String>> {
-        let mut lines = vec![bpftool::update(&maps.join("config"), &[0; 4], &self.config.encode())];
-        for (at, chunk) in abi::encode_request(&serde_json::to_string(&self.memory)?)?
-            .iter()
-            .enumerate()
-        {
-            lines.push(bpftool::update(
-                &maps.join("request"),
-                &(at as u32).to_ne_bytes(),
-                chunk,
-            ));
+        let mut lines = self.memory.updates(maps, &self.config)?;
+        for (slot, route) in (0..).zip(&self.resolved.remotes) {
+            lines.extend(remotes::updates(maps, slot, &route.outer));
         }
-        lines.extend(remote_updates(maps, self.resolved));
-        for (slot, key) in self.taps().enumerate() {
-            let slot = slot as u32;
+        let addresses: Vec<_> = (0..).zip(self.plan.remotes.iter().copied()).collect();
+        lines.extend(remotes::spread_updates(maps, &remotes::spread(&addresses), None));
+        lines.extend(self.resolved.carriers.iter().flat_map(|carrier| carrier_updates(maps, carrier)));
+        for (slot, key) in self.taps() {
             lines.push(bpftool::update(&maps.join("slots"), &slot.to_ne_bytes(), &key.encode()));
             let tap = Tap { slot, ..Tap::default() };
             lines.push(bpftool::update(&maps.join("taps"), &key.encode(), &tap.encode()));
@@ -236,13 +229,12 @@ impl<'a> Making<'a> {
         Ok(lines)
     }
 
-    fn taps(&self) -> impl Iterator<Item = TapKey> {
+    /// The taps with their slots: two an interface, the odd one for egress.
+    fn taps(&self) -> impl Iterator<Item = (u32, TapKey)> {
         let directions = self.plan.direction.directions();
-        let watched = self.resolved.watched.iter();
-        watched.flat_map(move |link| {
-            directions.iter().map(move |direction| TapKey {
-                ifindex: link.ifindex,
-                direction: *direction,
+        (0..).zip(&self.resolved.watched).flat_map(move |(at, link)| {
+            directions.iter().map(move |direction| {
+                (2 * at + *direction as u32, TapKey { ifindex: link.ifindex, direction: *direction })
             })
         })
     }
@@ -263,32 +255,21 @@ impl<'a> Making<'a> {
             lines.push(format!("link set dev {end} arp off gso_max_segs 1"));
         }
         ip_batch(shell, &lines)?;
-        shell.write(&Cmd::new(
-            "ethtool",
-            ["-K", relay, "tx", "off", "tso", "off", "gso", "off"],
-        ))?;
+        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "tso", "off", "gso", "off"]))?;
         let handle = handle(&self.plan.name);
         let filter = |dev: &str, direction, program: &str| {
-            tc::add_filter(
-                dev,
-                direction,
-                tc::FIRST_PREF,
-                handle,
-                &pins.join(program).to_string_lossy(),
-            )
+            tc::add_filter(dev, direction, tc::FIRST_PREF, handle, &pins.join(program).to_string_lossy())
         };
         let hooks = [
             tc::add_clsact(relay),
             tc::add_clsact(&peer),
             filter(relay, Direction::Egress, "snif_encap"),
+            filter(relay, Direction::Ingress, "snif_deliver"),
             filter(&peer, Direction::Ingress, "snif_wire"),
             filter(&peer, Direction::Egress, "snif_fragment"),
         ];
         tc::batch(shell, &hooks)?;
-        ip_batch(
-            shell,
-            &[format!("link set dev {peer} up"), format!("link set dev {relay} up")],
-        )
+        ip_batch(shell, &[format!("link set dev {peer} up"), format!("link set dev {relay} up")])
     }
 
     fn publish(&self, shell: &Shell, building: &Path) -> Result<()> {
@@ -303,25 +284,29 @@ impl<'a> Making<'a> {
         for (link, hooks) in self.resolved.watched.iter().zip(&self.hooks) {
             if !hooks.has_qdisc("clsact") {
                 let mark = self.home.clsact_mark(link.ifindex);
-                shell.act("mkdir -p -m 0700", &mark, |dir| {
-                    DirBuilder::new().recursive(true).mode(0o700).create(dir)
-                })?;
+                shell
+                    .act("mkdir -p -m 0700", &mark, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
                 lines.push(tc::add_clsact(&link.ifname));
             }
             for direction in self.plan.direction.directions() {
                 let pin = pins.join(direction.program());
                 let pref = hooks.free_pref(*direction);
                 let handle = handle(&self.plan.name);
-                lines.push(tc::add_filter(
-                    &link.ifname,
-                    *direction,
-                    pref,
-                    handle,
-                    &pin.to_string_lossy(),
-                ));
+                lines.push(tc::add_filter(&link.ifname, *direction, pref, handle, &pin.to_string_lossy()));
             }
         }
         tc::batch(shell, &lines)
+    }
+}
+
+/// The batch lines that write a carrier. One with a port is known in fragments, too, which have none.
+fn carrier_updates(maps: &Path, carrier: &Carrier) -> Vec<String> {
+    let line = |port, what: u32| {
+        bpftool::update(&maps.join("carriers"), &abi::carrier_key(carrier.address, port), &what.to_ne_bytes())
+    };
+    match carrier.port {
+        0 => vec![line(0, abi::carrier::ANY)],
+        port => vec![line(0, abi::carrier::FRAGMENTS), line(port, abi::carrier::ANY)],
     }
 }
 
@@ -329,184 +314,37 @@ fn ip_batch(shell: &Shell, lines: &[String]) -> Result<()> {
     shell.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
 }
 
-/// The key of a session's filters, from its name (FNV-1a): `down` finds them even where the pins are gone.
-fn handle(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    hash.max(1)
-}
-
 /// The first pair of relay names that is not taken.
 fn free_relay(links: &[Link]) -> Result<String> {
-    let taken = |name: &str| {
-        links
-            .iter()
-            .any(|link| link.ifname == name || link.altnames.iter().any(|alt| alt == name))
-    };
-    let free = (0..1000)
-        .map(|n| format!("snif{n}"))
-        .find(|name| !taken(name) && !taken(&format!("{name}p")));
+    let taken =
+        |name: &str| links.iter().any(|link| link.ifname == name || link.altnames.iter().any(|alt| alt == name));
+    let free = (0..1000).map(|n| format!("snif{n}")).find(|name| !taken(name) && !taken(&format!("{name}p")));
     free.context("no relay name from snif0 to snif999 is free; remove sessions with: snifctl down --all")
 }
 
 /// The relay's ifindexes are chosen here, so that the programs can be told them before the relay is made.
-fn config(plan: &Plan, links: &[Link]) -> Config {
+fn config(plan: &Plan, resolved: &Resolved, links: &[Link]) -> Config {
     let last = links.iter().map(|link| link.ifindex).max().unwrap_or(0);
     Config {
+        remotes: (0..plan.remotes.len()).fold(0, |set, slot| set | 1 << slot),
+        clock: clock(),
         relay: last + 1,
         peer: last + 2,
         oversize: plan.oversize as u8,
         protocol: plan.tunnel.protocol(),
         port: plan.tunnel.port(),
+        spread: plan.spread as u8,
+        carriers: !resolved.carriers.is_empty(),
+        // Which the first write turns to the first half.
+        request: abi::REQUEST_CHUNKS as u16,
     }
 }
 
-/// What to take down.
-pub enum Target<'a> {
-    One(&'a str),
-    All,
-}
-
-/// Takes sessions down. Returns whether there was anything to remove; nothing to remove is no error.
-pub fn down(shell: &Shell, target: &Target) -> Result<bool> {
-    state::ensure_root()?;
-    doctor::ensure_present(&["bpftool", "tc", "ip"])?;
-    let home = Home::here()?;
-    let _lock = home.lock_to_write(shell)?;
-    let removed = teardown(shell, &home, target);
-    home.remove_if_empty();
-    removed
-}
-
-/// Taps first, then the relay, then the pins. Goes by what the kernel has, so it also cleans up half a session.
-fn teardown(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
-    let mut removed = detach(shell, home, target)?;
-    // Removing one end removes the other, so look again after each.
-    while let Some(relay) = ip::links(shell)?.iter().find(|link| is_relay_of(link, target)) {
-        shell.write(&Cmd::new("ip", ["link", "delete", "dev", &relay.ifname]))?;
-        removed = true;
-    }
-    for dir in pins(home, target) {
-        shell.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
-        removed = true;
-    }
-    Ok(removed)
-}
-
-/// A relay without an alias was made by a run that ended before it could say whose it is.
-fn is_relay_of(link: &Link, target: &Target) -> bool {
-    let number = link.ifname.strip_prefix("snif").map(|rest| rest.trim_end_matches('p'));
-    let named = number.is_some_and(|number| number.parse::<u32>().is_ok());
-    if link.ifalias.is_empty() {
-        return named && link.linkinfo.info_kind == "veth";
-    }
-    link.ifalias.strip_prefix(ALIAS).is_some_and(|owner| match target {
-        Target::One(name) => owner == *name,
-        Target::All => true,
-    })
-}
-
-fn pins(home: &Home, target: &Target) -> Vec<PathBuf> {
-    let dirs: Vec<PathBuf> = match target {
-        Target::One(name) => vec![home.session(name), home.building(name)],
-        Target::All => {
-            let made = home.sessions().into_iter().map(|name| home.session(&name));
-            made.chain(home.half_made().into_iter().map(|name| home.building(&name)))
-                .collect()
-        }
-    };
-    dirs.into_iter().filter(|dir| dir.exists()).collect()
-}
-
-/// Removes our filters from the watched interfaces, and a clsact qdisc that we added and nothing uses any more.
-fn detach(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
-    let links = ip::links(shell)?;
-    let marks = home.clsact_marks();
-    let tapped = tapped(shell)?;
-    let ours = |link: &&Link| {
-        (tapped.contains(&link.ifindex) || marks.contains(&link.ifindex)) && !link.ifalias.starts_with(ALIAS)
-    };
-    let devices: Vec<&Link> = links.iter().filter(ours).collect();
-    let names: Vec<&str> = devices.iter().map(|link| link.ifname.as_str()).collect();
-    let lines: Vec<String> = names
-        .iter()
-        .zip(tc::hooks(shell, &names)?)
-        .flat_map(|(dev, hooks)| filters_of(dev, &hooks, target))
-        .collect();
-    tc::batch(shell, &lines)?;
-    remove_clsact(shell, home, &devices, &marks)?;
-    for gone in marks
-        .iter()
-        .filter(|mark| !links.iter().any(|link| link.ifindex == **mark))
-    {
-        remove_mark(shell, home, *gone)?;
-    }
-    Ok(!lines.is_empty())
-}
-
-/// ifindexes of the interfaces that run a tap of any session.
-fn tapped(shell: &Shell) -> Result<Vec<u32>> {
-    let answers = bpftool::ask(shell, &[bpftool::NET_QUESTION.to_string()])?;
-    let attachments = bpftool::attachments(&answers[0])?;
-    Ok(attachments
-        .into_iter()
-        .filter(|at| at.name.starts_with("snif_tap_"))
-        .map(|at| at.ifindex)
-        .collect())
-}
-
-fn filters_of(dev: &str, hooks: &Hooks, target: &Target) -> Vec<String> {
-    let mut lines = Vec::new();
-    for direction in [Direction::Ingress, Direction::Egress] {
-        let taps = hooks
-            .filters(direction)
-            .iter()
-            .filter(|filter| filter.program() == direction.program());
-        for filter in taps {
-            let Some(at) = filter.handle() else { continue };
-            if matches!(target, Target::One(name) if handle(name) != at) {
-                continue;
-            }
-            lines.push(tc::del_filter(dev, direction, filter.pref, at));
-        }
-    }
-    lines
-}
-
-fn remove_clsact(shell: &Shell, home: &Home, devices: &[&Link], marks: &[u32]) -> Result<()> {
-    let marked: Vec<&&Link> = devices.iter().filter(|link| marks.contains(&link.ifindex)).collect();
-    let names: Vec<&str> = marked.iter().map(|link| link.ifname.as_str()).collect();
-    let unused = marked
-        .iter()
-        .zip(tc::hooks(shell, &names)?)
-        .filter(|(_, hooks)| hooks.is_unused());
-    let (mut lines, mut done) = (Vec::new(), Vec::new());
-    for (link, hooks) in unused {
-        if hooks.has_qdisc("clsact") {
-            lines.push(tc::del_clsact(&link.ifname));
-        }
-        done.push(link.ifindex);
-    }
-    tc::batch(shell, &lines)?;
-    done.into_iter()
-        .try_for_each(|ifindex| remove_mark(shell, home, ifindex))
-}
-
-fn remove_mark(shell: &Shell, home: &Home, ifindex: u32) -> Result<()> {
-    shell.act("rmdir", &home.clsact_mark(ifindex), |dir| fs::remove_dir(dir))
-}
-
-/// The session that a command without `--name` means: the only one, or the one called `default`.
-pub fn chosen(home: &Home, name: Option<&str>) -> Result<String> {
-    let names = home.sessions();
-    let name = name.unwrap_or("default");
-    match names.as_slice() {
-        names if names.iter().any(|known| known == name) => Ok(name.to_string()),
-        [] => bail!("no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR"),
-        names => bail!(
-            "no session {name} is up; choose one with: --name {}",
-            names.join(" or --name ")
-        ),
-    }
+/// Nanoseconds from the time since boot, which the programs can read, to the time since 1970. Good to 10 ms, the
+/// resolution of /proc/uptime; 0 where either cannot be told.
+fn clock() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split(' ').next().and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
+    now.saturating_sub(Duration::from_secs_f64(seconds)).as_nanos() as u64
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::exec::{Cmd, Shell};
 
@@ -16,6 +16,12 @@ const ROOT: &str = "/sys/fs/bpf/snifctl";
 const CLSACT: &str = "_clsact";
 /// Prefix of a session that is being made.
 const BUILDING: &str = "_new_";
+
+/// Beginning of the relay's link alias; the session's name follows.
+pub const ALIAS: &str = "snifctl:";
+
+/// The pinned programs of a session.
+pub const PROGRAMS: [&str; 5] = ["snif_tap_in", "snif_tap_out", "snif_encap", "snif_wire", "snif_fragment"];
 
 /// The sessions of this network namespace.
 #[derive(Clone, Debug)]
@@ -29,12 +35,8 @@ pub struct Lock(#[allow(dead_code)] File);
 
 impl Home {
     pub fn here() -> Result<Home> {
-        let inode = fs::metadata("/proc/self/ns/net")
-            .context("cannot tell the network namespace")?
-            .ino();
-        Ok(Home {
-            dir: Path::new(ROOT).join(inode.to_string()),
-        })
+        let inode = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
+        Ok(Home { dir: Path::new(ROOT).join(inode.to_string()) })
     }
 
     /// The pins of a session.
@@ -54,34 +56,24 @@ impl Home {
 
     /// The ifindexes whose clsact qdisc we have added.
     pub fn clsact_marks(&self) -> Vec<u32> {
-        entries(&self.dir.join(CLSACT))
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect()
+        entries(&self.dir.join(CLSACT)).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
     /// Names of the sessions that are up, and of those that were left half made.
     pub fn sessions(&self) -> Vec<String> {
-        entries(&self.dir)
-            .into_iter()
-            .filter(|name| !name.starts_with('_'))
-            .collect()
+        entries(&self.dir).into_iter().filter(|name| !name.starts_with('_')).collect()
     }
 
     pub fn half_made(&self) -> Vec<String> {
-        entries(&self.dir)
-            .iter()
-            .filter_map(|name| name.strip_prefix(BUILDING).map(String::from))
-            .collect()
+        entries(&self.dir).iter().filter_map(|name| name.strip_prefix(BUILDING).map(String::from)).collect()
     }
 
     /// Makes the directory, mounting bpffs first where it is not mounted.
     pub fn create(&self, shell: &Shell) -> Result<()> {
         ensure_bpffs(shell)?;
         if shell.dry_run || !self.dir.is_dir() {
-            shell.act("mkdir -p -m 0700", &self.dir, |dir| {
-                DirBuilder::new().recursive(true).mode(0o700).create(dir)
-            })?;
+            shell
+                .act("mkdir -p -m 0700", &self.dir, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
         }
         Ok(())
     }
@@ -98,8 +90,7 @@ impl Home {
         loop {
             self.create(shell)?;
             let Some(file) = open(&self.dir)? else { continue };
-            file.lock()
-                .with_context(|| format!("cannot lock {}", self.dir.display()))?;
+            file.lock().with_context(|| format!("cannot lock {}", self.dir.display()))?;
             if is_same(&file, &self.dir) {
                 return Ok(Lock(file));
             }
@@ -109,9 +100,32 @@ impl Home {
     /// A shared lock, or `None` where there is no session to read.
     pub fn lock_to_read(&self) -> Result<Option<Lock>> {
         let Some(file) = open(&self.dir)? else { return Ok(None) };
-        file.lock_shared()
-            .with_context(|| format!("cannot lock {}", self.dir.display()))?;
+        file.lock_shared().with_context(|| format!("cannot lock {}", self.dir.display()))?;
         Ok(is_same(&file, &self.dir).then_some(Lock(file)))
+    }
+}
+
+/// The key of a session's filters, from its name (FNV-1a): `down` finds them even where the pins are gone.
+pub fn handle(name: &str) -> u32 {
+    let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash.max(1)
+}
+
+/// The session that a command without `--name` means: the only one, or the one called `default`.
+pub fn chosen(home: &Home, name: Option<&str>) -> Result<String> {
+    let names = home.sessions();
+    match (names.as_slice(), name) {
+        ([], _) => bail!("no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR"),
+        ([only], None) => Ok(only.clone()),
+        (names, name) => {
+            let name = name.unwrap_or("default");
+            ensure!(
+                names.iter().any(|known| known == name),
+                "no session {name} is up; choose one with: --name {}",
+                names.join(" or --name ")
+            );
+            Ok(name.to_string())
+        }
     }
 }
 
@@ -132,10 +146,7 @@ fn entries(dir: &Path) -> Vec<String> {
     let Ok(found) = fs::read_dir(dir) else {
         return Vec::new();
     };
-    let mut names: Vec<String> = found
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<String> = found.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     names
 }
@@ -154,9 +165,7 @@ fn ensure_bpffs(shell: &Shell) -> Result<()> {
         return Ok(());
     }
     let mounted = shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", BPFFS]));
-    mounted
-        .map(drop)
-        .with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
+    mounted.map(drop).with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
 }
 
 /// Refuses anyone who may not load programs and change interfaces.
@@ -165,10 +174,7 @@ pub fn ensure_root() -> Result<()> {
         return Ok(());
     }
     let line: Vec<String> = std::env::args().skip(1).map(|arg| crate::exec::quote(&arg)).collect();
-    bail!(
-        "this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}",
-        line.join(" ")
-    )
+    bail!("this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}", line.join(" "))
 }
 
 /// The effective user, as the owner of our own /proc entry.

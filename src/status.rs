@@ -1,8 +1,8 @@
 //! What the kernel says of the sessions: decoded from the pinned maps, the hooks and the links, never remembered.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -12,16 +12,41 @@ use crate::abi::{self, Config, Remote, Stat, Tap, TapKey};
 use crate::bpftool::{self, Attachment, Row};
 use crate::exec::Shell;
 use crate::ip::{self, Link};
-use crate::plan::{Oversize, Plan, Tunnel};
-use crate::state::Home;
+use crate::plan::{Oversize, Plan, Spread, Tunnel};
+use crate::state::{Home, PROGRAMS};
 use crate::tc;
 
 /// What a session remembers of its making: the request, and what the out interface had dropped before.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
     pub plan: Plan,
-    /// Packets dropped by the out interface and its qdiscs before the session, by interface name.
+    /// Packets that each out interface and its qdiscs had dropped before the session used it, by interface name.
     pub dropped_before: BTreeMap<String, u64>,
+    /// The counters of the remotes that were removed.
+    pub removed: Stat,
+}
+
+impl Memory {
+    /// Takes note of an out interface when the session begins to use it. Returns whether it was new.
+    pub fn meet(&mut self, shell: &Shell, out: &Link) -> Result<bool> {
+        let known = self.dropped_before.contains_key(&out.ifname);
+        if !known {
+            self.dropped_before.insert(out.ifname.clone(), dropped_by(shell, out)?);
+        }
+        Ok(!known)
+    }
+
+    /// The batch lines that write it into a session's maps, ending with the one write that puts it and `config` in
+    /// force: before that, the session is as it was.
+    pub fn updates(&self, maps: &Path, config: &Config) -> Result<Vec<String>> {
+        let chunks = abi::encode_request(&serde_json::to_string(self)?)?;
+        let free = if config.request == 0 { abi::REQUEST_CHUNKS as u16 } else { 0 };
+        let line = |(at, chunk): (u32, &Vec<u8>)| bpftool::update(&maps.join("request"), &at.to_ne_bytes(), chunk);
+        let mut lines: Vec<String> = (u32::from(free)..).zip(&chunks).map(line).collect();
+        let config = Config { request: free, ..*config };
+        lines.push(bpftool::update(&maps.join("config"), &[0; 4], &config.encode()));
+        Ok(lines)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -29,18 +54,26 @@ pub struct Status {
     pub sessions: Vec<Session>,
 }
 
-/// One session. Counters are of wire frames and their bytes.
+/// One session. Counters are of copies of wire frames and their bytes.
 #[derive(Debug, Serialize)]
 pub struct Session {
     pub name: String,
     pub tunnel: Tunnel,
     pub oversize: Oversize,
+    pub spread: Spread,
     pub taps: Vec<TapStatus>,
     pub remotes: Vec<RemoteStatus>,
+    /// The counters of remotes that the session no longer has, together.
+    pub removed: Stat,
     /// Copies that did not arrive, by reason. `out` is all that the out interfaces dropped since `up`, whoever sent it.
     pub drops: BTreeMap<String, u64>,
+    /// Remotes that are written but get no copies: a change ended half-way.
     #[serde(skip)]
-    pub plan: Plan,
+    pub leftovers: Vec<RemoteStatus>,
+    #[serde(skip)]
+    pub memory: Memory,
+    #[serde(skip)]
+    pub config: Config,
     /// The relay and its programs are there.
     #[serde(skip)]
     pub relayed: bool,
@@ -59,27 +92,31 @@ pub struct TapStatus {
 /// `pcnt` copies were handed to the out interface, `dcnt` were dropped by our programs before.
 #[derive(Debug, Serialize)]
 pub struct RemoteStatus {
-    pub address: Ipv4Addr,
-    pub source: Ipv4Addr,
-    pub interface: String,
-    /// Of the next hop; `null` while it does not answer.
+    pub address: IpAddr,
+    /// `null` without a route.
+    pub source: Option<IpAddr>,
+    pub interface: Option<String>,
+    /// Of the next hop; `null` while it does not answer, and where the out interface has no Ethernet.
     pub mac: Option<String>,
     /// Bytes of the largest outer IP packet.
     pub mtu: u32,
     pub stat: Stat,
     #[serde(skip)]
     pub raw: Remote,
+    #[serde(skip)]
+    pub slot: u32,
 }
 
 impl Session {
     /// Everything that `up` made is in place.
     pub fn is_complete(&self) -> bool {
-        self.relayed && !self.remotes.is_empty() && self.taps.iter().all(|tap| tap.attached)
+        self.relayed && self.remotes.len() == self.memory.plan.remotes.len() && self.taps.iter().all(|tap| tap.attached)
     }
 }
 
 /// The maps of a session that say something, by name, as they are pinned. `scratch`, working memory, is not one.
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 11] = [
+    "carriers",
     "config",
     "drops",
     "remote_state",
@@ -87,6 +124,7 @@ pub const MAPS: [&str; 9] = [
     "remotes",
     "request",
     "slots",
+    "spread",
     "taps",
     "tunnels",
 ];
@@ -114,20 +152,13 @@ fn map_path(home: &Home, session: &str, map: &str) -> PathBuf {
 /// The maps of a session.
 pub fn maps(shell: &Shell, home: &Home, session: &str) -> Result<Vec<Map>> {
     let paths = MAPS.map(|map| map_path(home, session, map));
-    let lines: Vec<String> = paths
-        .iter()
-        .map(|path| format!("map show pinned {}", path.display()))
-        .collect();
+    let lines: Vec<String> = paths.iter().map(|path| format!("map show pinned {}", path.display())).collect();
     let answers = bpftool::ask(shell, &lines)?;
     let named = answers.into_iter().zip(MAPS).zip(&paths);
     named
         .map(|((answer, name), path)| {
             let map: Map = serde_json::from_value(answer).context("bpftool map gave JSON of another form")?;
-            Ok(Map {
-                name: name.into(),
-                pinned: path.display().to_string(),
-                ..map
-            })
+            Ok(Map { name: name.into(), pinned: path.display().to_string(), ..map })
         })
         .collect()
 }
@@ -135,21 +166,11 @@ pub fn maps(shell: &Shell, home: &Home, session: &str) -> Result<Vec<Map>> {
 /// Dumps of these maps, as bpftool gives them. Of the arrays by remote slot only the slots that hold a remote.
 pub fn dumps(shell: &Shell, home: &Home, session: &str, names: &[&str]) -> Result<Vec<Value>> {
     let asked = names.iter().chain(&["remotes"]);
-    let lines: Vec<String> = asked
-        .map(|map| bpftool::dump_question(&map_path(home, session, map)))
-        .collect();
+    let lines: Vec<String> = asked.map(|map| bpftool::dump_question(&map_path(home, session, map))).collect();
     let mut answers = bpftool::ask(shell, &lines)?;
     let remotes = answers.pop().unwrap_or_default();
-    let used: Vec<&Value> = remotes
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|row| &row["key"])
-        .collect();
-    for (answer, _) in answers
-        .iter_mut()
-        .zip(names)
-        .filter(|(_, name)| ["remote_stats", "remote_state"].contains(name))
+    let used: Vec<&Value> = remotes.as_array().into_iter().flatten().map(|row| &row["key"]).collect();
+    for (answer, _) in answers.iter_mut().zip(names).filter(|(_, name)| ["remote_stats", "remote_state"].contains(name))
     {
         if let Some(rows) = answer.as_array_mut() {
             rows.retain(|row| used.contains(&&row["key"]));
@@ -166,11 +187,7 @@ pub fn status(shell: &Shell, home: &Home, name: Option<&str>) -> Result<Status> 
     }
     let chosen = names.iter().filter(|known| name.is_none_or(|name| name == *known));
     let links = ip::links(shell)?;
-    Ok(Status {
-        sessions: chosen
-            .map(|name| session(shell, home, name, &links))
-            .collect::<Result<_>>()?,
-    })
+    Ok(Status { sessions: chosen.map(|name| session(shell, home, name, &links)).collect::<Result<_>>()? })
 }
 
 fn known_sessions(names: &[String]) -> String {
@@ -180,23 +197,70 @@ fn known_sessions(names: &[String]) -> String {
     }
 }
 
-/// One session, as the kernel has it.
+/// The counters of one remote slot.
+pub fn remote_stat(shell: &Shell, home: &Home, session: &str, slot: u32) -> Result<Stat> {
+    let answers = bpftool::ask(shell, &[bpftool::dump_question(&map_path(home, session, "remote_stats"))])?;
+    let rows = bpftool::rows(answers.first().context("bpftool gave no dump")?)?;
+    slot_stat(&rows, slot)
+}
+
+fn slot_stat(rows: &[Row], slot: u32) -> Result<Stat> {
+    let Some(row) = rows.iter().find(|row| row.index().is_ok_and(|index| index == slot)) else {
+        return Ok(Stat::default());
+    };
+    let cpus = row.values.iter().map(|value| Stat::decode(value)).collect::<Result<Vec<_>>>()?;
+    Ok(Stat::sum(cpus))
+}
+
+/// A session of which a part is gone: `up` makes it anew, `down` cleans it up.
+#[derive(Debug)]
+pub struct Broken {
+    name: String,
+    what: String,
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Broken { name, what } = self;
+        write!(f, "session {name} is not whole: {what}; clean up with: snifctl down --name {name}")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+fn ensure_pinned(home: &Home, name: &str) -> Result<(), Broken> {
+    let dir = home.session(name);
+    let programs = PROGRAMS.map(|program| dir.join(program));
+    let maps = MAPS.map(|map| dir.join("maps").join(map));
+    match programs.iter().chain(&maps).find(|pin| !pin.exists()) {
+        Some(pin) => Err(Broken { name: name.into(), what: format!("{} is gone", pin.display()) }),
+        None => Ok(()),
+    }
+}
+
+/// One session, as the kernel has it. Fails with [`Broken`] where parts of it are gone.
 pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result<Session> {
+    ensure_pinned(home, name)?;
     let kernel = Kernel::ask(shell, home, name)?;
-    let plan = kernel.memory.plan.clone();
-    let remotes = kernel.remotes(links)?;
+    let plan = &kernel.memory.plan;
+    let in_use = |remote: &RemoteStatus| kernel.config.remotes & (1 << remote.slot) != 0;
+    let (remotes, leftovers) = kernel.remotes(links)?.into_iter().partition(in_use);
     let mut drops = kernel.drops()?;
     drops.insert("relay".into(), kernel.relay_drops(links));
-    drops.insert("out".into(), out_drops(shell, &remotes, links, &kernel.memory)?);
+    drops.insert("out".into(), out_drops(shell, links, &kernel.memory)?);
     Ok(Session {
         name: name.to_string(),
-        tunnel: plan.tunnel,
+        tunnel: plan.tunnel.kind,
         oversize: plan.oversize,
+        spread: plan.spread,
         taps: kernel.taps(links)?,
         relayed: kernel.is_relayed(links),
         remotes,
+        leftovers,
+        removed: kernel.memory.removed,
         drops,
-        plan,
+        config: kernel.config,
+        memory: kernel.memory,
     })
 }
 
@@ -215,29 +279,23 @@ struct Kernel {
 impl Kernel {
     fn ask(shell: &Shell, home: &Home, name: &str) -> Result<Kernel> {
         let dir = home.session(name);
-        let mut lines: Vec<String> = crate::session::PROGRAMS
-            .map(|prog| format!("prog show pinned {}", dir.join(prog).display()))
-            .to_vec();
+        let mut lines: Vec<String> =
+            PROGRAMS.map(|prog| format!("prog show pinned {}", dir.join(prog).display())).to_vec();
         lines.push(bpftool::NET_QUESTION.into());
         let maps = ["request", "config", "taps", "remotes", "remote_stats", "drops"];
         lines.extend(maps.map(|map| bpftool::dump_question(&dir.join("maps").join(map))));
-        let answers = bpftool::ask(shell, &lines).with_context(|| {
-            format!("session {name} is not whole, some of its pins are gone; clean up with: snifctl down --name {name}")
-        })?;
-        let (programs, rest) = answers.split_at(crate::session::PROGRAMS.len());
+        let answers = bpftool::ask(shell, &lines)?;
+        let (programs, rest) = answers.split_at(PROGRAMS.len());
         let mut dumps = rest[1..].iter();
         let mut next = || bpftool::rows(dumps.next().context("a dump is missing")?);
         let (request, config) = (next()?, next()?);
-        let config = config.first().context("the session has no configuration")?;
+        let config = Config::decode(config.first().context("the session has no configuration")?.value()?)?;
         Ok(Kernel {
-            program_ids: programs
-                .iter()
-                .filter_map(|program| program["id"].as_u64())
-                .map(|id| id as u32)
-                .collect(),
+            program_ids: programs.iter().filter_map(|program| program["id"].as_u64()).map(|id| id as u32).collect(),
             attachments: bpftool::attachments(&rest[0])?,
-            memory: memory(request)?,
-            config: Config::decode(config.value()?)?,
+            memory: memory(request, config.request)
+                .map_err(|err| Broken { name: name.into(), what: format!("its request cannot be read ({err})") })?,
+            config,
             taps: next()?,
             remotes: next()?,
             remote_stats: next()?,
@@ -257,17 +315,9 @@ impl Kernel {
             .taps
             .iter()
             .map(|row| {
-                let cpus = row
-                    .values
-                    .iter()
-                    .map(|value| Tap::decode(value))
-                    .collect::<Result<Vec<_>>>()?;
+                let cpus = row.values.iter().map(|value| Tap::decode(value)).collect::<Result<Vec<_>>>()?;
                 let slot = cpus.first().map_or(0, |tap| tap.slot);
-                Ok((
-                    slot,
-                    TapKey::decode(&row.key)?,
-                    Stat::sum(cpus.iter().map(|tap| tap.stat)),
-                ))
+                Ok((slot, TapKey::decode(&row.key)?, Stat::sum(cpus.iter().map(|tap| tap.stat))))
             })
             .collect::<Result<Vec<_>>>()?;
         taps.sort_by_key(|(slot, ..)| *slot);
@@ -281,82 +331,50 @@ impl Kernel {
     }
 
     fn remotes(&self, links: &[Link]) -> Result<Vec<RemoteStatus>> {
-        let mut remotes = self
-            .remotes
-            .iter()
-            .map(|row| Ok((row.index()?, row)))
-            .collect::<Result<Vec<_>>>()?;
+        let mut remotes = self.remotes.iter().map(|row| Ok((row.index()?, row))).collect::<Result<Vec<_>>>()?;
         remotes.sort_by_key(|(slot, _)| *slot);
-        remotes
-            .into_iter()
-            .map(|(slot, row)| self.remote(slot, Remote::decode(row.value()?)?, links))
-            .collect()
+        remotes.into_iter().map(|(slot, row)| self.remote(slot, Remote::decode(row.value()?)?, links)).collect()
     }
 
     fn remote(&self, slot: u32, raw: Remote, links: &[Link]) -> Result<RemoteStatus> {
-        let ip: [u8; 20] = raw.outer_ip()[..20].try_into()?;
-        let row = self
-            .remote_stats
-            .iter()
-            .find(|row| row.index().is_ok_and(|index| index == slot));
-        let stats = row.map(|row| {
-            row.values
-                .iter()
-                .map(|value| Stat::decode(value))
-                .collect::<Result<Vec<_>>>()
-        });
-        let resolved = raw.flags & abi::remote_flag::UNRESOLVED == 0;
+        let (source, address) = raw.addresses();
+        let has_mac = !raw.has(abi::remote_flag::UNRESOLVED) && !raw.has(abi::remote_flag::L3);
         Ok(RemoteStatus {
-            address: Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
-            source: Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]),
-            interface: name_of(links, raw.ifindex),
-            mac: resolved.then(|| mac_text(&raw.outer()[..6])),
+            address,
+            source: (!source.is_unspecified()).then_some(source),
+            interface: (raw.ifindex != 0).then(|| name_of(links, raw.ifindex)),
+            mac: has_mac.then(|| ip::mac_text(raw.mac())),
             mtu: raw.mtu,
-            stat: Stat::sum(stats.transpose()?.unwrap_or_default()),
+            stat: slot_stat(&self.remote_stats, slot)?,
             raw,
+            slot,
         })
     }
 
     fn drops(&self) -> Result<BTreeMap<String, u64>> {
-        let counters = self.drops[0]["value"]
-            .as_object()
-            .context("the drop counters have no names: is BTF missing?")?;
-        Ok(counters
-            .iter()
-            .map(|(reason, count)| (reason.clone(), count.as_u64().unwrap_or(0)))
-            .collect())
+        let counters =
+            self.drops[0]["value"].as_object().context("the drop counters have no names: is BTF missing?")?;
+        Ok(counters.iter().map(|(reason, count)| (reason.clone(), count.as_u64().unwrap_or(0))).collect())
     }
 
     /// The relay belongs to the session, so what its two ends lost are copies.
     fn relay_drops(&self, links: &[Link]) -> u64 {
-        let find = |ifindex| {
-            links
-                .iter()
-                .find(|link| link.ifindex == ifindex)
-                .map(|link| link.stats64)
-        };
+        let find = |ifindex| links.iter().find(|link| link.ifindex == ifindex).map(|link| link.stats64);
         find(self.config.relay).map_or(0, |stats| stats.tx.dropped) + find(self.config.peer).map_or(0, |s| s.tx.dropped)
     }
 
     fn is_relayed(&self, links: &[Link]) -> bool {
-        let hooks = [
-            (self.config.relay, "egress"),
-            (self.config.peer, "ingress"),
-            (self.config.peer, "egress"),
-        ];
+        let hooks = [(self.config.relay, "egress"), (self.config.peer, "ingress"), (self.config.peer, "egress")];
         let up = |ifindex| links.iter().any(|link| link.ifindex == ifindex && link.is_up());
-        hooks
-            .iter()
-            .all(|(ifindex, hook)| up(*ifindex) && self.is_attached(*ifindex, hook))
+        hooks.iter().all(|(ifindex, hook)| up(*ifindex) && self.is_attached(*ifindex, hook))
     }
 }
 
-fn memory(mut rows: Vec<Row>) -> Result<Memory> {
+fn memory(mut rows: Vec<Row>, first: u16) -> Result<Memory> {
+    let half = u32::from(first)..u32::from(first) + abi::REQUEST_CHUNKS as u32;
+    rows.retain(|row| row.index().is_ok_and(|index| half.contains(&index)));
     rows.sort_by_key(|row| row.index().unwrap_or(u32::MAX));
-    let chunks = rows
-        .iter()
-        .map(|row| Ok(row.value()?.to_vec()))
-        .collect::<Result<Vec<_>>>()?;
+    let chunks = rows.iter().map(|row| Ok(row.value()?.to_vec())).collect::<Result<Vec<_>>>()?;
     serde_json::from_str(&abi::decode_request(&chunks)?).context("the session's request cannot be read")
 }
 
@@ -365,33 +383,15 @@ fn name_of(links: &[Link], ifindex: u32) -> String {
     link.map_or_else(|| format!("(gone: index {ifindex})"), |link| link.ifname.clone())
 }
 
-/// `02:00:00:00:00:01`.
-pub fn mac_text(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<Vec<_>>()
-        .join(":")
-}
-
 /// What an interface and its qdiscs have dropped on the way out since it exists.
 pub fn dropped_by(shell: &Shell, link: &Link) -> Result<u64> {
     let hooks = tc::hooks(shell, &[&link.ifname])?;
     Ok(link.stats64.tx.dropped + hooks.first().map_or(0, tc::qdisc_drops))
 }
 
-fn out_drops(shell: &Shell, remotes: &[RemoteStatus], links: &[Link], memory: &Memory) -> Result<u64> {
-    let mut total = 0;
-    let mut seen = Vec::new();
-    for link in links
-        .iter()
-        .filter(|link| remotes.iter().any(|remote| remote.raw.ifindex == link.ifindex))
-    {
-        if !seen.contains(&link.ifindex) {
-            seen.push(link.ifindex);
-            let before = memory.dropped_before.get(&link.ifname).copied().unwrap_or(0);
-            total += dropped_by(shell, link)?.saturating_sub(before);
-        }
-    }
-    Ok(total)
+/// Of every interface that the session has used, so that the count never goes back.
+fn out_drops(shell: &Shell, links: &[Link], memory: &Memory) -> Result<u64> {
+    let used = links.iter().filter_map(|link| Some((link, memory.dropped_before.get(&link.ifname)?)));
+    let drops = used.map(|(link, before)| Ok(dropped_by(shell, link)?.saturating_sub(*before)));
+    drops.sum()
 }

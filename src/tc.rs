@@ -50,9 +50,7 @@ impl Filter {
     /// The name of the program that this filter runs.
     pub fn program(&self) -> &str {
         let options = self.options.as_ref();
-        options
-            .and_then(|options| options.prog.as_ref())
-            .map_or("", |prog| prog.name.as_str())
+        options.and_then(|options| options.prog.as_ref()).map_or("", |prog| prog.name.as_str())
     }
 }
 
@@ -82,11 +80,7 @@ impl Hooks {
 
     /// The lowest preference that a bpf filter can take: before all others, unless another kind sits there.
     pub fn free_pref(&self, direction: Direction) -> u32 {
-        let taken = |pref| {
-            self.filters(direction)
-                .iter()
-                .any(|filter| filter.pref == pref && filter.kind != "bpf")
-        };
+        let taken = |pref| self.filters(direction).iter().any(|filter| filter.pref == pref && filter.kind != "bpf");
         (FIRST_PREF..).find(|pref| !taken(*pref)).unwrap_or(FIRST_PREF)
     }
 }
@@ -99,43 +93,31 @@ pub fn hooks(shell: &Shell, interfaces: &[&str]) -> Result<Vec<Hooks>> {
     let lines: Vec<String> = interfaces
         .iter()
         .flat_map(|dev| {
-            ["qdisc show dev", "filter show dev"]
-                .into_iter()
-                .flat_map(move |verb| match verb {
-                    "qdisc show dev" => vec![format!("{verb} {dev}")],
-                    _ => vec![format!("{verb} {dev} ingress"), format!("{verb} {dev} egress")],
-                })
+            ["qdisc show dev", "filter show dev"].into_iter().flat_map(move |verb| match verb {
+                "qdisc show dev" => vec![format!("{verb} {dev}")],
+                _ => vec![format!("{verb} {dev} ingress"), format!("{verb} {dev} egress")],
+            })
         })
         .collect();
     let text = shell.read(&Cmd::new("tc", ["-j", "-s", "-batch", "-"]).input(&lines))?;
     let mut replies = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
     interfaces
         .iter()
-        .map(|_| {
-            Ok(Hooks {
-                qdiscs: next(&mut replies)?,
-                ingress: next(&mut replies)?,
-                egress: next(&mut replies)?,
-            })
-        })
+        .map(|_| Ok(Hooks { qdiscs: next(&mut replies)?, ingress: next(&mut replies)?, egress: next(&mut replies)? }))
         .collect()
 }
 
 fn next<T: DeserializeOwned>(
     replies: &mut impl Iterator<Item = serde_json::Result<serde_json::Value>>,
 ) -> Result<Vec<T>> {
-    let reply = replies.next().context("tc answered less than it was asked")??;
-    serde_json::from_value(reply).context("tc gave JSON of another form; try: snifctl doctor")
+    let form = "tc gave JSON of another form; try: snifctl doctor";
+    let reply = replies.next().context("tc answered less than it was asked; try: snifctl doctor")?;
+    serde_json::from_value(reply.context(form)?).context(form)
 }
 
 /// Packets that the interface's qdiscs have dropped since it exists.
 pub fn qdisc_drops(hooks: &Hooks) -> u64 {
-    hooks
-        .qdiscs
-        .iter()
-        .filter(|qdisc| qdisc.root)
-        .map(|qdisc| qdisc.drops)
-        .sum()
+    hooks.qdiscs.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.drops).sum()
 }
 
 /// The batch line that adds the qdisc with the two hooks.
@@ -149,17 +131,11 @@ pub fn del_clsact(dev: &str) -> String {
 
 /// The batch line that attaches a pinned program.
 pub fn add_filter(dev: &str, direction: Direction, pref: u32, handle: u32, pin: &str) -> String {
-    format!(
-        "filter add dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}",
-        direction.hook()
-    )
+    format!("filter add dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}", direction.hook())
 }
 
 pub fn del_filter(dev: &str, direction: Direction, pref: u32, handle: u32) -> String {
-    format!(
-        "filter del dev {dev} {} pref {pref} handle {handle:#x} bpf",
-        direction.hook()
-    )
+    format!("filter del dev {dev} {} pref {pref} handle {handle:#x} bpf", direction.hook())
 }
 
 /// Runs many changes in one `tc`; it stops at the first that fails.
