@@ -148,9 +148,10 @@ fn a_remote_that_is_no_address_is_refused() {
 }
 
 #[test]
-fn an_ipv6_remote_is_refused_as_not_supported_yet() {
+fn an_ipv6_remote_that_is_no_host_elsewhere_is_refused() {
     let lab = Lab::roomy();
-    refused(&lab, &up_to("2001:db8:1::2"), 1, "--remote 2001:db8:1::2 is an IPv6", "--remote 10.0.0.7");
+    refused(&lab, &up_to("fe80::1%out0"), 1, "--remote \"fe80::1%out0\" is a link-local", "2001:db8::7");
+    refused(&lab, &up_to("2001:db8:99::9"), 1, "--remote 2001:db8:99::9 has no route", "via GATEWAY");
 }
 
 #[test]
@@ -190,12 +191,18 @@ fn a_remote_that_is_not_one_machine_is_refused() {
 }
 
 #[test]
-fn a_remote_behind_an_interface_without_ethernet_is_refused() {
+fn a_remote_behind_a_tunnel_that_may_run_over_the_watched_interface_is_refused() {
     let lab = Lab::roomy();
     lab.host(&["ip", "tuntap", "add", "dev", "tun0", "mode", "tun"]);
     lab.host(&["ip", "link", "set", "dev", "tun0", "up"]);
     lab.host(&["ip", "route", "add", "203.0.113.0/24", "dev", "tun0"]);
-    refused(&lab, &up_to("203.0.113.9"), 1, "--remote 203.0.113.9 is reached through tun0", "dev eth0");
+    refused(
+        &lab,
+        &up_to("203.0.113.9"),
+        1,
+        "--remote 203.0.113.9 is reached through tun0",
+        "--carrier 203.0.113.5:51820",
+    );
 }
 
 #[test]
@@ -206,13 +213,13 @@ fn a_neighbour_that_never_answers_is_warned_of_and_counted_and_healed_by_the_sam
     lab.said(&UP).ok_noting("198.51.100.2 does not answer on out0");
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 11));
     let session = &lab.status()["sessions"][0];
-    assert_eq!(session["drops"]["neighbour"], 11, "{session:#}");
+    assert_eq!(session["drops"]["unresolved"], 11, "{session:#}");
     assert_eq!(session["taps"][0]["stat"]["pcnt"], 11, "{session:#}");
     assert_eq!(session["remotes"][0]["stat"]["pcnt"], 0, "{session:#}");
     assert!(session["remotes"][0]["mac"].is_null(), "{session:#}");
     let address = format!("{COLLECTOR_IP}/24");
     lab.collector(&["ip", "address", "add", &address, "dev", "col0"]);
-    lab.said(&UP).ok_noting("its remote was resolved anew");
+    lab.said(&UP).ok_noting("its remotes were resolved anew");
     assert_eq!(lab.status()["sessions"][0]["remotes"][0]["mac"], "02:00:00:00:02:02");
     let mut copies = lab.capture(Ns::Collector, "col0", lab::capture::Direction::In);
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 7));
@@ -240,7 +247,8 @@ fn df_with_fragments_is_refused() {
 #[test]
 fn a_bad_session_name_is_refused() {
     let lab = Lab::roomy();
-    for name in ["--name=", "--name=A", "--name=a b", "--name=a/b", "--name=..", "--name=-a", "--name=sixteen-letters-"] {
+    for name in ["--name=", "--name=A", "--name=a b", "--name=a/b", "--name=..", "--name=-a", "--name=sixteen-letters-"]
+    {
         refused(&lab, &up_with(&[name]), 1, "--name ", "--name mirror-1");
         refused(&lab, &["down", name], 1, "--name ", "--name mirror-1");
         lab.said(&["status", name]).refused(1, "no session ", "--remote ADDR");
@@ -630,7 +638,9 @@ fn assert_status_copes(lab: &Lab) {
 #[test]
 fn a_broken_session_is_told_with_the_command_that_cleans_up() {
     let lab = Lab::roomy();
-    for damage in ["rm $1/maps/taps", "rm $1/snif_encap", "bpftool map delete pinned $1/maps/request key hex 00 00 00 00"] {
+    for damage in
+        ["rm $1/maps/taps", "rm $1/snif_encap", "bpftool map delete pinned $1/maps/request key hex 00 00 00 00"]
+    {
         lab.said(&UP).quietly_ok();
         let session = lab.pins().join("default");
         lab.host(&["sh", "-euc", damage, "sh", &session.to_string_lossy()]);

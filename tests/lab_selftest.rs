@@ -15,13 +15,8 @@ use lab::frames::{self, Ends, GRE, Ipv4};
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options};
 
 /// A tunnel packet's addresses, as snifctl would send it over the out link.
-const TUNNEL: Ends = Ends {
-    src_mac: OUT_MAC,
-    dst_mac: COLLECTOR_MAC,
-    src4: OUT_IP,
-    dst4: COLLECTOR_IP,
-    ..Ends::HOST_TO_PEER
-};
+const TUNNEL: Ends =
+    Ends { src_mac: OUT_MAC, dst_mac: COLLECTOR_MAC, src4: OUT_IP, dst4: COLLECTOR_IP, ..Ends::HOST_TO_PEER };
 
 /// The GRE packet (behind its IP header) around a frame.
 fn gre_body(inner: &[u8]) -> Vec<u8> {
@@ -29,20 +24,7 @@ fn gre_body(inner: &[u8]) -> Vec<u8> {
 }
 
 fn outer(id: u16, fragment: u16, body: &[u8]) -> Vec<u8> {
-    frames::ethernet(
-        &TUNNEL,
-        frames::ETH_IPV4,
-        &frames::ipv4(
-            &TUNNEL,
-            GRE,
-            Ipv4 {
-                id,
-                fragment,
-                options: &[],
-            },
-            body,
-        ),
-    )
+    frames::ethernet(&TUNNEL, frames::ETH_IPV4, &frames::ipv4(&TUNNEL, GRE, Ipv4 { id, fragment, options: &[] }, body))
 }
 
 fn error_of<T: std::fmt::Debug>(result: anyhow::Result<T>) -> String {
@@ -71,16 +53,9 @@ fn every_frame_kind_sent_by_the_host_reaches_the_peer_byte_for_byte_and_unanswer
 
 #[test]
 fn the_largest_frames_pass_when_the_mtu_allows_them() {
-    let lab = Lab::with(Options {
-        watched_mtu: 65_535,
-        ..Options::default()
-    });
+    let lab = Lab::with(Options { watched_mtu: 65_535, ..Options::default() });
     let sizes = [14, 1514, 9014, 32_000, 65_535, 65_549];
-    let mut sent: Vec<_> = sizes
-        .iter()
-        .zip(1..)
-        .map(|(size, n)| frames::raw(&Ends::PEER_TO_HOST, n, *size))
-        .collect();
+    let mut sent: Vec<_> = sizes.iter().zip(1..).map(|(size, n)| frames::raw(&Ends::PEER_TO_HOST, n, *size)).collect();
     sent.push(frames::jumbo(&Ends::PEER_TO_HOST, 99, 65_549));
     let mut capture = lab.capture(Ns::Host, "eth0", Direction::In);
     lab.send(Ns::Peer, "peer0", &sent);
@@ -104,15 +79,8 @@ fn corpus_frames_are_distinct_fit_the_mtu_and_survive_the_kernels_vlan_untagging
     assert_eq!((names.len(), bytes.len()), (corpus.len(), corpus.len()));
     for (name, frame) in &corpus {
         let is_tagged = matches!(frame[12..14], [0x81, 0] | [0x88, 0xa8]);
-        assert!(
-            (14..=if is_tagged { 1518 } else { 1514 }).contains(&frame.len()),
-            "{name}: {} bytes",
-            frame.len()
-        );
-        assert!(
-            !is_tagged || frame.len() >= 20,
-            "{name}: the kernel drops it before any hook"
-        );
+        assert!((14..=if is_tagged { 1518 } else { 1514 }).contains(&frame.len()), "{name}: {} bytes", frame.len());
+        assert!(!is_tagged || frame.len() >= 20, "{name}: the kernel drops it before any hook");
     }
 }
 
@@ -121,35 +89,16 @@ fn tshark_and_our_decoder_find_every_corpus_checksum_right() {
     let dir = tempfile::tempdir().unwrap();
     let pcap = dir.path().join("corpus.pcap");
     let malformed = |name: &str| name.contains("cut") || name.contains("nothing more");
-    let sound: Vec<_> = frames::corpus(&Ends::PEER_TO_HOST)
-        .into_iter()
-        .filter(|(name, _)| !malformed(name))
-        .collect();
+    let sound: Vec<_> = frames::corpus(&Ends::PEER_TO_HOST).into_iter().filter(|(name, _)| !malformed(name)).collect();
     let sound: Vec<_> = sound.into_iter().map(|(_, frame)| frame).collect();
     sound.iter().for_each(|frame| decode::verify_checksums(frame));
     lab::pcap::write(&pcap, &sound);
-    let fields = [
-        "ip.checksum.status",
-        "udp.checksum.status",
-        "tcp.checksum.status",
-        "icmp.checksum.status",
-    ];
+    let fields = ["ip.checksum.status", "udp.checksum.status", "tcp.checksum.status", "icmp.checksum.status"];
     let bad = fields.map(|field| format!("{field} == \"Bad\"")).join(" || ");
-    assert_eq!(
-        tshark_fields(&pcap, &bad, &["frame.number", "_ws.col.Info"]),
-        Vec::<Vec<String>>::new()
-    );
-    let good = tshark_fields(
-        &pcap,
-        "ip.checksum.status == \"Good\"",
-        &["ip.id", "ip.checksum.status"],
-    );
+    assert_eq!(tshark_fields(&pcap, &bad, &["frame.number", "_ws.col.Info"]), Vec::<Vec<String>>::new());
+    let good = tshark_fields(&pcap, "ip.checksum.status == \"Good\"", &["ip.id", "ip.checksum.status"]);
     assert!(good.len() > 20, "tshark did verify: {good:?}");
-    assert!(
-        good.iter()
-            .all(|row| row.len() == 2 && row[1].split(',').all(|status| status == "1")),
-        "{good:?}"
-    );
+    assert!(good.iter().all(|row| row.len() == 2 && row[1].split(',').all(|status| status == "1")), "{good:?}");
 }
 
 #[test]
@@ -159,10 +108,7 @@ fn tshark_sees_a_bad_checksum() {
     let mut frame = frames::ipv4_udp(&Ends::PEER_TO_HOST, 1, 100);
     *frame.last_mut().unwrap() ^= 1;
     lab::pcap::write(&pcap, &[frame]);
-    assert_eq!(
-        tshark_fields(&pcap, "ip", &["ip.checksum.status", "udp.checksum.status", "tcp.seq"]),
-        [["1", "0", ""]]
-    );
+    assert_eq!(tshark_fields(&pcap, "ip", &["ip.checksum.status", "udp.checksum.status", "tcp.seq"]), [["1", "0", ""]]);
 }
 
 #[test]
@@ -176,12 +122,7 @@ fn nothing_passes_a_lab_in_which_nothing_is_sent() {
         (watched.count() + out.count() + collector.count() > 0).then_some(())
     });
     assert_eq!((watched.stop(), out.stop(), collector.stop()), (vec![], vec![], vec![]));
-    for (ns, iface) in [
-        (Ns::Host, "eth0"),
-        (Ns::Peer, "peer0"),
-        (Ns::Host, "out0"),
-        (Ns::Collector, "col0"),
-    ] {
+    for (ns, iface) in [(Ns::Host, "eth0"), (Ns::Peer, "peer0"), (Ns::Host, "out0"), (Ns::Collector, "col0")] {
         assert_eq!(lab.packets(ns, iface), (0, 0), "{ns:?} {iface}, since it was made");
     }
 }
@@ -201,9 +142,7 @@ fn watched_traffic_does_not_reach_the_out_link_by_itself() {
 #[test]
 fn the_collector_answers_no_tunnel_packet() {
     let lab = Lab::new();
-    let sent: Vec<_> = (0..13)
-        .map(|id| outer(id, 0, &gre_body(&frames::arp(&Ends::PEER_TO_HOST))))
-        .collect();
+    let sent: Vec<_> = (0..13).map(|id| outer(id, 0, &gre_body(&frames::arp(&Ends::PEER_TO_HOST)))).collect();
     let mut collector = lab.capture(Ns::Collector, "col0", Direction::Both);
     lab.send(Ns::Host, "out0", &sent);
     assert_same_frames(&sent, &collector.take(13));
@@ -216,38 +155,24 @@ fn both_links_resolve_without_asking() {
     let mut watched = lab.capture(Ns::Host, "eth0", Direction::Both);
     lab.host(&["ping", "-c", "1", "-W", "2", "192.0.2.2"]);
     lab.peer(&["ping", "-c", "1", "-W", "2", "2001:db8::1"]);
-    assert_eq!(
-        watched.take(4).len(),
-        4,
-        "two requests, two replies, no ARP, no neighbour discovery"
-    );
+    assert_eq!(watched.take(4).len(), 4, "two requests, two replies, no ARP, no neighbour discovery");
     let mut out = lab.capture(Ns::Collector, "col0", Direction::Both);
     for address in ["198.51.100.2", "2001:db8:1::2"] {
         let ping = lab.try_host(&["ping", "-c", "1", "-W", "0.1", address]);
-        assert_eq!(
-            ping.status.code(),
-            Some(1),
-            "the collector has no address to answer from"
-        );
+        assert_eq!(ping.status.code(), Some(1), "the collector has no address to answer from");
     }
     assert_eq!(out.take(2).len(), 2);
 }
 
 #[test]
 fn a_tcp_transfer_arrives_unchanged_and_its_wire_frames_tell_the_same_bytes() {
-    let lab = Lab::with(Options {
-        watched_offloads_off: true,
-        ..Options::default()
-    });
+    let lab = Lab::with(Options { watched_offloads_off: true, ..Options::default() });
     let mut capture = lab.capture(Ns::Host, "eth0", Direction::Both);
     let transfer = lab.tcp_transfer(1_000_003, Ns::Peer, Ns::Host);
     let frames = capture.stop();
     assert!(frames.iter().all(|frame| frame.len() <= 1514));
     assert!(decode::tcp_stream(&frames, Port::Dst(transfer.port)) == transfer.data);
-    assert!(
-        decode::tcp_stream(&frames, Port::Src(transfer.port)).is_empty(),
-        "the listener sends nothing"
-    );
+    assert!(decode::tcp_stream(&frames, Port::Src(transfer.port)).is_empty(), "the listener sends nothing");
 }
 
 #[test]
@@ -256,19 +181,13 @@ fn a_tcp_transfer_uses_super_packets_unless_told_otherwise() {
     for (from, to) in [(Ns::Host, Ns::Peer), (Ns::Peer, Ns::Host)] {
         let mut capture = lab.capture(Ns::Host, "eth0", Direction::Both);
         lab.tcp_transfer(20_000_000, from, to);
-        assert!(
-            capture.stop().iter().any(|frame| frame.len() > 20_000),
-            "{from:?} to {to:?}"
-        );
+        assert!(capture.stop().iter().any(|frame| frame.len() > 20_000), "{from:?} to {to:?}");
     }
 }
 
 #[test]
 fn a_tcp_transfer_over_ipv6_arrives_unchanged() {
-    let lab = Lab::with(Options {
-        watched_offloads_off: true,
-        ..Options::default()
-    });
+    let lab = Lab::with(Options { watched_offloads_off: true, ..Options::default() });
     let mut capture = lab.capture(Ns::Peer, "peer0", Direction::In);
     let transfer = lab.tcp_transfer6(100_003, Ns::Host, Ns::Peer);
     assert!(decode::tcp_stream(&capture.stop(), Port::Dst(transfer.port)) == transfer.data);
@@ -276,11 +195,7 @@ fn a_tcp_transfer_over_ipv6_arrives_unchanged() {
 
 #[test]
 fn offload_options_reach_the_right_interfaces() {
-    let lab = Lab::with(Options {
-        peer_offloads_off: true,
-        out_mtu: 9000,
-        ..Options::default()
-    });
+    let lab = Lab::with(Options { peer_offloads_off: true, out_mtu: 9000, ..Options::default() });
     let tso = |ns, iface| {
         let out = lab.run(ns, &["ethtool", "-k", iface]);
         String::from_utf8_lossy(&out.stdout).contains("tcp-segmentation-offload: on")
@@ -305,23 +220,14 @@ fn the_decoder_opens_a_gre_packet() {
     let copies = decode::decap_gre(&[outer(7, 0x4000, &gre_body(&inner))]);
     assert_eq!(copies.len(), 1);
     let copy = &copies[0];
-    assert_eq!(
-        (copy.outer_src, copy.outer_dst, copy.ttl, copy.tos, copy.df),
-        (OUT_IP, COLLECTOR_IP, 64, 0, true)
-    );
+    assert_eq!((copy.outer_src, copy.outer_dst, copy.ttl, copy.tos, copy.df), (OUT_IP, COLLECTOR_IP, 64, 0, true));
     assert_eq!((copy.eth_src, copy.eth_dst), (OUT_MAC, COLLECTOR_MAC));
-    assert_eq!(
-        (&copy.ids, &copy.outer_lens, &copy.frame),
-        (&vec![7], &vec![20 + 4 + 42], &inner)
-    );
+    assert_eq!((&copy.ids, &copy.outer_lens, &copy.frame), (&vec![7], &vec![20 + 4 + 42], &inner));
 }
 
 #[test]
 fn the_decoder_puts_fragments_together_in_any_order_and_interleaved() {
-    let inners = [
-        frames::jumbo(&Ends::PEER_TO_HOST, 1, 1514),
-        frames::jumbo(&Ends::PEER_TO_HOST, 2, 1500),
-    ];
+    let inners = [frames::jumbo(&Ends::PEER_TO_HOST, 1, 1514), frames::jumbo(&Ends::PEER_TO_HOST, 2, 1500)];
     let (a, b) = (gre_body(&inners[0]), gre_body(&inners[1]));
     let packets = [
         outer(1, 1024 / 8, &a[1024..]),
@@ -331,11 +237,7 @@ fn the_decoder_puts_fragments_together_in_any_order_and_interleaved() {
         outer(1, 0x2000 | (512 / 8), &a[512..1024]),
     ];
     let copies = decode::decap_gre(&packets);
-    assert_eq!(
-        decode::inner_frames(&copies),
-        [inners[1].clone(), inners[0].clone()],
-        "in order of completion"
-    );
+    assert_eq!(decode::inner_frames(&copies), [inners[1].clone(), inners[0].clone()], "in order of completion");
     assert_eq!(copies[1].ids, [1, 1, 1]);
     assert_eq!(copies[1].outer_lens, [20 + 1518 - 1024, 532, 532]);
 }
@@ -354,11 +256,7 @@ fn the_decoder_refuses_wrong_outer_packets() {
     assert!(with(36, 0x08).contains("GRE protocol is 0x0858"));
     let longer = [&good[..], &[0]].concat();
     assert!(error_of(decode::try_decap_gre(&[longer])).contains("length says 66 bytes, there are 67"));
-    let not_gre = frames::ethernet(
-        &TUNNEL,
-        frames::ETH_IPV4,
-        &frames::ipv4(&TUNNEL, 17, Ipv4::default(), &[0; 40]),
-    );
+    let not_gre = frames::ethernet(&TUNNEL, frames::ETH_IPV4, &frames::ipv4(&TUNNEL, 17, Ipv4::default(), &[0; 40]));
     assert!(error_of(decode::try_decap_gre(&[not_gre])).contains("IP protocol 17 is not GRE"));
 }
 
@@ -377,29 +275,15 @@ fn the_decoder_refuses_wrong_fragments() {
 #[test]
 fn the_decoder_picks_gre_packets_to_one_address() {
     let ours = outer(1, 0, &gre_body(&frames::arp(&Ends::PEER_TO_HOST)));
-    let mixed = [
-        &frames::corpus_frames(&Ends::PEER_TO_HOST)[..],
-        std::slice::from_ref(&ours),
-    ]
-    .concat();
+    let mixed = [&frames::corpus_frames(&Ends::PEER_TO_HOST)[..], std::slice::from_ref(&ours)].concat();
     assert_eq!(decode::gre_packets(&mixed, COLLECTOR_IP), [ours]);
-    assert_eq!(
-        decode::gre_packets(&mixed, Ipv4Addr::new(203, 0, 113, 1)),
-        Vec::<Vec<u8>>::new()
-    );
+    assert_eq!(decode::gre_packets(&mixed, Ipv4Addr::new(203, 0, 113, 1)), Vec::<Vec<u8>>::new());
 }
 
 #[test]
 fn the_decoder_sees_every_flipped_byte_under_a_checksum() {
-    for frame in [
-        frames::ipv4_tcp(&Ends::PEER_TO_HOST, 1, 31),
-        frames::ipv6_extensions(&Ends::PEER_TO_HOST, 2),
-    ] {
-        let covered = if frame[12] == 8 {
-            14..frame.len()
-        } else {
-            14 + 40 + 24..frame.len()
-        };
+    for frame in [frames::ipv4_tcp(&Ends::PEER_TO_HOST, 1, 31), frames::ipv6_extensions(&Ends::PEER_TO_HOST, 2)] {
+        let covered = if frame[12] == 8 { 14..frame.len() } else { 14 + 40 + 24..frame.len() };
         for at in covered {
             let mut bad = frame.clone();
             bad[at] ^= 0x10;
@@ -410,10 +294,7 @@ fn the_decoder_sees_every_flipped_byte_under_a_checksum() {
 
 #[test]
 fn the_internet_checksum_is_that_of_rfc_1071() {
-    assert_eq!(
-        decode::internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]),
-        !0xddf2
-    );
+    assert_eq!(decode::internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
     assert_eq!(decode::internet_checksum(&[&[0x01]]), !0x0100);
 }
 
@@ -421,18 +302,10 @@ fn the_internet_checksum_is_that_of_rfc_1071() {
 fn a_tcp_stream_tolerates_repeats_and_disorder_but_no_hole_and_no_change() {
     let segment = |seq, flags, data: &[u8]| {
         let tcp = frames::tcp(&TUNNEL, frames::Family::V4, (1, 2), seq, flags, data);
-        frames::ethernet(
-            &TUNNEL,
-            frames::ETH_IPV4,
-            &frames::ipv4(&TUNNEL, frames::TCP, Ipv4::default(), &tcp),
-        )
+        frames::ethernet(&TUNNEL, frames::ETH_IPV4, &frames::ipv4(&TUNNEL, frames::TCP, Ipv4::default(), &tcp))
     };
     let seq = u32::MAX - 2; // the stream wraps around
-    let (syn, abc, cd) = (
-        segment(seq, 2, b""),
-        segment(seq.wrapping_add(1), 0x18, b"abc"),
-        segment(0, 0x18, b"cd"),
-    );
+    let (syn, abc, cd) = (segment(seq, 2, b""), segment(seq.wrapping_add(1), 0x18, b"abc"), segment(0, 0x18, b"cd"));
     let (efg, other) = (segment(2, 0x18, b"efg"), segment(0, 0x18, b"xd"));
     let stream = |segments: &[&Vec<u8>]| {
         let frames: Vec<_> = segments.iter().map(|frame| frame.to_vec()).collect();
@@ -451,17 +324,11 @@ fn a_difference_of_frames_is_shown_where_it_is() {
     assert_same_frames(&sent, &got);
     got[0][50] ^= 0xff;
     let message = panic_of(|| assert_same_frames(&sent, &got));
-    assert!(
-        message.starts_with("expected 3 frames, got 3: 1 missing, 1 unexpected\nfirst missing"),
-        "{message}"
-    );
+    assert!(message.starts_with("expected 3 frames, got 3: 1 missing, 1 unexpected\nfirst missing"), "{message}");
     assert!(message.contains("differs first at offset 50"), "{message}");
     got.push(got[1].clone());
     let message = panic_of(|| assert_same_frames(&sent, &got));
-    assert!(
-        message.contains("expected 3 frames, got 4: 1 missing, 2 unexpected"),
-        "{message}"
-    );
+    assert!(message.contains("expected 3 frames, got 4: 1 missing, 2 unexpected"), "{message}");
 }
 
 #[test]
@@ -471,20 +338,14 @@ fn a_capture_that_gets_too_little_says_how_much() {
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 3));
     capture.wait_for(3);
     let message = panic_of(|| drop(capture.take(2)));
-    assert!(
-        message.contains("Host's eth0 (In): Expected to capture 2 packets, got 3"),
-        "{message}"
-    );
+    assert!(message.contains("Host's eth0 (In): Expected to capture 2 packets, got 3"), "{message}");
 }
 
 #[test]
 fn a_failing_command_panics_with_its_name_and_stderr() {
     let lab = Lab::new();
     let message = panic_of(|| drop(lab.host(&["ip", "link", "show", "dev", "nosuch0"])));
-    assert!(
-        message.contains("ip link show dev nosuch0") && message.contains("does not exist"),
-        "{message}"
-    );
+    assert!(message.contains("ip link show dev nosuch0") && message.contains("does not exist"), "{message}");
 }
 
 #[test]
@@ -502,11 +363,7 @@ fn nothing_is_left_of_a_lab_even_after_a_panic_with_processes_and_pins() {
     }));
     assert!(panicked.is_err());
     let (names, pins, dir, mut child) = seen.unwrap();
-    assert!(
-        names
-            .iter()
-            .all(|name| name.starts_with("snif") && !Path::new("/run/netns").join(name).exists())
-    );
+    assert!(names.iter().all(|name| name.starts_with("snif") && !Path::new("/run/netns").join(name).exists()));
     assert!(!Path::new(&pins).exists() && !dir.exists());
     assert!(!child.wait().unwrap().success(), "it was ended");
 }
@@ -514,8 +371,5 @@ fn nothing_is_left_of_a_lab_even_after_a_panic_with_processes_and_pins() {
 /// The message with which `f` panics.
 fn panic_of(f: impl FnOnce()) -> String {
     let payload = catch_unwind(AssertUnwindSafe(f)).expect_err("this must panic");
-    payload
-        .downcast_ref::<String>()
-        .cloned()
-        .unwrap_or_else(|| "a panic without a formatted message".to_owned())
+    payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic without a formatted message".to_owned())
 }

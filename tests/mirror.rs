@@ -28,20 +28,11 @@ fn status(lab: &Lab) -> Value {
 }
 
 fn total(list: &Value, counter: &str) -> u64 {
-    list.as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row["stat"][counter].as_u64().unwrap())
-        .sum()
+    list.as_array().unwrap().iter().map(|row| row["stat"][counter].as_u64().unwrap()).sum()
 }
 
 fn drops(status: &Value) -> u64 {
-    status["drops"]
-        .as_object()
-        .unwrap()
-        .values()
-        .map(|count| count.as_u64().unwrap())
-        .sum()
+    status["drops"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
 }
 
 fn drop_of(status: &Value, reason: &str) -> u64 {
@@ -59,6 +50,13 @@ fn assert_counted(lab: &Lab, sent: u64) -> Value {
         (asked == handed + drops(&status) - lost_after && handed - lost_after == sent).then_some(status)
     });
     settled.unwrap_or_else(|| panic!("Expected {sent} copies sent and all counted, got {:#}", status(lab)))
+}
+
+/// Everything asked for was sent.
+#[track_caller]
+fn assert_no_drops(lab: &Lab) {
+    let status = poll_counters(lab);
+    assert_eq!(drops(&status), 0, "{status:#}");
 }
 
 /// The copies at the collector, once `n` of them are whole.
@@ -79,10 +77,7 @@ fn copies(capture: &mut Capture, n: usize) -> Vec<Copy> {
 }
 
 fn lab_with_out_mtu(out_mtu: u32) -> Lab {
-    let lab = Lab::with(Options {
-        out_mtu: out_mtu.max(1280),
-        ..Options::default()
-    });
+    let lab = Lab::with(Options { out_mtu: out_mtu.max(1280), ..Options::default() });
     // IPv6 leaves a link below 1280, so the lab cannot be made with it.
     if out_mtu < 1280 {
         lab.host(&["ip", "link", "set", "dev", "out0", "mtu", &out_mtu.to_string()]);
@@ -169,10 +164,7 @@ fn tags_in_metadata_on_egress_end_up_inside_the_copy() {
 fn tagged_frames(ends: &Ends) -> Vec<Vec<u8>> {
     let all = frames::corpus(ends).into_iter();
     let tagged = all.filter(|(name, _)| name.contains("802.1") || name.contains("qinq") || name.contains("tag"));
-    let tagged: Vec<Vec<u8>> = tagged
-        .map(|(_, frame)| frame)
-        .filter(|frame| frame.len() >= 60)
-        .collect();
+    let tagged: Vec<Vec<u8>> = tagged.map(|(_, frame)| frame).filter(|frame| frame.len() >= 60).collect();
     assert!(tagged.len() >= 7, "the corpus has tagged frames");
     tagged
 }
@@ -180,12 +172,7 @@ fn tagged_frames(ends: &Ends) -> Vec<Vec<u8>> {
 // ---- large frames ----
 
 fn jumbo_lab(watched_mtu: u32, out_mtu: u32) -> Lab {
-    Lab::with(Options {
-        watched_mtu,
-        out_mtu,
-        watched_offloads_off: true,
-        ..Options::default()
-    })
+    Lab::with(Options { watched_mtu, out_mtu, watched_offloads_off: true, ..Options::default() })
 }
 
 #[test]
@@ -195,11 +182,7 @@ fn jumbo_frames_are_fragmented_and_come_together_exactly() {
         up(&lab, &["--oversize", mode]);
         let sizes = [1463, 1476, 1477, 1478, 1490, 1514, 2934, 2935, 4000, 8999, 9014];
         let sized = |ends: &Ends| -> Vec<Vec<u8>> {
-            sizes
-                .iter()
-                .enumerate()
-                .map(|(n, size)| frames::jumbo(ends, n as u32, *size))
-                .collect()
+            sizes.iter().enumerate().map(|(n, size)| frames::jumbo(ends, n as u32, *size)).collect()
         };
         assert_mirrored(&lab, Ns::Peer, &sized(&Ends::PEER_TO_HOST));
         assert_mirrored(&lab, Ns::Host, &sized(&Ends::HOST_TO_PEER));
@@ -215,11 +198,7 @@ fn tagged_jumbo_frames_are_fragmented_and_come_together_exactly() {
         .map(|n| {
             let inner = frames::jumbo(&Ends::PEER_TO_HOST, n, 1400 + 600 * n as usize);
             let once = frames::tagged(frames::ETH_8021Q, 42, &inner);
-            if n % 2 == 0 {
-                frames::tagged(frames::ETH_8021AD, 7, &once)
-            } else {
-                once
-            }
+            if n % 2 == 0 { frames::tagged(frames::ETH_8021AD, 7, &once) } else { once }
         })
         .collect();
     assert_mirrored(&lab, Ns::Peer, &frames);
@@ -231,11 +210,8 @@ fn the_largest_frames_that_an_outer_packet_can_hold_arrive_and_larger_ones_are_c
     let lab = jumbo_lab(65535, 1500);
     up(&lab, &["--oversize", "fragment"]);
     let sizes = [9014, 15999, 16000, 16500, 32768, 65000, 65535 - OVERHEAD];
-    let fitting: Vec<Vec<u8>> = sizes
-        .iter()
-        .enumerate()
-        .map(|(n, size)| frames::jumbo(&Ends::PEER_TO_HOST, n as u32, *size))
-        .collect();
+    let fitting: Vec<Vec<u8>> =
+        sizes.iter().enumerate().map(|(n, size)| frames::jumbo(&Ends::PEER_TO_HOST, n as u32, *size)).collect();
     let mut sent = fitting.clone();
     sent.push(frames::jumbo(&Ends::PEER_TO_HOST, 99, 65536 - OVERHEAD));
     sent.push(frames::jumbo(&Ends::PEER_TO_HOST, 100, 65549));
@@ -254,11 +230,8 @@ fn kubernetes_sized_frames_stay_whole_where_the_path_takes_them() {
         let lab = jumbo_lab(65535, 65535);
         up(&lab, &["--oversize", mode]);
         let sizes = [1514, 9014, 15800, 15872, 15873, 15874, 15876, 15877, 16384, 40000, 65535 - OVERHEAD];
-        let frames: Vec<Vec<u8>> = sizes
-            .iter()
-            .enumerate()
-            .map(|(n, size)| frames::jumbo(&Ends::PEER_TO_HOST, n as u32, *size))
-            .collect();
+        let frames: Vec<Vec<u8>> =
+            sizes.iter().enumerate().map(|(n, size)| frames::jumbo(&Ends::PEER_TO_HOST, n as u32, *size)).collect();
         assert_mirrored(&lab, Ns::Peer, &frames);
         assert_counted(&lab, frames.len() as u64);
     }
@@ -268,20 +241,13 @@ fn kubernetes_sized_frames_stay_whole_where_the_path_takes_them() {
 fn fragments_are_equal_multiples_of_eight_with_one_id() {
     let lab = jumbo_lab(9000, 1500);
     up(&lab, &["--oversize", "fragment"]);
-    let frames = vec![
-        frames::jumbo(&Ends::PEER_TO_HOST, 1, 9014),
-        frames::jumbo(&Ends::PEER_TO_HOST, 2, 9014),
-    ];
+    let frames = vec![frames::jumbo(&Ends::PEER_TO_HOST, 1, 9014), frames::jumbo(&Ends::PEER_TO_HOST, 2, 9014)];
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
     lab.send(Ns::Peer, "peer0", &frames);
     let copies = copies_of_fragments(&mut mirrored, 14);
     for copy in &copies {
         let (last, rest) = copy.outer_lens.split_last().unwrap();
-        assert!(
-            rest.iter().all(|len| len == &rest[0] && (len - 20) % 8 == 0),
-            "{:?}",
-            copy.outer_lens
-        );
+        assert!(rest.iter().all(|len| len == &rest[0] && (len - 20) % 8 == 0), "{:?}", copy.outer_lens);
         assert!(rest[0] <= 1500 && last.abs_diff(rest[0]) <= 8 * copy.outer_lens.len());
         assert!(copy.ids.iter().all(|id| *id == copy.ids[0]), "{:?}", copy.ids);
     }
@@ -304,10 +270,7 @@ fn truncate_cuts_the_tail_and_nothing_else() {
     ];
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
     lab.send(Ns::Peer, "peer0", &frames);
-    let cut: Vec<Vec<u8>> = frames
-        .iter()
-        .map(|frame| frame[..frame.len().min(1500 - OVERHEAD)].to_vec())
-        .collect();
+    let cut: Vec<Vec<u8>> = frames.iter().map(|frame| frame[..frame.len().min(1500 - OVERHEAD)].to_vec()).collect();
     assert_same_frames(&cut, &inner_frames(&copies(&mut mirrored, frames.len())));
     assert_counted(&lab, frames.len() as u64);
 }
@@ -378,12 +341,9 @@ fn a_tcp_stream_survives_segment_mode_with_every_copy_within_the_mtu() {
         let lab = Lab::new();
         up(&lab, &[]);
         let (transfer, copies, capture) = mirrored_transfer(&lab, MEGABYTES, from);
-        assert_eq!(drops(&status(&lab)), 0);
+        assert_no_drops(&lab);
         let inner = inner_frames(&copies);
-        assert!(
-            tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data,
-            "the copied stream differs"
-        );
+        assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "the copied stream differs");
         assert!(copies.iter().flat_map(|copy| &copy.outer_lens).all(|len| *len <= 1500));
         assert_no_fault(&capture);
     }
@@ -396,10 +356,7 @@ fn fragment_mode_copies_every_wire_frame_of_a_tcp_stream_exactly() {
         up(&lab, &["--oversize", "fragment"]);
         let (transfer, copies, _) = mirrored_transfer(&lab, MEGABYTES, from);
         let inner = inner_frames(&copies);
-        assert!(
-            tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data,
-            "the copied stream differs"
-        );
+        assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "the copied stream differs");
         assert_wire_segments(&inner, transfer.port);
         inner.iter().for_each(|frame| verify_checksums(frame));
         let status = poll_counters(&lab);
@@ -413,17 +370,10 @@ fn fragment_mode_copies_every_wire_frame_of_a_tcp_stream_exactly() {
 
 /// With timestamps on, a full segment of a 1500-byte link is 1514 bytes: nothing may be longer, most must be as long.
 fn assert_wire_segments(frames: &[Vec<u8>], port: u16) {
-    let data = frames
-        .iter()
-        .filter(|frame| frame[36..38] == port.to_be_bytes() && frame.len() > 66);
+    let data = frames.iter().filter(|frame| frame[36..38] == port.to_be_bytes() && frame.len() > 66);
     let (full, other): (Vec<_>, Vec<_>) = data.partition(|frame| frame.len() == 1514);
     assert!(other.iter().all(|frame| frame.len() < 1514));
-    assert!(
-        full.len() * 1448 > MEGABYTES / 2,
-        "{} full, {} other",
-        full.len(),
-        other.len()
-    );
+    assert!(full.len() * 1448 > MEGABYTES / 2, "{} full, {} other", full.len(), other.len());
 }
 
 #[test]
@@ -433,10 +383,7 @@ fn where_the_mtu_suffices_every_mode_gives_the_wires_own_segments() {
         up(&lab, &["--oversize", mode]);
         let (transfer, copies, capture) = mirrored_transfer(&lab, MEGABYTES, Ns::Host);
         let inner = inner_frames(&copies);
-        assert!(
-            tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data,
-            "{mode}: the copied stream differs"
-        );
+        assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "{mode}: the copied stream differs");
         assert_wire_segments(&inner, transfer.port);
         assert_eq!(drops(&status(&lab)), 0, "{mode}");
         assert_eq!(copies.len() as u64, total(&status(&lab)["taps"], "pcnt"), "{mode}");
@@ -459,27 +406,18 @@ fn assert_unique_ids(copies: &[Copy]) {
 #[test]
 fn super_packets_over_ipv6_and_of_a_jumbo_link_are_cut_to_fit() {
     for (watched_mtu, out_mtu) in [(1500, 1500), (1500, ROOMY), (9000, 1500), (9000, 9100)] {
-        let lab = Lab::with(Options {
-            watched_mtu,
-            out_mtu,
-            ..Options::default()
-        });
+        let lab = Lab::with(Options { watched_mtu, out_mtu, ..Options::default() });
         up(&lab, &[]);
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
         let transfer = lab.tcp_transfer6(MEGABYTES / 4, Ns::Host, Ns::Peer);
-        assert_eq!(drops(&poll_counters(&lab)), 0);
+        assert_no_drops(&lab);
         settle(&mut mirrored);
         let copies = decap_gre(&mirrored.stop());
         assert!(
             tcp_stream(&inner_frames(&copies), Port::Dst(transfer.port)) == transfer.data,
             "{watched_mtu}/{out_mtu}"
         );
-        assert!(
-            copies
-                .iter()
-                .flat_map(|copy| &copy.outer_lens)
-                .all(|len| *len <= out_mtu as usize)
-        );
+        assert!(copies.iter().flat_map(|copy| &copy.outer_lens).all(|len| *len <= out_mtu as usize));
     }
 }
 
@@ -494,12 +432,7 @@ fn send_udp_gso(lab: &Lab) {
 
 #[test]
 fn udp_super_packets_arrive_as_their_datagrams() {
-    for (out_mtu, mode) in [
-        (ROOMY, "segment"),
-        (1500, "segment"),
-        (900, "segment"),
-        (900, "fragment"),
-    ] {
+    for (out_mtu, mode) in [(ROOMY, "segment"), (1500, "segment"), (900, "segment"), (900, "fragment")] {
         let lab = lab_with_out_mtu(out_mtu);
         up(&lab, &["--oversize", mode, "--direction", "egress"]);
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
@@ -508,10 +441,7 @@ fn udp_super_packets_arrive_as_their_datagrams() {
         let copies = copies_of(&mut mirrored, 20);
         let datagrams: Vec<&[u8]> = copies.iter().map(|copy| &copy.frame[42..]).collect();
         assert!(copies.iter().all(|copy| copy.frame.len() == 1042), "{out_mtu} {mode}");
-        assert!(
-            datagrams.concat() == frames::payload(1, 20_000),
-            "{out_mtu} {mode}: the datagrams differ"
-        );
+        assert!(datagrams.concat() == frames::payload(1, 20_000), "{out_mtu} {mode}: the datagrams differ");
         copies.iter().for_each(|copy| verify_checksums(&copy.frame));
     }
 }
@@ -526,33 +456,35 @@ fn copies_of(capture: &mut Capture, n: usize) -> Vec<Copy> {
 #[test]
 fn tcp_inside_a_kernel_vxlan_tunnel_is_copied_as_it_is_on_the_wire() {
     for mode in ["segment", "fragment"] {
-        let lab = Lab::with(Options {
-            watched_mtu: 1600,
-            ..Options::default()
-        });
-        for (ns, dev, local, remote, address) in [
-            (Ns::Host, "eth0", lab::HOST_IP, lab::PEER_IP, "203.0.113.1"),
-            (Ns::Peer, "peer0", lab::PEER_IP, lab::HOST_IP, "203.0.113.2"),
-        ] {
-            lab.ip_batch(
-                ns,
-                &format!(
-                    "link add vx0 mtu 1500 type vxlan id 5 local {local} remote {remote} dstport 4789 dev \
-                     {dev}\nlink set vx0 addrgenmode none\naddress add {address}/24 dev vx0\nlink set vx0 up"
-                ),
-            );
-        }
+        let lab = Lab::with(Options { watched_mtu: 1600, ..Options::default() });
+        make_vxlan(&lab, 1500);
         up(&lab, &["--oversize", mode]);
         let mut wire = lab.capture(Ns::Peer, "peer0", Direction::Both);
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
         transfer_inside_vxlan(&lab);
-        assert_eq!(drops(&poll_counters(&lab)), 0);
+        assert_no_drops(&lab);
         settle(&mut mirrored);
         let copies = decap_gre(&mirrored.stop());
         assert_eq!(copies.len() as u64, total(&status(&lab)["remotes"], "pcnt"), "{mode}");
         copies.iter().for_each(|copy| verify_checksums(&copy.frame));
         wire.stop();
         assert_vxlan_stream(&copies);
+    }
+}
+
+/// A VXLAN tunnel over the watched link, as a second user of it.
+fn make_vxlan(lab: &Lab, mtu: u32) {
+    for (ns, dev, local, remote, address) in [
+        (Ns::Host, "eth0", lab::HOST_IP, lab::PEER_IP, "203.0.113.1"),
+        (Ns::Peer, "peer0", lab::PEER_IP, lab::HOST_IP, "203.0.113.2"),
+    ] {
+        lab.ip_batch(
+            ns,
+            &format!(
+                "link add vx0 mtu {mtu} type vxlan id 5 local {local} remote {remote} dstport 4789 dev \
+                 {dev}\nlink set vx0 addrgenmode none\naddress add {address}/24 dev vx0\nlink set vx0 up"
+            ),
+        );
     }
 }
 
@@ -563,31 +495,59 @@ fn transfer_inside_vxlan(lab: &Lab) {
     std::fs::write(&source, frames::payload(7, MEGABYTES / 10)).unwrap();
     let listen = format!("TCP4-LISTEN:7777,bind={INSIDE},reuseaddr");
     let mut listener = lab
-        .command(
-            Ns::Peer,
-            &["socat", "-u", &listen, &format!("OPEN:{},creat,trunc", sink.display())],
-        )
+        .command(Ns::Peer, &["socat", "-u", &listen, &format!("OPEN:{},creat,trunc", sink.display())])
         .spawn()
         .unwrap();
-    let connect = format!("TCP4:{INSIDE}:7777,retry=100,interval=0.05");
+    let listening = || String::from_utf8(lab.peer(&["ss", "-Hltn", "sport = 7777"]).stdout).unwrap().contains(":7777");
+    poll(lab::PATIENCE, || listening().then_some(())).expect("the listener is up");
+    let connect = format!("TCP4:{INSIDE}:7777");
     lab.host(&["socat", "-u", &format!("OPEN:{},rdonly", source.display()), &connect]);
     assert!(listener.wait().unwrap().success());
-    assert!(
-        std::fs::read(&sink).unwrap() == frames::payload(7, MEGABYTES / 10),
-        "the watched stream differs"
-    );
+    assert!(std::fs::read(&sink).unwrap() == frames::payload(7, MEGABYTES / 10), "the watched stream differs");
 }
 
 /// The stream again, out of VXLAN out of the copies.
 fn assert_vxlan_stream(copies: &[Copy]) {
-    let vxlan = copies
-        .iter()
-        .filter(|copy| copy.frame.get(36..38) == Some(&4789u16.to_be_bytes()));
+    let vxlan = copies.iter().filter(|copy| copy.frame.get(36..38) == Some(&4789u16.to_be_bytes()));
     let inside: Vec<Vec<u8>> = vxlan.map(|copy| copy.frame[50..].to_vec()).collect();
-    assert!(
-        tcp_stream(&inside, Port::Dst(7777)) == frames::payload(7, MEGABYTES / 10),
-        "the copied stream differs"
-    );
+    assert!(tcp_stream(&inside, Port::Dst(7777)) == frames::payload(7, MEGABYTES / 10), "the copied stream differs");
+}
+
+/// Datagrams that are not super-packets, in VXLAN, too large for the path: the kernel does not cut their tail.
+#[test]
+fn single_encapsulated_packets_are_fragmented_and_truncated_too() {
+    for (mode, longest) in [("fragment", 9000), ("segment", 9000), ("truncate", 1500 - OVERHEAD)] {
+        let lab = Lab::with(Options { watched_mtu: 9000, ..Options::default() });
+        make_vxlan(&lab, 8900);
+        up(&lab, &["--oversize", mode, "--direction", "egress"]);
+        let mut wire = lab.capture(Ns::Peer, "peer0", Direction::In);
+        let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
+        let sizes = [1400, 1450, 3000, 5000, 8000];
+        for size in sizes {
+            let data = lab.dir().join("datagram");
+            std::fs::write(&data, frames::payload(size, size as usize)).unwrap();
+            let open = format!("OPEN:{},rdonly", data.display());
+            lab.host(&["socat", "-b", "10000", "-u", &open, &format!("UDP4-SENDTO:{INSIDE}:9")]);
+        }
+        // ARP inside the tunnel comes with them.
+        wire.wait_for(sizes.len());
+        assert_no_drops(&lab);
+        settle(&mut mirrored);
+        let cut = |frame: Vec<u8>| frame[..frame.len().min(longest)].to_vec();
+        // Checksums are finished in the copy, on this link only at the receiver: look past them.
+        let masked = |mut frame: Vec<u8>| {
+            frame[24..26].fill(0);
+            frame[40..42].fill(0);
+            frame[90..92].fill(0);
+            frame
+        };
+        let sent: Vec<Vec<u8>> = wire.stop().into_iter().map(cut).map(masked).collect();
+        let copied = inner_frames(&decap_gre(&mirrored.stop()));
+        if mode != "truncate" {
+            copied.iter().for_each(|frame| verify_checksums(frame));
+        }
+        assert_same_frames(&sent, &copied.into_iter().map(masked).collect::<Vec<_>>());
+    }
 }
 
 /// A veth hands unfinished packets on; the copies in it must be finished all the same.
@@ -595,16 +555,11 @@ fn assert_vxlan_stream(copies: &[Copy]) {
 fn a_collector_behind_a_veth_with_offloads_gets_finished_wire_frames() {
     for out_mtu in [1500, ROOMY] {
         let lab = lab_with_out_mtu(out_mtu);
-        lab.host(&[
-            "ethtool", "-K", "out0", "tx", "on", "sg", "on", "tso", "on", "gso", "on",
-        ]);
+        lab.host(&["ethtool", "-K", "out0", "tx", "on", "sg", "on", "tso", "on", "gso", "on"]);
         up(&lab, &["--oversize", "fragment"]);
         let (transfer, copies, capture) = mirrored_transfer(&lab, MEGABYTES / 10, Ns::Host);
         let inner = inner_frames(&copies);
-        assert!(
-            tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data,
-            "the copied stream differs"
-        );
+        assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "the copied stream differs");
         assert!(inner.iter().all(|frame| frame.len() <= 1514));
         inner.iter().for_each(|frame| verify_checksums(frame));
         if out_mtu == ROOMY {
@@ -622,22 +577,8 @@ fn each_direction_alone_copies_only_itself() {
     for (direction, from, other) in [("ingress", Ns::Peer, Ns::Host), ("egress", Ns::Host, Ns::Peer)] {
         let lab = Lab::new();
         up(&lab, &["--direction", direction]);
-        let wanted = frames::series(
-            if from == Ns::Peer {
-                &Ends::PEER_TO_HOST
-            } else {
-                &Ends::HOST_TO_PEER
-            },
-            13,
-        );
-        let unwanted = frames::series(
-            if other == Ns::Peer {
-                &Ends::PEER_TO_HOST
-            } else {
-                &Ends::HOST_TO_PEER
-            },
-            17,
-        );
+        let wanted = frames::series(if from == Ns::Peer { &Ends::PEER_TO_HOST } else { &Ends::HOST_TO_PEER }, 13);
+        let unwanted = frames::series(if other == Ns::Peer { &Ends::PEER_TO_HOST } else { &Ends::HOST_TO_PEER }, 17);
         let dev = |ns| if ns == Ns::Peer { "peer0" } else { "eth0" };
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
         lab.send(other, dev(other), &unwanted);
@@ -673,18 +614,11 @@ fn an_interface_that_is_not_named_is_not_copied_and_several_share_a_session() {
                  link set eth{n} up"
             ),
         );
-        lab.ip_batch(
-            Ns::Peer,
-            &format!("link set peer{n} addrgenmode none\nlink set peer{n} up"),
-        );
+        lab.ip_batch(Ns::Peer, &format!("link set peer{n} addrgenmode none\nlink set peer{n} up"));
     }
     up(&lab, &["eth1"]);
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
-    let series = |first: u32| {
-        (first..first + 7)
-            .map(|n| frames::raw(&Ends::PEER_TO_HOST, n, 100))
-            .collect::<Vec<_>>()
-    };
+    let series = |first: u32| (first..first + 7).map(|n| frames::raw(&Ends::PEER_TO_HOST, n, 100)).collect::<Vec<_>>();
     for (n, first) in [(0, 100), (2, 200), (1, 300)] {
         lab.send(Ns::Peer, &format!("peer{n}"), &series(first));
     }
@@ -697,14 +631,9 @@ fn an_interface_that_is_not_named_is_not_copied_and_several_share_a_session() {
 /// The collector is reached through the watched interface itself: no copy of a copy, also not of what comes back.
 #[test]
 fn copies_through_the_watched_interface_are_not_copied_again() {
-    let lab = Lab::with(Options {
-        watched_mtu: 1600,
-        ..Options::default()
-    });
+    let lab = Lab::with(Options { watched_mtu: 1600, ..Options::default() });
     let remote = lab::PEER_IP.to_string();
-    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", &remote])
-        .assert()
-        .success();
+    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", &remote]).assert().success();
     let mut wire = lab.capture(Ns::Peer, "peer0", Direction::In);
     let frames = frames::series(&Ends::HOST_TO_PEER, 13);
     lab.send(Ns::Host, "eth0", &frames);
@@ -719,28 +648,15 @@ fn copies_through_the_watched_interface_are_not_copied_again() {
 /// The peer answers each GRE packet with an ICMP error that quotes it. Those errors are the mirror's own noise.
 #[test]
 fn icmp_errors_that_quote_our_copies_are_not_copied() {
-    let lab = Lab::with(Options {
-        watched_mtu: 1600,
-        ..Options::default()
-    });
-    lab.peer(&[
-        "sysctl",
-        "-qw",
-        "net.ipv4.icmp_ratelimit=0",
-        "net.ipv4.icmp_msgs_per_sec=10000",
-    ]);
+    let lab = Lab::with(Options { watched_mtu: 1600, ..Options::default() });
+    lab.peer(&["sysctl", "-qw", "net.ipv4.icmp_ratelimit=0", "net.ipv4.icmp_msgs_per_sec=10000"]);
     let remote = lab::PEER_IP.to_string();
-    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", &remote])
-        .assert()
-        .success();
+    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", &remote]).assert().success();
     let mut errors = lab.capture(Ns::Host, "eth0", Direction::In);
     let frames = frames::series(&Ends::HOST_TO_PEER, 13);
     lab.send(Ns::Host, "eth0", &frames);
     let answers = errors.take(frames.len());
-    assert!(
-        answers.iter().all(|frame| frame[23] == 1 && frame[34] == 3),
-        "ICMP destination unreachable"
-    );
+    assert!(answers.iter().all(|frame| frame[23] == 1 && frame[34] == 3), "ICMP destination unreachable");
     assert_counted(&lab, frames.len() as u64);
     // Its twin: an error that quotes something else is copied.
     let mut other = answers[0].clone();
@@ -773,10 +689,9 @@ fn the_outer_header_says_what_was_asked_for() {
     let lab = lab_with_out_mtu(ROOMY);
     lab.host(&["ip", "address", "add", "198.51.100.9/24", "dev", "out0"]);
     let source = ["--source", "198.51.100.9", "--ttl", "7", "--tos", "184", "--df"];
-    for (args, (from, ttl, tos, df)) in [
-        (&[][..], (OUT_IP, 64, 0, false)),
-        (&source, ([198, 51, 100, 9].into(), 7, 184, true)),
-    ] {
+    for (args, (from, ttl, tos, df)) in
+        [(&[][..], (OUT_IP, 64, 0, false)), (&source, ([198, 51, 100, 9].into(), 7, 184, true))]
+    {
         up(&lab, args);
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
         lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 7));
@@ -797,32 +712,14 @@ fn the_outer_header_says_what_was_asked_for() {
 #[test]
 fn a_gateway_and_a_route_mtu_are_respected() {
     let lab = lab_with_out_mtu(ROOMY);
-    lab.host(&[
-        "ip",
-        "route",
-        "add",
-        "203.0.113.0/24",
-        "via",
-        "198.51.100.2",
-        "mtu",
-        "1000",
-    ]);
-    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", "203.0.113.77"])
-        .assert()
-        .success();
+    lab.host(&["ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2", "mtu", "1000"]);
+    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", "203.0.113.77"]).assert().success();
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
-    let frames = vec![
-        frames::jumbo(&Ends::PEER_TO_HOST, 1, 1514),
-        frames::jumbo(&Ends::PEER_TO_HOST, 2, 976),
-    ];
+    let frames = vec![frames::jumbo(&Ends::PEER_TO_HOST, 1, 1514), frames::jumbo(&Ends::PEER_TO_HOST, 2, 976)];
     lab.send(Ns::Peer, "peer0", &frames);
     let copies = copies_of_fragments(&mut mirrored, 3);
     assert_same_frames(&frames, &inner_frames(&copies));
-    assert!(
-        copies
-            .iter()
-            .all(|copy| copy.eth_dst == COLLECTOR_MAC && copy.outer_dst.to_string() == "203.0.113.77")
-    );
+    assert!(copies.iter().all(|copy| copy.eth_dst == COLLECTOR_MAC && copy.outer_dst.to_string() == "203.0.113.77"));
     assert_eq!(status(&lab)["remotes"][0]["mtu"], 1000);
 }
 

@@ -55,39 +55,14 @@ impl Lab {
         // No promiscuous mode (-p): it would change the interface that the test looks at, and a veth delivers all
         // anyway. -Z root: may write to the lab's private directory. -B in KiB: a ring of 64 MiB, in slots of 64 KiB
         // unless MTU (without offloads) or -s is smaller.
-        let mut argv = vec![
-            "tcpdump",
-            "-p",
-            "-n",
-            "-i",
-            iface,
-            "-w",
-            file,
-            "-Z",
-            "root",
-            "-U",
-            "--immediate-mode",
-        ];
+        let mut argv = vec!["tcpdump", "-p", "-n", "-i", iface, "-w", file, "-Z", "root", "-U", "--immediate-mode"];
         argv.extend(["-B", "65536", "-s", snaplen, "-Q", direction.flag()]);
         let log = File::create(&stderr).expect("make the file for tcpdump's messages");
-        let tcpdump = self
-            .command(ns, &argv)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("start tcpdump");
+        let tcpdump = self.command(ns, &argv).stdout(Stdio::null()).stderr(log).spawn().expect("start tcpdump");
         self.captures.lock().expect("no panic inside").push(tcpdump.id());
         let what = format!("{ns:?}'s {iface} ({direction:?})");
         let counter = pcap::Counter::new(&pcap);
-        let mut capture = Capture {
-            what,
-            tcpdump,
-            direction,
-            pcap,
-            stderr,
-            counter,
-            stopped: false,
-        };
+        let mut capture = Capture { what, tcpdump, direction, pcap, stderr, counter, stopped: false };
         capture.wait_until_listening();
         capture
     }
@@ -95,9 +70,7 @@ impl Lab {
     /// Whether every capture of the lab has read all that it was given (or has ended).
     pub(super) fn captures_at_rest(&self) -> bool {
         let captures = self.captures.lock().expect("no panic inside");
-        captures
-            .iter()
-            .all(|pid| process_state(*pid).is_none_or(|state| state == 'S'))
+        captures.iter().all(|pid| process_state(*pid).is_none_or(|state| state == 'S'))
     }
 }
 
@@ -108,11 +81,7 @@ impl Capture {
         if poll(PATIENCE, || (self.count() >= n).then_some(())).is_none() {
             let got = self.count();
             self.end(); // for tcpdump's own tally
-            panic!(
-                "{}: Expected to capture {n} packets, got {got}; {}",
-                self.what,
-                self.messages()
-            );
+            panic!("{}: Expected to capture {n} packets, got {got}; {}", self.what, self.messages());
         }
     }
 
@@ -136,13 +105,7 @@ impl Capture {
     pub fn take(&mut self, n: usize) -> Vec<Vec<u8>> {
         self.wait_for(n);
         let frames = self.stop();
-        assert_eq!(
-            frames.len(),
-            n,
-            "{}: Expected to capture {n} packets, got {}",
-            self.what,
-            frames.len()
-        );
+        assert_eq!(frames.len(), n, "{}: Expected to capture {n} packets, got {}", self.what, frames.len());
         frames
     }
 
@@ -156,13 +119,7 @@ impl Capture {
             let exited = self.tcpdump.try_wait().expect("wait for tcpdump").is_some();
             (exited || self.messages().contains("listening on")).then_some(!exited)
         });
-        assert_eq!(
-            listening,
-            Some(true),
-            "{}: tcpdump does not listen: {}",
-            self.what,
-            self.messages()
-        );
+        assert_eq!(listening, Some(true), "{}: tcpdump does not listen: {}", self.what, self.messages());
     }
 
     fn messages(&self) -> String {
@@ -175,12 +132,7 @@ impl Capture {
         let status = poll(PATIENCE, || self.tcpdump.try_wait().expect("wait for tcpdump"));
         let status = status.unwrap_or_else(|| panic!("{}: tcpdump ignored SIGINT", self.what));
         self.stopped = true;
-        assert!(
-            status.success(),
-            "{}: tcpdump ended with {status}: {}",
-            self.what,
-            self.messages()
-        );
+        assert!(status.success(), "{}: tcpdump ended with {status}: {}", self.what, self.messages());
     }
 
     /// SIGINT makes tcpdump forget what its ring still holds, so it is sent only while tcpdump sleeps: it does so only
@@ -188,11 +140,7 @@ impl Capture {
     fn wait_until_drained(&self) {
         let mut sleeps = 0;
         let drained = poll(PATIENCE, || {
-            sleeps = if process_state(self.tcpdump.id()) == Some('S') {
-                sleeps + 1
-            } else {
-                0
-            };
+            sleeps = if process_state(self.tcpdump.id()) == Some('S') { sleeps + 1 } else { 0 };
             (sleeps == 2).then_some(())
         });
         drained.unwrap_or_else(|| panic!("{}: tcpdump never came to rest", self.what));
@@ -210,11 +158,7 @@ impl Capture {
         // With one direction, "received" also counts the packets of the other.
         if self.direction == Direction::Both {
             let (captured, received) = (tally(&messages, "captured"), tally(&messages, "received by filter"));
-            assert_eq!(
-                captured, received,
-                "{}: packets were left in the ring: {messages}",
-                self.what
-            );
+            assert_eq!(captured, received, "{}: packets were left in the ring: {messages}", self.what);
         }
     }
 }
@@ -245,34 +189,15 @@ fn tally(messages: &str, what: &str) -> Option<u64> {
 /// `ip.checksum.status` and its like are 1 when good, 0 when bad, 2 when not verified.
 pub fn tshark_fields(pcap: &Path, display_filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     let mut tshark = Command::new("tshark");
-    tshark
-        .env("HOME", "/tmp")
-        .env("LC_ALL", "C")
-        .arg("-n")
-        .arg("-r")
-        .arg(pcap);
+    tshark.env("HOME", "/tmp").env("LC_ALL", "C").arg("-n").arg("-r").arg(pcap);
     for preference in ["ip.check_checksum", "tcp.check_checksum", "udp.check_checksum"] {
         tshark.args(["-o", &format!("{preference}:TRUE")]);
     }
-    tshark.args([
-        "-Y",
-        display_filter,
-        "-T",
-        "fields",
-        "-E",
-        "separator=/t",
-        "-E",
-        "occurrence=a",
-    ]);
+    tshark.args(["-Y", display_filter, "-T", "fields", "-E", "separator=/t", "-E", "occurrence=a"]);
     for field in fields {
         tshark.args(["-e", field]);
     }
-    let out = check_output(
-        &format!("tshark -r {} -Y '{display_filter}'", pcap.display()),
-        tshark.output(),
-    );
+    let out = check_output(&format!("tshark -r {} -Y '{display_filter}'", pcap.display()), tshark.output());
     let text = String::from_utf8(out.stdout).expect("UTF-8 from tshark");
-    text.lines()
-        .map(|line| line.split('\t').map(str::to_owned).collect())
-        .collect()
+    text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
 }

@@ -60,11 +60,7 @@ fn show(frame: &[u8], closest: Option<&[u8]>) -> String {
     let Some(other) = closest else {
         return format!("{} bytes:\n{}", frame.len(), hex(frame));
     };
-    let parting = frame
-        .iter()
-        .zip(other)
-        .position(|(a, b)| a != b)
-        .unwrap_or(frame.len().min(other.len()));
+    let parting = frame.iter().zip(other).position(|(a, b)| a != b).unwrap_or(frame.len().min(other.len()));
     let from = parting.saturating_sub(SHOWN / 2) & !15;
     format!(
         "{} bytes:\n{}\nthe closest opposite has {} bytes and differs first at offset {parting} ({parting:#x}):\n{}",

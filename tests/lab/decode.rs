@@ -50,11 +50,7 @@ pub fn inner_frames(copies: &[Copy]) -> Vec<Vec<u8>> {
 /// Of captured frames, the GRE packets to an address: for captures that also hold other traffic.
 pub fn gre_packets(frames: &[Vec<u8>], to: Ipv4Addr) -> Vec<Vec<u8>> {
     let is_ours = |frame: &[u8]| frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&GRE);
-    frames
-        .iter()
-        .filter(|frame| is_ours(frame) && frame.get(30..34) == Some(&to.octets()))
-        .cloned()
-        .collect()
+    frames.iter().filter(|frame| is_ours(frame) && frame.get(30..34) == Some(&to.octets())).cloned().collect()
 }
 
 /// A whole outer IPv4 packet, put together from its fragments.
@@ -68,34 +64,12 @@ struct Datagram {
 fn open_gre(datagram: Datagram) -> Result<Copy> {
     let body = &datagram.body;
     let shown = || format!("tunnel packet, after its IP header:\n{}", hex(body));
-    ensure!(
-        datagram.proto == GRE,
-        "IP protocol {} is not GRE; {}",
-        datagram.proto,
-        shown()
-    );
+    ensure!(datagram.proto == GRE, "IP protocol {} is not GRE; {}", datagram.proto, shown());
     ensure!(body.len() >= 4, "a GRE header needs 4 bytes; {}", shown());
-    ensure!(
-        be16(body, 0) == 0,
-        "GRE flags and version are {:#06x}, not 0; {}",
-        be16(body, 0),
-        shown()
-    );
-    ensure!(
-        be16(body, 2) == ETH_TEB,
-        "GRE protocol is {:#06x}, not 0x6558; {}",
-        be16(body, 2),
-        shown()
-    );
-    ensure!(
-        body.len() >= 4 + 14,
-        "the inner frame is shorter than an Ethernet header; {}",
-        shown()
-    );
-    Ok(Copy {
-        frame: body[4..].to_vec(),
-        ..datagram.copy
-    })
+    ensure!(be16(body, 0) == 0, "GRE flags and version are {:#06x}, not 0; {}", be16(body, 0), shown());
+    ensure!(be16(body, 2) == ETH_TEB, "GRE protocol is {:#06x}, not 0x6558; {}", be16(body, 2), shown());
+    ensure!(body.len() >= 4 + 14, "the inner frame is shorter than an Ethernet header; {}", shown());
+    Ok(Copy { frame: body[4..].to_vec(), ..datagram.copy })
 }
 
 /// One captured outer packet.
@@ -118,23 +92,12 @@ struct Outer<'a> {
 
 fn parse_outer(frame: &[u8]) -> Result<Outer<'_>> {
     ensure!(frame.len() >= 14 + 20, "too short for Ethernet and IPv4");
-    ensure!(
-        be16(frame, 12) == ETH_IPV4,
-        "outer ethertype is {:#06x}, not 0x0800",
-        be16(frame, 12)
-    );
+    ensure!(be16(frame, 12) == ETH_IPV4, "outer ethertype is {:#06x}, not 0x0800", be16(frame, 12));
     let ip = &frame[14..];
     ensure!(ip[0] == 0x45, "outer IP starts with {:#04x}, not 0x45", ip[0]);
-    ensure!(
-        internet_checksum(&[&ip[..20]]) == 0,
-        "outer IP header checksum is wrong"
-    );
+    ensure!(internet_checksum(&[&ip[..20]]) == 0, "outer IP header checksum is wrong");
     let total_len = usize::from(be16(ip, 2));
-    ensure!(
-        total_len == ip.len(),
-        "outer IP length says {total_len} bytes, there are {}",
-        ip.len()
-    );
+    ensure!(total_len == ip.len(), "outer IP length says {total_len} bytes, there are {}", ip.len());
     let flags = be16(ip, 6);
     ensure!(flags & 0x8000 == 0, "the reserved IP flag is set");
     let outer = Outer {
@@ -157,10 +120,7 @@ fn parse_outer(frame: &[u8]) -> Result<Outer<'_>> {
         "a fragment that is not the last has {} bytes",
         outer.body.len()
     );
-    ensure!(
-        outer.offset + outer.body.len() <= 65_515,
-        "a fragment ends beyond the largest IP packet"
-    );
+    ensure!(outer.offset + outer.body.len() <= 65_515, "a fragment ends beyond the largest IP packet");
     Ok(outer)
 }
 
@@ -171,14 +131,7 @@ fn reassemble(frames: &[Vec<u8>]) -> Result<Vec<Datagram>> {
     let mut open: BTreeMap<FragmentKey, Partial> = BTreeMap::new();
     let mut done = Vec::new();
     for (number, frame) in frames.iter().enumerate() {
-        let context = || {
-            format!(
-                "captured packet {} of {} bytes:\n{}",
-                number + 1,
-                frame.len(),
-                hex(frame)
-            )
-        };
+        let context = || format!("captured packet {} of {} bytes:\n{}", number + 1, frame.len(), hex(frame));
         let outer = parse_outer(frame).with_context(context)?;
         let key = (outer.src, outer.dst, outer.proto, outer.id);
         let partial = open.entry(key).or_insert_with(|| Partial::new(&outer));
@@ -188,11 +141,7 @@ fn reassemble(frames: &[Vec<u8>]) -> Result<Vec<Datagram>> {
         }
     }
     if let Some((key, partial)) = open.first_key_value() {
-        bail!(
-            "{} fragments of {key:?} never became whole: {:?}",
-            partial.pieces.len(),
-            partial.spans()
-        );
+        bail!("{} fragments of {key:?} never became whole: {:?}", partial.pieces.len(), partial.spans());
     }
     Ok(done)
 }
@@ -219,12 +168,7 @@ impl Partial {
             outer_lens: Vec::new(),
             frame: Vec::new(),
         };
-        Partial {
-            copy,
-            proto: outer.proto,
-            pieces: BTreeMap::new(),
-            len: None,
-        }
+        Partial { copy, proto: outer.proto, pieces: BTreeMap::new(), len: None }
     }
 
     fn add(&mut self, outer: &Outer) -> Result<()> {
@@ -235,10 +179,7 @@ impl Partial {
         ensure!(same, "its MAC addresses differ from those of its other fragments");
         copy.ids.push(outer.id);
         copy.outer_lens.push(outer.total_len);
-        ensure!(
-            outer.more || self.len.is_none(),
-            "there are two last fragments (or the IP id came again too soon)"
-        );
+        ensure!(outer.more || self.len.is_none(), "there are two last fragments (or the IP id came again too soon)");
         if !outer.more {
             self.len = Some(outer.offset + outer.body.len());
         }
@@ -253,15 +194,9 @@ impl Partial {
 
     fn ensure_no_overlap(&self) -> Result<()> {
         let spans = self.spans();
-        ensure!(
-            spans.windows(2).all(|pair| pair[0].1 <= pair[1].0),
-            "fragments overlap: {spans:?}"
-        );
+        ensure!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "fragments overlap: {spans:?}");
         let end = spans.last().map_or(0, |span| span.1);
-        ensure!(
-            self.len.is_none_or(|len| end <= len),
-            "a fragment lies beyond the last one: {spans:?}"
-        );
+        ensure!(self.len.is_none_or(|len| end <= len), "a fragment lies beyond the last one: {spans:?}");
         Ok(())
     }
 
@@ -275,11 +210,7 @@ impl Partial {
     }
 
     fn finish(self) -> Datagram {
-        Datagram {
-            copy: self.copy,
-            proto: self.proto,
-            body: self.pieces.into_values().flatten().collect(),
-        }
+        Datagram { copy: self.copy, proto: self.proto, body: self.pieces.into_values().flatten().collect() }
     }
 }
 
@@ -292,9 +223,7 @@ pub fn verify_checksums(frame: &[u8]) {
 /// As [`verify_checksums`], with an error. What is not IP, and the upper layer of a fragment, cannot be judged and
 /// passes.
 pub fn check_checksums(frame: &[u8]) -> Result<()> {
-    upper_layer(frame)
-        .map(|_| ())
-        .with_context(|| format!("frame of {} bytes:\n{}", frame.len(), hex(frame)))
+    upper_layer(frame).map(|_| ()).with_context(|| format!("frame of {} bytes:\n{}", frame.len(), hex(frame)))
 }
 
 /// The protocol and bytes above IP, their checksum verified; none in frames that are not IP or only a fragment.
@@ -310,11 +239,7 @@ fn upper_layer(frame: &[u8]) -> Result<Option<(u8, &[u8])>> {
         ICMP => internet_checksum(&[upper.body]),
         _ => internet_checksum(&[upper.pseudo, &len, &[0, upper.proto], upper.body]),
     };
-    ensure!(
-        unused || sum == 0,
-        "the checksum of protocol {} is wrong (off by {sum:#06x})",
-        upper.proto
-    );
+    ensure!(unused || sum == 0, "the checksum of protocol {} is wrong (off by {sum:#06x})", upper.proto);
     Ok(Some((upper.proto, upper.body)))
 }
 
@@ -350,31 +275,16 @@ fn strip_ip(frame: &[u8]) -> Result<Option<Upper<'_>>> {
 fn strip_ipv4(ip: &[u8]) -> Result<Option<Upper<'_>>> {
     ensure!(ip.len() >= 20 && ip[0] >> 4 == 4, "no IPv4 header");
     let (header, total) = (usize::from(ip[0] & 15) * 4, usize::from(be16(ip, 2)));
-    ensure!(
-        header >= 20 && header <= total && total <= ip.len(),
-        "IPv4 lengths {header}, {total} of {}",
-        ip.len()
-    );
-    ensure!(
-        internet_checksum(&[&ip[..header]]) == 0,
-        "the IPv4 header checksum is wrong"
-    );
+    ensure!(header >= 20 && header <= total && total <= ip.len(), "IPv4 lengths {header}, {total} of {}", ip.len());
+    ensure!(internet_checksum(&[&ip[..header]]) == 0, "the IPv4 header checksum is wrong");
     let is_fragment = be16(ip, 6) & 0x3fff != 0;
-    Ok((!is_fragment).then_some(Upper {
-        proto: ip[9],
-        pseudo: &ip[12..20],
-        body: &ip[header..total],
-    }))
+    Ok((!is_fragment).then_some(Upper { proto: ip[9], pseudo: &ip[12..20], body: &ip[header..total] }))
 }
 
 fn strip_ipv6(ip: &[u8]) -> Result<Option<Upper<'_>>> {
     ensure!(ip.len() >= 40 && ip[0] >> 4 == 6, "no IPv6 header");
     let end = 40 + usize::from(be16(ip, 4));
-    ensure!(
-        end <= ip.len(),
-        "the IPv6 length says {end} bytes, there are {}",
-        ip.len()
-    );
+    ensure!(end <= ip.len(), "the IPv6 length says {end} bytes, there are {}", ip.len());
     let (mut proto, mut body) = (ip[6], &ip[40..end]);
     while [HOP_BY_HOP, DESTINATION].contains(&proto) {
         ensure!(body.len() >= 8, "an IPv6 extension header is cut");
@@ -382,11 +292,7 @@ fn strip_ipv6(ip: &[u8]) -> Result<Option<Upper<'_>>> {
         ensure!(body.len() >= len, "an IPv6 extension header is cut");
         (proto, body) = (body[0], &body[len..]);
     }
-    Ok((proto != FRAGMENT).then_some(Upper {
-        proto,
-        pseudo: &ip[8..40],
-        body,
-    }))
+    Ok((proto != FRAGMENT).then_some(Upper { proto, pseudo: &ip[8..40], body }))
 }
 
 /// Which side of a connection names the wanted direction.
@@ -412,10 +318,7 @@ pub fn try_tcp_stream(frames: &[Vec<u8>], port: Port) -> Result<Vec<u8>> {
         segments.extend(segment(frame, port).with_context(context)?);
     }
     let syn = segments.iter().find(|segment| segment.syn);
-    let first = syn
-        .with_context(|| format!("no SYN of {port:?} in {} frames", frames.len()))?
-        .seq
-        .wrapping_add(1);
+    let first = syn.with_context(|| format!("no SYN of {port:?} in {} frames", frames.len()))?.seq.wrapping_add(1);
     segments.retain(|segment| !segment.data.is_empty());
     segments.sort_by_key(|segment| segment.seq.wrapping_sub(first));
     let mut stream = Vec::new();
@@ -433,10 +336,7 @@ struct Segment<'a> {
 
 /// The frame's TCP segment if it is one of the wanted direction.
 fn segment(frame: &[u8], port: Port) -> Result<Option<Segment<'_>>> {
-    let Some(Upper {
-        proto: TCP, body: tcp, ..
-    }) = strip_ip(frame)?
-    else {
+    let Some(Upper { proto: TCP, body: tcp, .. }) = strip_ip(frame)? else {
         return Ok(None);
     };
     ensure!(tcp.len() >= 20, "too short for TCP");
@@ -449,31 +349,16 @@ fn segment(frame: &[u8], port: Port) -> Result<Option<Segment<'_>>> {
     }
     upper_layer(frame)?;
     let header = usize::from(tcp[12] >> 4) * 4;
-    ensure!(
-        header >= 20 && header <= tcp.len(),
-        "the TCP header's length is {header}"
-    );
+    ensure!(header >= 20 && header <= tcp.len(), "the TCP header's length is {header}");
     let seq = u32::from_be_bytes(tcp[4..8].try_into()?);
-    Ok(Some(Segment {
-        seq,
-        syn: tcp[13] & 0x02 != 0,
-        data: &tcp[header..],
-    }))
+    Ok(Some(Segment { seq, syn: tcp[13] & 0x02 != 0, data: &tcp[header..] }))
 }
 
 /// Adds data at its place in the stream, where it may repeat what is there but not differ or leave a hole.
 fn append(stream: &mut Vec<u8>, at: usize, data: &[u8]) -> Result<()> {
-    ensure!(
-        at <= stream.len(),
-        "{} bytes are missing at {} of the TCP stream",
-        at - stream.len(),
-        stream.len()
-    );
+    ensure!(at <= stream.len(), "{} bytes are missing at {} of the TCP stream", at - stream.len(), stream.len());
     let known = data.len().min(stream.len() - at);
-    ensure!(
-        stream[at..at + known] == data[..known],
-        "bytes sent again at {at} of the TCP stream differ"
-    );
+    ensure!(stream[at..at + known] == data[..known], "bytes sent again at {at} of the TCP stream differ");
     stream.extend(&data[known..]);
     Ok(())
 }
@@ -483,14 +368,8 @@ fn append(stream: &mut Vec<u8>, at: usize, data: &[u8]) -> Result<()> {
 pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for (i, part) in parts.iter().enumerate() {
-        debug_assert!(
-            part.len() % 2 == 0 || i + 1 == parts.len(),
-            "only the last part may be odd"
-        );
-        sum += part
-            .chunks(2)
-            .map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0)))
-            .sum::<u64>();
+        debug_assert!(part.len() % 2 == 0 || i + 1 == parts.len(), "only the last part may be odd");
+        sum += part.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0))).sum::<u64>();
     }
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

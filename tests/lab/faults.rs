@@ -78,10 +78,10 @@ impl Fakes {
         check_output("install", child.wait_with_output());
     }
 
-    /// The way to run snifctl so that it meets these tools first.
-    pub fn first_in_path(&self) -> [String; 2] {
-        let path = std::env::var("PATH").unwrap_or_default();
-        ["env".into(), format!("PATH={}:{path}", self.dir.display())]
+    /// The way to run snifctl so that it meets these tools first; the logs that it keeps of failures go with the lab.
+    pub fn first_in_path(&self) -> [String; 3] {
+        let (dir, path) = (self.dir.display(), std::env::var("PATH").unwrap_or_default());
+        ["env".into(), format!("TMPDIR={dir}"), format!("PATH={dir}:{path}")]
     }
 
     /// At the call with this number, counted over all tools from 1, something goes wrong.
@@ -124,9 +124,7 @@ impl Fakes {
 pub fn real(tool: &str) -> PathBuf {
     let dirs = BIN_DIRS.split(' ').map(Path::new);
     let mut paths = dirs.map(|dir| dir.join(tool));
-    paths
-        .find(|path| path.exists())
-        .unwrap_or_else(|| panic!("{tool} is not installed"))
+    paths.find(|path| path.exists()).unwrap_or_else(|| panic!("{tool} is not installed"))
 }
 
 /// The way to run a command in a mount namespace of its own, after `script` has changed it. The pins in bpffs are shared.

@@ -103,13 +103,7 @@ pub enum Family {
 /// `len` bytes that name the frame: "snif", the number in network order, then a pattern made of it.
 pub fn payload(n: u32, len: usize) -> Vec<u8> {
     let pattern = (0u32..).map(|i| (i.wrapping_mul(7).wrapping_add(n.wrapping_mul(31)) >> 1) as u8);
-    b"snif"
-        .iter()
-        .copied()
-        .chain(n.to_be_bytes())
-        .chain(pattern)
-        .take(len)
-        .collect()
+    b"snif".iter().copied().chain(n.to_be_bytes()).chain(pattern).take(len).collect()
 }
 
 /// An Ethernet II frame; never padded.
@@ -182,13 +176,7 @@ pub fn icmp(data: &[u8]) -> Vec<u8> {
 
 /// An ICMPv6 echo request.
 pub fn icmpv6(ends: &Ends, data: &[u8]) -> Vec<u8> {
-    with_checksum(
-        ends,
-        Family::V6,
-        ICMPV6,
-        [&[128, 0, 0, 0, 0, 1, 0, 1], data].concat(),
-        2,
-    )
+    with_checksum(ends, Family::V6, ICMPV6, [&[128, 0, 0, 0, 0, 1, 0, 1], data].concat(), 2)
 }
 
 fn with_checksum(ends: &Ends, family: Family, proto: u8, mut body: Vec<u8>, at: usize) -> Vec<u8> {
@@ -207,19 +195,7 @@ fn with_checksum(ends: &Ends, family: Family, proto: u8, mut body: Vec<u8>, at: 
 /// An IPv4 UDP frame with `len` bytes of data: the plain frame for tests that only count.
 pub fn ipv4_udp(ends: &Ends, n: u32, len: usize) -> Vec<u8> {
     let datagram = udp(ends, Family::V4, (4000, 4001), &payload(n, len));
-    ethernet(
-        ends,
-        ETH_IPV4,
-        &ipv4(
-            ends,
-            UDP,
-            Ipv4 {
-                id: n as u16,
-                ..Ipv4::default()
-            },
-            &datagram,
-        ),
-    )
+    ethernet(ends, ETH_IPV4, &ipv4(ends, UDP, Ipv4 { id: n as u16, ..Ipv4::default() }, &datagram))
 }
 
 /// An IPv6 UDP frame with `len` bytes of data.
@@ -231,20 +207,7 @@ pub fn ipv6_udp(ends: &Ends, n: u32, len: usize) -> Vec<u8> {
 /// An IPv4 TCP frame with `len` bytes of data.
 pub fn ipv4_tcp(ends: &Ends, n: u32, len: usize) -> Vec<u8> {
     let segment = tcp(ends, Family::V4, (4002, 4003), 1000 + n, 0x18, &payload(n, len));
-    ethernet(
-        ends,
-        ETH_IPV4,
-        &ipv4(
-            ends,
-            TCP,
-            Ipv4 {
-                id: n as u16,
-                fragment: 0x4000,
-                ..Ipv4::default()
-            },
-            &segment,
-        ),
-    )
+    ethernet(ends, ETH_IPV4, &ipv4(ends, TCP, Ipv4 { id: n as u16, fragment: 0x4000, ..Ipv4::default() }, &segment))
 }
 
 /// An IPv4 UDP frame that is `frame_len` bytes long (42 to 65,549: the most that an IPv4 length can say).
@@ -259,22 +222,13 @@ pub fn raw(ends: &Ends, n: u32, frame_len: usize) -> Vec<u8> {
 
 /// `count` IPv4 UDP frames of growing size, numbered from 1.
 pub fn series(ends: &Ends, count: u32) -> Vec<Vec<u8>> {
-    (1..=count)
-        .map(|n| ipv4_udp(ends, n, 18 + (n as usize * 13) % 1400))
-        .collect()
+    (1..=count).map(|n| ipv4_udp(ends, n, 18 + (n as usize * 13) % 1400)).collect()
 }
 
 /// An ARP request ("who has") that nobody in the lab answers.
 pub fn arp(ends: &Ends) -> Vec<u8> {
     let fixed = [0, 1, 8, 0, 6, 4, 0, 1];
-    let body = [
-        &fixed[..],
-        &ends.src_mac,
-        &ends.src4.octets(),
-        &[0; 6],
-        &ends.dst4.octets(),
-    ]
-    .concat();
+    let body = [&fixed[..], &ends.src_mac, &ends.src4.octets(), &[0; 6], &ends.dst4.octets()].concat();
     ethernet(&ends.to_mac(BROADCAST), ETH_ARP, &body)
 }
 
@@ -282,13 +236,7 @@ pub fn arp(ends: &Ends) -> Vec<u8> {
 pub fn lldp(ends: &Ends, n: u32) -> Vec<u8> {
     let text = payload(n, 24);
     let chassis = [&[0x02, 7, 4], &ends.src_mac[..]].concat();
-    let body = [
-        &chassis[..],
-        &[0x04, 3, 7, b'p', b'1', 0x06, 2, 0, 120, 0x08, 24],
-        &text,
-        &[0, 0],
-    ]
-    .concat();
+    let body = [&chassis[..], &[0x04, 3, 7, b'p', b'1', 0x06, 2, 0, 120, 0x08, 24], &text, &[0, 0]].concat();
     ethernet(&ends.to_mac(LLDP_GROUP), ETH_LLDP, &body)
 }
 
@@ -325,11 +273,7 @@ pub fn pppoe_session(ends: &Ends, n: u32) -> Vec<u8> {
 /// A PPPoE discovery (PADI) broadcast with the number as Host-Uniq tag.
 pub fn pppoe_discovery(ends: &Ends, n: u32) -> Vec<u8> {
     let header = [0x11, 0x09, 0, 0, 0, 16, 1, 1, 0, 0, 1, 3, 0, 8];
-    ethernet(
-        &ends.to_mac(BROADCAST),
-        ETH_PPPOE_DISCOVERY,
-        &[&header[..], &payload(n, 8)].concat(),
-    )
+    ethernet(&ends.to_mac(BROADCAST), ETH_PPPOE_DISCOVERY, &[&header[..], &payload(n, 8)].concat())
 }
 
 /// One UDP datagram of `len` data bytes as frames with IPv4 fragments, `piece` bytes (a multiple of 8) in each.
@@ -338,11 +282,7 @@ pub fn ipv4_fragments(ends: &Ends, n: u32, len: usize, piece: usize) -> Vec<Vec<
     let last = (datagram.len() - 1) / piece;
     let fragment = |(i, body): (usize, &[u8])| {
         let more = if i == last { 0 } else { 0x2000 };
-        let ip = Ipv4 {
-            id: n as u16,
-            fragment: more | (i * piece / 8) as u16,
-            ..Ipv4::default()
-        };
+        let ip = Ipv4 { id: n as u16, fragment: more | (i * piece / 8) as u16, ..Ipv4::default() };
         ethernet(ends, ETH_IPV4, &ipv4(ends, UDP, ip, body))
     };
     datagram.chunks(piece).enumerate().map(fragment).collect()
@@ -351,20 +291,7 @@ pub fn ipv4_fragments(ends: &Ends, n: u32, len: usize, piece: usize) -> Vec<Vec<
 /// IPv4 with the longest header, 60 bytes: 40 bytes of NOP options.
 pub fn ipv4_max_options(ends: &Ends, n: u32) -> Vec<u8> {
     let datagram = udp(ends, Family::V4, (4000, 4001), &payload(n, 90));
-    ethernet(
-        ends,
-        ETH_IPV4,
-        &ipv4(
-            ends,
-            UDP,
-            Ipv4 {
-                id: n as u16,
-                options: &[1; 40],
-                ..Ipv4::default()
-            },
-            &datagram,
-        ),
-    )
+    ethernet(ends, ETH_IPV4, &ipv4(ends, UDP, Ipv4 { id: n as u16, options: &[1; 40], ..Ipv4::default() }, &datagram))
 }
 
 /// IPv6 with hop-by-hop and destination options (all padding) before UDP.
@@ -372,65 +299,28 @@ pub fn ipv6_extensions(ends: &Ends, n: u32) -> Vec<u8> {
     let hop_by_hop = [DESTINATION, 0, 1, 4, 0, 0, 0, 0];
     let destination = [&[UDP, 1, 1, 12], &[0; 12][..]].concat();
     let datagram = udp(ends, Family::V6, (4000, 4001), &payload(n, 90));
-    ethernet(
-        ends,
-        ETH_IPV6,
-        &ipv6(ends, HOP_BY_HOP, &[&hop_by_hop, &destination[..], &datagram].concat()),
-    )
+    ethernet(ends, ETH_IPV6, &ipv6(ends, HOP_BY_HOP, &[&hop_by_hop, &destination[..], &datagram].concat()))
 }
 
 /// The first of two IPv6 fragments.
 pub fn ipv6_fragment(ends: &Ends, n: u32) -> Vec<u8> {
     let datagram = udp(ends, Family::V6, (4000, 4001), &payload(n, 192));
     let header = [&[UDP, 0, 0, 1], &n.to_be_bytes()[..]].concat(); // offset 0, more to come
-    ethernet(
-        ends,
-        ETH_IPV6,
-        &ipv6(ends, FRAGMENT, &[&header, &datagram[..96]].concat()),
-    )
+    ethernet(ends, ETH_IPV6, &ipv6(ends, FRAGMENT, &[&header, &datagram[..96]].concat()))
 }
 
 /// GRE around a whole Ethernet frame, as snifctl makes it, but to somewhere else.
 pub fn gre(ends: &Ends, n: u32) -> Vec<u8> {
     let inner = ipv4_udp(ends, n, 70);
     let body = [&[0, 0], &ETH_TEB.to_be_bytes()[..], &inner].concat();
-    ethernet(
-        ends,
-        ETH_IPV4,
-        &ipv4(
-            ends,
-            GRE,
-            Ipv4 {
-                id: n as u16,
-                ..Ipv4::default()
-            },
-            &body,
-        ),
-    )
+    ethernet(ends, ETH_IPV4, &ipv4(ends, GRE, Ipv4 { id: n as u16, ..Ipv4::default() }, &body))
 }
 
 /// VXLAN around a whole Ethernet frame.
 pub fn vxlan(ends: &Ends, n: u32) -> Vec<u8> {
     let inner = ipv6_udp(ends, n, 70);
-    let datagram = udp(
-        ends,
-        Family::V4,
-        (49152, 4789),
-        &[&[8, 0, 0, 0, 0, 0, 42, 0], &inner[..]].concat(),
-    );
-    ethernet(
-        ends,
-        ETH_IPV4,
-        &ipv4(
-            ends,
-            UDP,
-            Ipv4 {
-                id: n as u16,
-                ..Ipv4::default()
-            },
-            &datagram,
-        ),
-    )
+    let datagram = udp(ends, Family::V4, (49152, 4789), &[&[8, 0, 0, 0, 0, 0, 42, 0], &inner[..]].concat());
+    ethernet(ends, ETH_IPV4, &ipv4(ends, UDP, Ipv4 { id: n as u16, ..Ipv4::default() }, &datagram))
 }
 
 /// An IPv4 header that claims more bytes than the frame has: a mirror copies it all the same.
@@ -470,10 +360,7 @@ impl Corpus {
 }
 
 fn add_ip(corpus: &mut Corpus, e: &Ends) {
-    let ip = |n: u32| Ipv4 {
-        id: n as u16,
-        ..Ipv4::default()
-    };
+    let ip = |n: u32| Ipv4 { id: n as u16, ..Ipv4::default() };
     let v6 = |next, body: &[u8]| ethernet(e, ETH_IPV6, &ipv6(e, next, body));
     corpus.add("ipv4 udp", |n| ipv4_udp(e, n, 100));
     corpus.add("ipv4 udp of odd length", |n| ipv4_udp(e, n, 101));
@@ -485,18 +372,14 @@ fn add_ip(corpus: &mut Corpus, e: &Ends) {
     });
     corpus.add("ipv4 tcp", |n| ipv4_tcp(e, n, 200));
     corpus.add("ipv4 tcp of 1514 bytes", |n| ipv4_tcp(e, n, 1460));
-    corpus.add("ipv4 icmp", |n| {
-        ethernet(e, ETH_IPV4, &ipv4(e, ICMP, ip(n), &icmp(&payload(n, 56))))
-    });
+    corpus.add("ipv4 icmp", |n| ethernet(e, ETH_IPV4, &ipv4(e, ICMP, ip(n), &icmp(&payload(n, 56)))));
     corpus.add("ipv4 with 40 bytes of options", |n| ipv4_max_options(e, n));
     corpus.add("ipv4 first fragment", |n| ipv4_fragments(e, n, 100, 64).swap_remove(0));
     corpus.add("ipv4 last fragment", |n| ipv4_fragments(e, n, 100, 64).swap_remove(1));
     corpus.add("ipv4 cut short", |n| ipv4_cut_short(e, n));
     corpus.add("ipv6 udp", |n| ipv6_udp(e, n, 100));
     corpus.add("ipv6 udp of 1514 bytes", |n| ipv6_udp(e, n, 1514 - 62));
-    corpus.add("ipv6 tcp", |n| {
-        v6(TCP, &tcp(e, Family::V6, (4002, 4003), n, 0x18, &payload(n, 201)))
-    });
+    corpus.add("ipv6 tcp", |n| v6(TCP, &tcp(e, Family::V6, (4002, 4003), n, 0x18, &payload(n, 201))));
     corpus.add("ipv6 icmp", |n| v6(ICMPV6, &icmpv6(e, &payload(n, 56))));
     corpus.add("ipv6 with extension headers", |n| ipv6_extensions(e, n));
     corpus.add("ipv6 fragment", |n| ipv6_fragment(e, n));
@@ -515,51 +398,27 @@ fn add_link_protocols(corpus: &mut Corpus, e: &Ends) {
 
 fn add_groups(corpus: &mut Corpus, e: &Ends) {
     let (v4_group, v6_group) = (e.to_mac(ALL_NODES_V4), e.to_mac(ALL_NODES_V6));
-    corpus.add("ipv4 multicast", |n| {
-        ipv4_udp(&v4_group.to_ipv4(Ipv4Addr::new(224, 0, 0, 251)), n, 80)
-    });
-    corpus.add("ipv6 multicast", |n| {
-        ipv6_udp(&v6_group.to_ipv6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)), n, 80)
-    });
-    corpus.add("ipv4 broadcast", |n| {
-        ipv4_udp(&e.to_mac(BROADCAST).to_ipv4(Ipv4Addr::BROADCAST), n, 80)
-    });
-    corpus.add("to a foreign mac", |n| {
-        ipv4_udp(&e.to_mac([0x02, 0, 0, 0, 0xee, 0xee]), n, 80)
-    });
+    corpus.add("ipv4 multicast", |n| ipv4_udp(&v4_group.to_ipv4(Ipv4Addr::new(224, 0, 0, 251)), n, 80));
+    corpus.add("ipv6 multicast", |n| ipv6_udp(&v6_group.to_ipv6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)), n, 80));
+    corpus.add("ipv4 broadcast", |n| ipv4_udp(&e.to_mac(BROADCAST).to_ipv4(Ipv4Addr::BROADCAST), n, 80));
+    corpus.add("to a foreign mac", |n| ipv4_udp(&e.to_mac([0x02, 0, 0, 0, 0xee, 0xee]), n, 80));
 }
 
 fn add_tagged(corpus: &mut Corpus, e: &Ends) {
     corpus.add("802.1q ipv4", |n| tagged(ETH_8021Q, 42, &ipv4_udp(e, n, 100)));
-    corpus.add("802.1q ipv4 of 1518 bytes", |n| {
-        tagged(ETH_8021Q, 42, &jumbo(e, n, 1514))
-    });
-    corpus.add("802.1q with priority", |n| {
-        tagged(ETH_8021Q, 0xb000 | 4094, &ipv6_udp(e, n, 100))
-    });
-    corpus.add("802.1q priority only", |n| {
-        tagged(ETH_8021Q, 0x6000, &ipv4_udp(e, n, 100))
-    });
+    corpus.add("802.1q ipv4 of 1518 bytes", |n| tagged(ETH_8021Q, 42, &jumbo(e, n, 1514)));
+    corpus.add("802.1q with priority", |n| tagged(ETH_8021Q, 0xb000 | 4094, &ipv6_udp(e, n, 100)));
+    corpus.add("802.1q priority only", |n| tagged(ETH_8021Q, 0x6000, &ipv4_udp(e, n, 100)));
     corpus.add("802.1q arp", |_| tagged(ETH_8021Q, 42, &arp(e)));
     corpus.add("802.1q unknown of 20 bytes", |n| tagged(ETH_8021Q, 42, &raw(e, n, 16)));
     corpus.add("802.1ad alone", |n| tagged(ETH_8021AD, 100, &ipv4_udp(e, n, 100)));
-    corpus.add("qinq", |n| {
-        tagged(ETH_8021AD, 100, &tagged(ETH_8021Q, 42, &ipv4_udp(e, n, 100)))
-    });
-    corpus.add("qinq with 8100 twice", |n| {
-        tagged(ETH_8021Q, 100, &tagged(ETH_8021Q, 42, &ipv6_udp(e, n, 100)))
-    });
+    corpus.add("qinq", |n| tagged(ETH_8021AD, 100, &tagged(ETH_8021Q, 42, &ipv4_udp(e, n, 100))));
+    corpus.add("qinq with 8100 twice", |n| tagged(ETH_8021Q, 100, &tagged(ETH_8021Q, 42, &ipv6_udp(e, n, 100))));
     corpus.add("three tags", |n| {
-        tagged(
-            ETH_8021AD,
-            7,
-            &tagged(ETH_8021Q, 8, &tagged(ETH_8021Q, 9, &ipv4_tcp(e, n, 100))),
-        )
+        tagged(ETH_8021AD, 7, &tagged(ETH_8021Q, 8, &tagged(ETH_8021Q, 9, &ipv4_tcp(e, n, 100))))
     });
     corpus.add("9100 tag", |n| tagged(ETH_OLD_QINQ, 100, &ipv4_udp(e, n, 100)));
-    corpus.add("9100 and 8100 tags", |n| {
-        tagged(ETH_OLD_QINQ, 100, &tagged(ETH_8021Q, 42, &ipv4_udp(e, n, 100)))
-    });
+    corpus.add("9100 and 8100 tags", |n| tagged(ETH_OLD_QINQ, 100, &tagged(ETH_8021Q, 42, &ipv4_udp(e, n, 100))));
 }
 
 fn add_tunnels(corpus: &mut Corpus, e: &Ends) {

@@ -28,11 +28,7 @@ pub struct Said {
 impl From<Output> for Said {
     fn from(output: Output) -> Said {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8 from snifctl");
-        Said {
-            status: output.status,
-            stdout: text(&output.stdout),
-            stderr: text(&output.stderr),
-        }
+        Said { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
 }
 
@@ -82,10 +78,7 @@ impl Said {
 impl Lab {
     /// A lab in which every copy of the watched link fits the out link, so that `up` has nothing to warn of.
     pub fn roomy() -> Lab {
-        Lab::with(Options {
-            out_mtu: 1600,
-            ..Options::default()
-        })
+        Lab::with(Options { out_mtu: 1600, ..Options::default() })
     }
 
     /// Runs snifctl in the host namespace.
@@ -123,10 +116,7 @@ impl Lab {
     pub fn interfaces(&self) -> Vec<String> {
         let links: Value = serde_json::from_str(&self.shown(&["ip", "-j", "link"])).expect("JSON of ip");
         let links = links.as_array().expect("a list of links");
-        links
-            .iter()
-            .map(|link| link["ifname"].as_str().expect("a name").into())
-            .collect()
+        links.iter().map(|link| link["ifname"].as_str().expect("a name").into()).collect()
     }
 
     /// Everything of the host namespace that snifctl could leave changed: links, addresses, routes, static neighbours,
@@ -146,7 +136,11 @@ impl Lab {
             self.host_fed(&["tc", "-batch", "-"], &filters),
             self.shown(&["bpftool", "-j", "net", "show"]),
         ];
-        shown.join("\n")
+        // In what order a tool lists things says nothing.
+        let shown = shown.join("\n");
+        let mut lines: Vec<&str> = shown.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
     }
 
     /// Panics unless the host namespace is as `machine` said before, and no pin is left.

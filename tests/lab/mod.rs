@@ -23,6 +23,7 @@ pub mod frames;
 pub mod judge;
 pub mod pcap;
 pub mod traffic;
+pub mod tunnels;
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -85,12 +86,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            watched_mtu: 1500,
-            out_mtu: 1500,
-            peer_offloads_off: false,
-            watched_offloads_off: false,
-        }
+        Options { watched_mtu: 1500, out_mtu: 1500, peer_offloads_off: false, watched_offloads_off: false }
     }
 }
 
@@ -111,22 +107,12 @@ impl Lab {
 
     /// The topology drawn above with other MTUs or offloads.
     pub fn with(options: Options) -> Lab {
-        let dir = tempfile::Builder::new()
-            .prefix("sniflab")
-            .tempdir()
-            .expect("make the lab's directory");
+        let dir = tempfile::Builder::new().prefix("sniflab").tempdir().expect("make the lab's directory");
         // The value comes first: should a later step panic, its Drop removes what is already there.
-        let lab = Lab {
-            name: format!("snif{:08x}", random()),
-            dir,
-            serial: AtomicU16::new(0),
-            captures: Mutex::default(),
-        };
+        let lab =
+            Lab { name: format!("snif{:08x}", random()), dir, serial: AtomicU16::new(0), captures: Mutex::default() };
         for ns in Ns::ALL {
-            check_output(
-                "ip netns add",
-                Command::new("ip").args(["netns", "add", &lab.ns_name(ns)]).output(),
-            );
+            check_output("ip netns add", Command::new("ip").args(["netns", "add", &lab.ns_name(ns)]).output());
             lab.run(ns, &["sh", "-euc", QUIET]);
         }
         lab.make_links(&options);
@@ -167,20 +153,13 @@ impl Lab {
 
     /// Runs a command in a namespace; its failure is the caller's to judge.
     pub fn try_run(&self, ns: Ns, argv: &[&str]) -> Output {
-        self.command(ns, argv)
-            .output()
-            .unwrap_or_else(|err| panic!("could not start {argv:?}: {err}"))
+        self.command(ns, argv).output().unwrap_or_else(|err| panic!("could not start {argv:?}: {err}"))
     }
 
     /// A command that will run in a namespace, in the C locale and with nothing on stdin.
     pub fn command(&self, ns: Ns, argv: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command
-            .arg(self.enter(ns))
-            .arg("--")
-            .args(argv)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null());
+        command.arg(self.enter(ns)).arg("--").args(argv).env("LC_ALL", "C").stdin(Stdio::null());
         command
     }
 
@@ -191,11 +170,7 @@ impl Lab {
         S: AsRef<std::ffi::OsStr>,
     {
         let mut command = assert_cmd::Command::new("nsenter");
-        command
-            .arg(self.enter(Ns::Host))
-            .arg("--")
-            .arg(env!("CARGO_BIN_EXE_snifctl"))
-            .args(args);
+        command.arg(self.enter(Ns::Host)).arg("--").arg(env!("CARGO_BIN_EXE_snifctl")).args(args);
         command.timeout(Duration::from_secs(60));
         command
     }
@@ -253,10 +228,7 @@ impl Lab {
         ] {
             let (near_mac, far_mac, far_ns) = (mac_text(near_mac), mac_text(far_mac), self.ns_name(far_ns));
             let end = format!("name {far} address {far_mac} mtu {mtu} netns {far_ns}");
-            self.ip_batch(
-                Ns::Host,
-                &format!("link add {near} address {near_mac} mtu {mtu} type veth peer {end}"),
-            );
+            self.ip_batch(Ns::Host, &format!("link add {near} address {near_mac} mtu {mtu} type veth peer {end}"));
         }
     }
 
@@ -270,28 +242,18 @@ impl Lab {
     }
 
     fn address_out_link(&self) {
-        self.ip_batch(
-            Ns::Collector,
-            "link set dev col0 addrgenmode none\nlink set dev col0 up",
-        );
+        self.ip_batch(Ns::Collector, "link set dev col0 addrgenmode none\nlink set dev col0 up");
         self.ip_batch(Ns::Host, &link_up("out0", OUT_IP, OUT_IP6));
         self.arp_on(Ns::Host, "out0", OUT_IP6);
-        self.ip_batch(
-            Ns::Host,
-            &neighbours("out0", COLLECTOR_MAC, COLLECTOR_IP, COLLECTOR_IP6),
-        );
+        self.ip_batch(Ns::Host, &neighbours("out0", COLLECTOR_MAC, COLLECTOR_IP, COLLECTOR_IP6));
     }
 
     /// Ends the silence of [`link_up`] when the kernel has put the IPv6 address to use, which it does some time after
     /// the carrier came; the address's local route is the sign.
     fn arp_on(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
         let in_use = poll(PATIENCE, || {
-            let routes = self
-                .run(ns, &["ip", "-6", "route", "show", "table", "local", "dev", iface])
-                .stdout;
-            String::from_utf8_lossy(&routes)
-                .contains(&format!("local {address} "))
-                .then_some(())
+            let routes = self.run(ns, &["ip", "-6", "route", "show", "table", "local", "dev", iface]).stdout;
+            String::from_utf8_lossy(&routes).contains(&format!("local {address} ")).then_some(())
         });
         in_use.unwrap_or_else(|| panic!("{ns:?}'s {iface} never put {address} to use"));
         // While the link is dormant: a ready link that gets ARP starts its addresses anew, and joins the group after
@@ -313,27 +275,15 @@ impl Lab {
 
     /// Makes an interface's sender finish every checksum and cut every super-packet, as a wire needs it.
     pub fn offloads_off(&self, ns: Ns, iface: &str) {
-        let features = [
-            "tx", "off", "rx", "off", "tso", "off", "gso", "off", "gro", "off", "sg", "off",
-        ];
+        let features = ["tx", "off", "rx", "off", "tso", "off", "gso", "off", "gro", "off", "sg", "off"];
         self.run(ns, &[&["ethtool", "-K", iface], &features[..]].concat());
     }
 
     /// Runs several `ip` commands, one a line, in one process.
     pub fn ip_batch(&self, ns: Ns, lines: &str) {
         let mut ip = self.command(ns, &["ip", "-batch", "-"]);
-        let mut child = ip
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("run ip");
-        child
-            .stdin
-            .take()
-            .expect("a pipe")
-            .write_all(lines.as_bytes())
-            .expect("write to ip");
+        let mut child = ip.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run ip");
+        child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("write to ip");
         check_output(&format!("{ns:?}: ip -batch:\n{lines}"), child.wait_with_output());
     }
 
@@ -390,12 +340,7 @@ fn link_up(iface: &str, ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
 }
 
 fn neighbours(iface: &str, mac: Mac, ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
-    let entry = |address: String| {
-        format!(
-            "neigh replace {address} lladdr {} nud permanent dev {iface}",
-            mac_text(mac)
-        )
-    };
+    let entry = |address: String| format!("neigh replace {address} lladdr {} nud permanent dev {iface}", mac_text(mac));
     [entry(ip.to_string()), entry(ip6.to_string())].join("\n")
 }
 
@@ -418,24 +363,14 @@ pub fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option
 
 /// Sends a signal to one process; the standard library has no call for it.
 fn signal(pid: impl ToString, name: &str) {
-    let _ = Command::new("kill")
-        .args(["-s", name, &pid.to_string()])
-        .stderr(Stdio::null())
-        .status();
+    let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
 #[track_caller]
 fn check_output(what: &str, output: std::io::Result<Output>) -> Output {
     let output = output.unwrap_or_else(|err| panic!("could not start {what}: {err}"));
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "{what}\nended with {}\n{out}{err}",
-        output.status
-    );
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{what}\nended with {}\n{out}{err}", output.status);
     output
 }
 

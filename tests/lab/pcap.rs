@@ -36,13 +36,7 @@ pub fn read(path: &Path) -> Vec<Vec<u8>> {
     while !rest.is_empty() {
         let (captured, original) = (word(rest, 8) as usize, word(rest, 12) as usize);
         // libpcap sizes its ring by the MTU when the interface offloads nothing: a super-packet would be cut there.
-        assert_eq!(
-            captured,
-            original,
-            "frame {} of {} was cut by the capture",
-            frames.len() + 1,
-            path.display()
-        );
+        assert_eq!(captured, original, "frame {} of {} was cut by the capture", frames.len() + 1, path.display());
         frames.push(rest[RECORD_HEADER..RECORD_HEADER + captured].to_vec());
         rest = &rest[RECORD_HEADER + captured..];
     }
@@ -62,11 +56,7 @@ pub struct Counter {
 
 impl Counter {
     pub fn new(path: &Path) -> Counter {
-        Counter {
-            path: path.to_owned(),
-            at: FILE_HEADER as u64,
-            count: 0,
-        }
+        Counter { path: path.to_owned(), at: FILE_HEADER as u64, count: 0 }
     }
 
     /// How many whole packets the file holds now.

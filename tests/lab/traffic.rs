@@ -28,11 +28,7 @@ impl Lab {
         for burst in frames.chunks(BURST) {
             self.send_burst(ns, iface, burst);
             let calm = poll(PATIENCE, || (backlog() == 0 && self.captures_at_rest()).then_some(()));
-            assert!(
-                calm.is_some(),
-                "still not received: {} packets in the backlog, or a busy tcpdump",
-                backlog()
-            );
+            assert!(calm.is_some(), "still not received: {} packets in the backlog, or a busy tcpdump", backlog());
         }
     }
 
@@ -47,34 +43,20 @@ impl Lab {
         let sent = lines.find_map(|line| line.strip_prefix("Successful packets:"));
         let sent: Option<usize> = sent.and_then(|count| count.trim().parse().ok());
         let all = frames.len();
-        assert_eq!(
-            sent,
-            Some(all),
-            "tcpreplay on {iface} sent {sent:?} of {all} frames\n{report}"
-        );
+        assert_eq!(sent, Some(all), "tcpreplay on {iface} sent {sent:?} of {all} frames\n{report}");
     }
 
     /// Moves pseudo-random bytes between host and peer over one IPv4 TCP connection; panics unless all arrive
     /// unchanged.
     #[track_caller]
     pub fn tcp_transfer(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
-        self.transfer(
-            bytes,
-            from,
-            to,
-            IpAddr::from(if to == Ns::Host { HOST_IP } else { PEER_IP }),
-        )
+        self.transfer(bytes, from, to, IpAddr::from(if to == Ns::Host { HOST_IP } else { PEER_IP }))
     }
 
     /// The same over IPv6.
     #[track_caller]
     pub fn tcp_transfer6(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
-        self.transfer(
-            bytes,
-            from,
-            to,
-            IpAddr::from(if to == Ns::Host { HOST_IP6 } else { PEER_IP6 }),
-        )
+        self.transfer(bytes, from, to, IpAddr::from(if to == Ns::Host { HOST_IP6 } else { PEER_IP6 }))
     }
 
     #[track_caller]
@@ -91,16 +73,9 @@ impl Lab {
         let open = format!("OPEN:{},creat,trunc", sink.display());
         let mut listener = self.socat(to, &format!("TCP{family}-LISTEN:{port}"), &open);
         listener.wait_until("listening on");
-        let target = if address.is_ipv6() {
-            format!("[{address}]")
-        } else {
-            address.to_string()
-        };
-        let mut sender = self.socat(
-            from,
-            &format!("OPEN:{},rdonly", source.display()),
-            &format!("TCP:{target}:{port}"),
-        );
+        let target = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+        let mut sender =
+            self.socat(from, &format!("OPEN:{},rdonly", source.display()), &format!("TCP:{target}:{port}"));
         sender.wait();
         listener.wait();
         assert_same_bytes(&data, &sink);
@@ -113,11 +88,7 @@ impl Lab {
         let log = File::create(&stderr).expect("make the file for socat's messages");
         let mut command = self.command(ns, &["socat", "-d", "-d", "-b", "65536", "-u", from, to]);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start socat");
-        Socat {
-            what: format!("{ns:?}: socat {from} {to}"),
-            child,
-            stderr,
-        }
+        Socat { what: format!("{ns:?}: socat {from} {to}"), child, stderr }
     }
 }
 
@@ -125,9 +96,7 @@ impl Lab {
 fn backlog() -> u64 {
     let stat = fs::read_to_string("/proc/net/softnet_stat").expect("read the backlog's length");
     let columns = stat.lines().filter_map(|line| line.split_whitespace().nth(11));
-    columns
-        .map(|column| u64::from_str_radix(column, 16).expect("a hex number"))
-        .sum()
+    columns.map(|column| u64::from_str_radix(column, 16).expect("a hex number")).sum()
 }
 
 struct Socat {
@@ -140,23 +109,13 @@ impl Socat {
     #[track_caller]
     fn wait_until(&mut self, said: &str) {
         let found = poll(PATIENCE, || self.messages().contains(said).then_some(()));
-        assert!(
-            found.is_some(),
-            "{} never said '{said}':\n{}",
-            self.what,
-            self.messages()
-        );
+        assert!(found.is_some(), "{} never said '{said}':\n{}", self.what, self.messages());
     }
 
     #[track_caller]
     fn wait(&mut self) {
         let status = poll(PATIENCE * 3, || self.child.try_wait().expect("wait for socat"));
-        assert!(
-            status.is_some_and(|status| status.success()),
-            "{}: {status:?}\n{}",
-            self.what,
-            self.messages()
-        );
+        assert!(status.is_some_and(|status| status.success()), "{}: {status:?}\n{}", self.what, self.messages());
     }
 
     fn messages(&self) -> String {
@@ -175,16 +134,9 @@ impl Drop for Socat {
 #[track_caller]
 fn assert_same_bytes(sent: &[u8], sink: &Path) {
     let received = fs::read(sink).expect("read the bytes received");
-    assert_eq!(
-        received.len(),
-        sent.len(),
-        "the receiver has another number of bytes than were sent"
-    );
+    assert_eq!(received.len(), sent.len(), "the receiver has another number of bytes than were sent");
     let differs = received.iter().zip(sent).position(|(got, want)| got != want);
-    assert_eq!(
-        differs, None,
-        "the received bytes differ from those sent, first at this offset"
-    );
+    assert_eq!(differs, None, "the received bytes differ from those sent, first at this offset");
 }
 
 /// Bytes that do not repeat (xorshift), so that a misplaced segment cannot go unseen.
