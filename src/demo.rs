@@ -211,9 +211,7 @@ impl Capture {
 
     fn show(self, shell: &Shell, collector: &Namespace) -> Result<()> {
         let Some((process, path)) = self.0 else {
-            print("(neither tshark nor tcpdump is here to decode them; the collector's interface counted:)\n");
-            print(&shell.read(&collector.command(&["ip", "-s", "link", "show", "dev", "col0"]))?);
-            return Ok(());
+            return summarize(shell, collector);
         };
         let file = path.to_string_lossy().into_owned();
         settle(&path)?;
@@ -225,6 +223,16 @@ impl Capture {
         print(&shell.read(&cmd)?);
         Ok(())
     }
+}
+
+/// One line, where no tool is there that decodes.
+fn summarize(shell: &Shell, collector: &Namespace) -> Result<()> {
+    let text = shell.read(&collector.command(&["ip", "-j", "-s", "link", "show", "dev", "col0"]))?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    let rx = &links[0]["stats64"]["rx"];
+    let (packets, bytes) = (&rx["packets"], &rx["bytes"]);
+    print(&format!("{packets} packets, {bytes} bytes; to see them decoded: apt-get install tshark\n"));
+    Ok(())
 }
 
 /// Waits until the capture file has stopped growing.

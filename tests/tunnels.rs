@@ -417,7 +417,7 @@ fn assert_fate(case: Case, mode: &str, from: Ns, frames: &[Vec<u8>], packets: &[
 
 // ---- tshark's reading ----
 
-const FIELDS: [&str; 29] = [
+const FIELDS: [&str; 30] = [
     "ip.ttl",
     "ipv6.hlim",
     "ip.id",
@@ -447,6 +447,7 @@ const FIELDS: [&str; 29] = [
     "erspan.pid5.timestamp",
     "ip.checksum.status",
     "udp.checksum.status",
+    "frame.time_epoch",
 ];
 
 /// A few frames, tagged and not, both ways: tshark must read each as we do. Returns what reached the collector.
@@ -477,6 +478,11 @@ fn assert_row(tunnel: Tunnel, packet: &[u8], row: &[String]) {
     }
     let statuses = row[27].split(',').chain(row[28].split(','));
     assert!(statuses.into_iter().all(|status| status != "0"), "a bad checksum: {row:?}");
+    if let Some((_, seconds, nanoseconds)) = copy.header.erspan.and_then(|erspan| erspan.more) {
+        let captured: f64 = row[29].parse().expect("seconds since 1970");
+        let said = Duration::new(seconds.into(), nanoseconds).as_secs_f64();
+        assert!((captured - said).abs() < 1.0, "{case:?}: captured at {captured}, the copy says {said}");
+    }
 }
 
 fn number(cell: &str) -> Option<u64> {
