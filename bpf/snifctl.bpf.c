@@ -124,7 +124,7 @@ struct {
 
 /* Where a later fragment is put together: the stack has 512 bytes. */
 struct scratch {
-	__u8 bytes[HEADER_BYTES + SKB_BYTES];
+	__u8 bytes[HEADER_BYTES + SKB_BYTES] __attribute__((aligned(8))); /* or clang clears it byte by byte */
 };
 
 struct {
