@@ -90,21 +90,18 @@ pub fn hooks(shell: &Shell, interfaces: &[&str]) -> Result<Vec<Hooks>> {
     if interfaces.is_empty() {
         return Ok(Vec::new());
     }
-    let lines: Vec<String> = interfaces
-        .iter()
-        .flat_map(|dev| {
-            ["qdisc show dev", "filter show dev"].into_iter().flat_map(move |verb| match verb {
-                "qdisc show dev" => vec![format!("{verb} {dev}")],
-                _ => vec![format!("{verb} {dev} ingress"), format!("{verb} {dev} egress")],
-            })
-        })
-        .collect();
+    let hooks = |dev: &&str| [format!("qdisc show dev {dev}"), filters(dev, "ingress"), filters(dev, "egress")];
+    let lines: Vec<String> = interfaces.iter().flat_map(hooks).collect();
     let text = shell.read(&Cmd::new("tc", ["-j", "-s", "-batch", "-"]).input(&lines))?;
     let mut replies = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
     interfaces
         .iter()
         .map(|_| Ok(Hooks { qdiscs: next(&mut replies)?, ingress: next(&mut replies)?, egress: next(&mut replies)? }))
         .collect()
+}
+
+fn filters(dev: &str, hook: &str) -> String {
+    format!("filter show dev {dev} {hook}")
 }
 
 fn next<T: DeserializeOwned>(

@@ -64,13 +64,7 @@ fn assert_no_drops(lab: &Lab) {
 fn copies(capture: &mut Capture, n: usize) -> Vec<Copy> {
     // Fragments make more packets than copies: wait for as many packets, then until no more come.
     capture.wait_for(n);
-    let mut before = 0;
-    poll(lab::PATIENCE, || {
-        let now = capture.count();
-        let settled = now == before;
-        before = now;
-        settled.then_some(())
-    });
+    capture.settle();
     let copies = decap_gre(&capture.stop());
     assert_eq!(copies.len(), n, "Expected to capture {n} copies, got {}", copies.len());
     copies
@@ -304,7 +298,7 @@ fn mirrored_transfer(lab: &Lab, bytes: usize, from: Ns) -> (lab::traffic::Transf
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
     let transfer = lab.tcp_transfer(bytes, from, to);
     poll_counters(lab);
-    settle(&mut mirrored);
+    mirrored.settle();
     let copies = decap_gre(&mirrored.stop());
     (transfer, copies, mirrored)
 }
@@ -317,16 +311,6 @@ fn poll_counters(lab: &Lab) -> Value {
         (total(&status["taps"], "pcnt") == handed + drops(&status) - drop_of(&status, "out")).then_some(status)
     });
     settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", status(lab)))
-}
-
-fn settle(capture: &mut Capture) {
-    let mut before = usize::MAX;
-    poll(lab::PATIENCE, || {
-        let now = capture.count();
-        let same = now == before;
-        before = now;
-        same.then_some(())
-    });
 }
 
 fn assert_no_fault(capture: &Capture) {
@@ -411,7 +395,7 @@ fn super_packets_over_ipv6_and_of_a_jumbo_link_are_cut_to_fit() {
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
         let transfer = lab.tcp_transfer6(MEGABYTES / 4, Ns::Host, Ns::Peer);
         assert_no_drops(&lab);
-        settle(&mut mirrored);
+        mirrored.settle();
         let copies = decap_gre(&mirrored.stop());
         assert!(
             tcp_stream(&inner_frames(&copies), Port::Dst(transfer.port)) == transfer.data,
@@ -463,7 +447,7 @@ fn tcp_inside_a_kernel_vxlan_tunnel_is_copied_as_it_is_on_the_wire() {
         let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
         transfer_inside_vxlan(&lab);
         assert_no_drops(&lab);
-        settle(&mut mirrored);
+        mirrored.settle();
         let copies = decap_gre(&mirrored.stop());
         assert_eq!(copies.len() as u64, total(&status(&lab)["remotes"], "pcnt"), "{mode}");
         copies.iter().for_each(|copy| verify_checksums(&copy.frame));
@@ -532,7 +516,7 @@ fn single_encapsulated_packets_are_fragmented_and_truncated_too() {
         // ARP inside the tunnel comes with them.
         wire.wait_for(sizes.len());
         assert_no_drops(&lab);
-        settle(&mut mirrored);
+        mirrored.settle();
         let cut = |frame: Vec<u8>| frame[..frame.len().min(longest)].to_vec();
         // Checksums are finished in the copy, on this link only at the receiver: look past them.
         let masked = |mut frame: Vec<u8>| {

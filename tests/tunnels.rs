@@ -175,18 +175,8 @@ fn settled(lab: &Lab) -> Value {
 /// The packets once no more come.
 fn packets(lab: &Lab, capture: &mut Capture) -> Vec<Vec<u8>> {
     settled(lab);
-    settle(capture);
+    capture.settle();
     capture.stop()
-}
-
-fn settle(capture: &mut Capture) {
-    let mut before = usize::MAX;
-    poll(lab::PATIENCE, || {
-        let now = capture.count();
-        let same = now == before;
-        before = now;
-        same.then_some(())
-    });
 }
 
 /// What of frames sent one way reaches the collector, in order.
@@ -758,7 +748,7 @@ fn assert_ends(lab: &Lab, case: Case, mode: &str) {
     let frames: Vec<Vec<u8>> = frames::corpus_frames(&Ends::PEER_TO_HOST).into_iter().filter(whole).collect();
     lab.send(Ns::Peer, "peer0", &frames);
     settled(lab);
-    settle(&mut inside);
+    inside.settle();
     assert_same_frames(&frames, &inside.stop());
     let mut inside = lab.capture_wire(Ns::Collector, "t0", Direction::In);
     let transfer = lab.tcp_transfer(MEGABYTES, Ns::Host, Ns::Peer);
@@ -865,7 +855,7 @@ impl Drop for Tun {
 /// The copies among the packets of a tun device, once no more come.
 fn copies_on_tun(lab: &Lab, capture: &mut Capture, kind: Kind) -> Vec<Tunnelled> {
     settled(lab);
-    settle(capture);
+    capture.settle();
     let packets = raw_packets(capture.pcap());
     let is_ours = |packet: &Vec<u8>| match packet[0] >> 4 {
         4 => IpAddr::from(<[u8; 4]>::try_from(&packet[16..20]).unwrap()) == BEYOND[0],

@@ -85,6 +85,17 @@ impl Capture {
         }
     }
 
+    /// Waits until no more packets come.
+    pub fn settle(&mut self) {
+        let mut before = usize::MAX;
+        poll(PATIENCE, || {
+            let now = self.count();
+            let same = now == before;
+            before = now;
+            same.then_some(())
+        });
+    }
+
     /// How many packets are captured so far.
     pub fn count(&mut self) -> usize {
         self.counter.count()
