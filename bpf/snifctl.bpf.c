@@ -22,6 +22,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 #include "snifctl.h"
+#include "classic.h"
 
 #define IP_MF 0x2000
 #define IP_DF 0x4000
@@ -37,8 +38,6 @@ enum icmp_error {
 
 #define ETH_P_OLD_QINQ 0x9100
 
-/* Keeps clang from leaving out, or folding, a bounds check that the verifier needs to see. */
-#define OPAQUE(value) asm volatile("" : "+r"(value))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 struct {
@@ -122,6 +121,21 @@ struct {
 	__type(value, struct drops);
 } drops SEC(".maps");
 
+/* What may leave towards the remotes: a token bucket that all CPUs share. */
+struct bucket {
+	struct bpf_spin_lock lock;
+	__u32 unused;
+	__s64 tokens; /* in billionths of a byte or packet; a copy larger than what is there leaves a debt */
+	__u64 time; /* since boot, of the last change */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} bucket SEC(".maps");
+
 /* Where a later fragment is put together: the stack has 512 bytes. */
 struct scratch {
 	__u8 bytes[HEADER_BYTES + SKB_BYTES] __attribute__((aligned(8))); /* or clang clears it byte by byte */
@@ -188,12 +202,6 @@ static __always_inline struct config *session(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
-/* Bytes of a VLAN tag that the kernel keeps in metadata instead of in the frame. */
-static __always_inline __u32 tag_bytes(struct __sk_buff *skb)
-{
-	return skb->vlan_present ? 4 : 0;
-}
-
 static __always_inline struct copy describe(struct __sk_buff *skb, struct config *cfg, __u32 frames, __u32 headers)
 {
 	__u32 tag = tag_bytes(skb);
@@ -257,6 +265,37 @@ static __always_inline int sent(struct __sk_buff *skb, struct remote *remote, st
 		stat->bcnt += copy->bytes;
 	}
 	return forward(skb, copy->cfg, remote);
+}
+
+/* What the bucket holds when it is full, in time: 2 % of a second, so that no second passes much more than its rate. */
+#define BUCKET_NS 20000000
+
+/* May copies of this cost, in bytes or packets, leave now? */
+__noinline int take_tokens(__u64 rate, __u64 cost)
+{
+	__u32 zero = 0;
+	struct bucket *state = bpf_map_lookup_elem(&bucket, &zero);
+	__u64 now = bpf_ktime_get_boot_ns(), passed;
+	__s64 full = rate * BUCKET_NS, tokens;
+	int enough;
+
+	if (!state)
+		return 0;
+	bpf_spin_lock(&state->lock);
+	passed = now > state->time ? now - state->time : 0;
+	tokens = state->tokens + (__s64)(rate * MIN(passed, BUCKET_NS));
+	tokens = MIN(tokens, full);
+	enough = tokens > 0;
+	state->tokens = enough ? tokens - (__s64)(cost * 1000000000) : tokens;
+	state->time = now > state->time ? now : state->time;
+	bpf_spin_unlock(&state->lock);
+	return enough;
+}
+
+/* `bytes` are those of the outer packets with their Ethernet headers. */
+static __always_inline bool within_rate(struct config *cfg, __u64 bytes, __u32 packets)
+{
+	return !cfg->rate || take_tokens(cfg->rate, cfg->rate_packets ? packets : bytes);
 }
 
 /* First of `count` outer IP ids that no other packet to this remote has; 0 where DF makes ids meaningless. */
@@ -569,6 +608,26 @@ static __always_inline __u64 choose_remotes(struct __sk_buff *skb, struct config
 	return slots ? 1ULL << (slots->slot[bucket % SPREAD_BYTES] & (MAX_REMOTES - 1)) : 0;
 }
 
+/* One in `n`, by 32 random bits. */
+static __always_inline bool is_one_in(__u32 n, __u32 random)
+{
+	return (__u64)random * n >> 32 == 0;
+}
+
+/* Sampling by packet and by flow. The flow's hash is mixed once more: its low bits choose the remote. */
+static __always_inline bool is_sampled(struct __sk_buff *skb, struct config *cfg)
+{
+	if (cfg->sample > 1 && !is_one_in(cfg->sample, bpf_get_prandom_u32()))
+		return false;
+	return cfg->sample_flows <= 1 || is_one_in(cfg->sample_flows, mix(flow_hash(skb), 1));
+}
+
+/* Bytes of the longest wire frame in this packet. */
+static __always_inline __u32 wire_bytes(struct __sk_buff *skb, __u32 headers)
+{
+	return (headers ? headers + skb->gso_size : skb->len) + tag_bytes(skb);
+}
+
 /* Always TC_ACT_UNSPEC: whatever becomes of the copy, the next filter and the stack see the packet as it came. */
 static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 {
@@ -587,6 +646,15 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	headers = skb->gso_size ? segment_headers(skb) : 0;
 	copy = describe(skb, cfg, wire_frames(skb, headers), headers);
 	copy.tap = watched->slot;
+	watched->choice.seen += copy.frames;
+	if (!filter(skb, wire_bytes(skb, headers))) {
+		watched->choice.filtered += copy.frames;
+		return TC_ACT_UNSPEC;
+	}
+	if (!is_sampled(skb, cfg)) {
+		watched->choice.skipped += copy.frames;
+		return TC_ACT_UNSPEC;
+	}
 	left = choose_remotes(skb, cfg);
 	for (copy.remote = 0; copy.remote < MAX_REMOTES && left; copy.remote++, left >>= 1) {
 		if (!(left & 1))
@@ -870,6 +938,8 @@ static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remo
 {
 	struct tags tags;
 
+	if (!within_rate(copy->cfg, ETH_HLEN + need(skb, remote), 1))
+		return drop(skb, copy, REASON(rate));
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, 1);
 	if (untag(skb, &tags) || push_outer(skb, remote, copy, &tags))
@@ -886,13 +956,13 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 {
 	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
-	__u32 packets = copy->frames;
+	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
 	struct tags tags = {};
 	struct outer outer;
 	__be16 ethertype;
 
 	if (remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
-	    bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
+	    (snaplen && wire_bytes(skb, copy->headers) > snaplen) || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
 		return -1;
 	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
 		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
@@ -901,6 +971,8 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	} else {
 		return -1;
 	}
+	if (!within_rate(copy->cfg, (__u64)packets * (room + copy->headers) + skb->len - copy->headers, packets))
+		return drop(skb, copy, REASON(rate));
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, packets);
 	fill_ip(&outer, remote, copy, room - ETH_HLEN + skb->len);
@@ -941,7 +1013,9 @@ int snif_encap(struct __sk_buff *skb)
 		verdict = send_super(skb, remote, &copy);
 		return verdict < 0 ? TC_ACT_OK : verdict;
 	}
-	return fits(skb, remote) ? send_frame(skb, remote, &copy) : TC_ACT_OK;
+	if (!fits(skb, remote) || (cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
+		return TC_ACT_OK;
+	return send_frame(skb, remote, &copy);
 }
 
 /* An out interface without Ethernet: the copy has its headers, and receiving it has found its outer IP header. */
@@ -1074,6 +1148,8 @@ static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *
 		return drop(skb, copy, REASON(oversize));
 	size = (copy->payload + room - 1) / room; /* fragments: two at least, as a frame too long to resize may fit one */
 	size = size < 2 ? 2 : size;
+	if (!within_rate(copy->cfg, copy->payload + size * (__u64)(ETH_HLEN + ip_bytes(remote, copy)), size))
+		return drop(skb, copy, REASON(rate));
 	size = ((copy->payload + size - 1) / size + 7) & ~7U;
 	for (int i = 0; i < MAX_FRAGMENTS && offset + size < copy->payload; i++) {
 		skb->cb[CB_OFFSET] = offset;
@@ -1092,15 +1168,16 @@ static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *
 	return sent(skb, remote, copy);
 }
 
-static __always_inline int send_truncated(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+/* Bytes of the frame that the copy is to have: all, or as many as --snaplen or the MTU of a truncating session allow. */
+static __always_inline __u32 wanted(struct __sk_buff *skb, struct remote *remote, struct config *cfg)
 {
-	__u32 length = MIN(remote->mtu - (remote->outer_len - ETH_HLEN), SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
+	__u32 length = wire_bytes(skb, 0);
 
-	if (cut(skb, length - tag_bytes(skb)))
-		return drop(skb, copy, REASON(resize));
-	copy->truncated = 1;
-	copy->bytes = length;
-	return send_frame(skb, remote, copy);
+	if (cfg->snaplen)
+		length = MIN(length, cfg->snaplen);
+	if (cfg->oversize == TRUNCATE)
+		length = MIN(length, remote->mtu - (remote->outer_len - ETH_HLEN));
+	return length;
 }
 
 SEC("tc")
@@ -1109,20 +1186,23 @@ int snif_wire(struct __sk_buff *skb)
 	struct config *cfg = session();
 	struct copy copy = describe(skb, cfg, 1, 0);
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	__u32 length;
 
 	if (!cfg || !is_copy(skb->mark))
 		return TC_ACT_SHOT;
 	if (!remote)
 		return drop(skb, &copy, REASON(remote));
+	length = wanted(skb, remote, cfg);
+	if (length < wire_bytes(skb, 0)) {
+		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
+		if (cut(skb, length - tag_bytes(skb)))
+			return drop(skb, &copy, REASON(resize));
+		copy.truncated = 1;
+		copy.bytes = length;
+	}
 	if (fits(skb, remote))
 		return send_frame(skb, remote, &copy);
-	if (need(skb, remote) > remote->mtu) {
-		if (cfg->oversize == TRUNCATE)
-			return send_truncated(skb, remote, &copy);
-		if (cfg->oversize == DROP)
-			return drop(skb, &copy, REASON(oversize));
-	}
-	if (remote->flags & REMOTE_DF)
+	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
 		return drop(skb, &copy, REASON(oversize));
 	return send_fragments(skb, remote, &copy);
 }

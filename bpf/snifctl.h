@@ -29,7 +29,7 @@ enum limits {
 	SPREAD_BYTES = 64, /* buckets in one element of the spread map */
 	SPREAD_CHUNKS = 64,
 	REQUEST_BYTES = 256,
-	REQUEST_CHUNKS = 1024, /* two requests: the one in force, and one being written */
+	REQUEST_CHUNKS = 2048, /* two requests: the one in force, and one being written */
 };
 
 enum direction {
@@ -54,6 +54,7 @@ struct drops {
 	__u64 too_long; /* no outer IP packet can hold it: more than 65,535 bytes with its header */
 	__u64 resize; /* the kernel refused to grow, cut or untag the copy */
 	__u64 fragment; /* a fragment of the copy could not be made */
+	__u64 rate; /* more than --max-rate lets through */
 };
 
 /* The article's counters: packets, bytes, drops. Packets and bytes are those of wire frames. */
@@ -61,6 +62,13 @@ struct stat {
 	__u64 pcnt;
 	__u64 bcnt;
 	__u64 dcnt;
+};
+
+/* What a tap has met, in wire frames: seen = filtered + skipped + those that are copied. */
+struct choice {
+	__u64 seen; /* all but the session's own packets */
+	__u64 filtered; /* the filter did not take them */
+	__u64 skipped; /* sampling left them out */
 };
 
 /* Which remotes get a copy. */
@@ -72,14 +80,20 @@ enum spread {
 struct config {
 	__u64 remotes; /* bit n: slot n is in use */
 	__u64 clock; /* nanoseconds to add to the time since boot for the time since 1970 */
+	__u64 rate; /* bytes, or packets, that may leave in a second; 0 for any */
 	__u32 relay; /* ifindex of the relay, whose egress hook encapsulates */
 	__u32 peer; /* ifindex of the relay's peer, whose ingress hook sees real wire frames */
+	__u32 sample; /* one of so many packets is copied; 0 or 1: all */
+	__u32 sample_flows; /* the same of flows */
+	__u32 snaplen; /* bytes of a frame that are copied; 0: all */
 	__u8 oversize; /* enum oversize */
 	__u8 protocol; /* IP protocol of the tunnel */
 	__u16 port; /* UDP destination port of the tunnel, 0 for a tunnel without UDP */
 	__u8 spread; /* enum spread */
 	__u8 carriers; /* not 0: the carriers map has entries */
 	__u16 request; /* key of the first chunk of the request in force */
+	__u8 rate_packets; /* not 0: `rate` is of packets */
+	__u8 unused[3];
 };
 
 /* A part of the flow table: the remote slot of each bucket. A flow's bucket is its hash modulo the table's size. */
@@ -101,6 +115,7 @@ struct tap {
 	__u32 slot; /* index of the tap in a copy's mark */
 	__u32 unused;
 	struct stat stat;
+	struct choice choice;
 };
 
 enum remote_flag {

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 pub const MAX_TAPS: u32 = 2048;
 /// Bytes of `struct request`, and how many of them one request may take: half of what the map holds.
 pub const REQUEST_BYTES: usize = 256;
-pub const REQUEST_CHUNKS: usize = 512;
+pub const REQUEST_CHUNKS: usize = 1024;
 /// Bytes of room for a template.
 pub const HEADER_BYTES: usize = 96;
 /// Offset of the outer IP header in a template.
@@ -51,9 +51,16 @@ pub struct Config {
     pub remotes: u64,
     /// Nanoseconds from the time since boot to the time since 1970.
     pub clock: u64,
+    /// Bytes, or packets, a second; 0 for any.
+    pub rate: u64,
     /// ifindexes of the relay's two ends.
     pub relay: u32,
     pub peer: u32,
+    /// One of so many packets, and of so many flows, is copied; 0 and 1 mean all.
+    pub sample: u32,
+    pub sample_flows: u32,
+    /// Bytes of a frame that are copied; 0 for all.
+    pub snaplen: u32,
     /// `enum oversize`.
     pub oversize: u8,
     /// IP protocol number of the tunnel.
@@ -66,34 +73,44 @@ pub struct Config {
     pub carriers: bool,
     /// Key of the first chunk of the request in force.
     pub request: u16,
+    /// Whether `rate` is of packets.
+    pub rate_packets: bool,
 }
 
 impl Config {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.remotes.to_ne_bytes().to_vec();
         bytes.extend(self.clock.to_ne_bytes());
-        bytes.extend(self.relay.to_ne_bytes());
-        bytes.extend(self.peer.to_ne_bytes());
+        bytes.extend(self.rate.to_ne_bytes());
+        for word in [self.relay, self.peer, self.sample, self.sample_flows, self.snaplen] {
+            bytes.extend(word.to_ne_bytes());
+        }
         bytes.extend([self.oversize, self.protocol]);
         bytes.extend(self.port.to_ne_bytes());
         bytes.extend([self.spread, self.carriers.into()]);
         bytes.extend(self.request.to_ne_bytes());
+        bytes.extend([self.rate_packets.into(), 0, 0, 0]);
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Config> {
-        let mut cursor = Cursor::new(bytes, 32, "config")?;
+        let mut cursor = Cursor::new(bytes, 56, "config")?;
         Ok(Config {
             remotes: cursor.u64(),
             clock: cursor.u64(),
+            rate: cursor.u64(),
             relay: cursor.u32(),
             peer: cursor.u32(),
+            sample: cursor.u32(),
+            sample_flows: cursor.u32(),
+            snaplen: cursor.u32(),
             oversize: cursor.u8(),
             protocol: cursor.u8(),
             port: cursor.u16(),
             spread: cursor.u8(),
             carriers: cursor.u8() != 0,
             request: cursor.u16(),
+            rate_packets: cursor.u8() != 0,
         })
     }
 }
@@ -122,6 +139,17 @@ impl Stat {
     }
 }
 
+/// `struct choice`: what a tap has met, in wire frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Choice {
+    /// All but the session's own packets.
+    pub seen: u64,
+    /// The filter did not take them.
+    pub filtered: u64,
+    /// Sampling left them out.
+    pub skipped: u64,
+}
+
 /// `struct tap_key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TapKey {
@@ -146,23 +174,48 @@ impl TapKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tap {
     pub slot: u32,
+    pub counts: TapCounts,
+}
+
+/// The counters of a tap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TapCounts {
     pub stat: Stat,
+    #[serde(flatten)]
+    pub choice: Choice,
+}
+
+impl TapCounts {
+    /// The sum over the CPUs, or over taps.
+    pub fn sum(counts: impl IntoIterator<Item = TapCounts>) -> TapCounts {
+        counts.into_iter().fold(TapCounts::default(), |sum, counts| TapCounts {
+            stat: Stat::sum([sum.stat, counts.stat]),
+            choice: Choice {
+                seen: sum.choice.seen + counts.choice.seen,
+                filtered: sum.choice.filtered + counts.choice.filtered,
+                skipped: sum.choice.skipped + counts.choice.skipped,
+            },
+        })
+    }
 }
 
 impl Tap {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.slot.to_ne_bytes().to_vec();
         bytes.extend([0; 4]);
-        for count in [self.stat.pcnt, self.stat.bcnt, self.stat.dcnt] {
+        let TapCounts { stat, choice } = &self.counts;
+        for count in [stat.pcnt, stat.bcnt, stat.dcnt, choice.seen, choice.filtered, choice.skipped] {
             bytes.extend(count.to_ne_bytes());
         }
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Tap> {
-        let mut cursor = Cursor::new(bytes, 32, "tap")?;
-        let slot = cursor.u32();
-        Ok(Tap { slot, stat: Stat::decode(&bytes[8..])? })
+        let mut cursor = Cursor::new(bytes, 56, "tap")?;
+        let (slot, _unused) = (cursor.u32(), cursor.u32());
+        let stat = Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() };
+        let choice = Choice { seen: cursor.u64(), filtered: cursor.u64(), skipped: cursor.u64() };
+        Ok(Tap { slot, counts: TapCounts { stat, choice } })
     }
 }
 

@@ -12,19 +12,26 @@ fn what_is_encoded_is_decoded() {
     let config = Config {
         remotes: 5,
         clock: 6,
+        rate: 25_000_000,
         relay: 7,
         peer: 8,
+        sample: 9,
+        sample_flows: 10,
+        snaplen: 11,
         oversize: 2,
         protocol: 47,
         port: 4789,
         spread: 1,
         carriers: true,
         request: 512,
+        rate_packets: true,
     };
     assert_eq!(Config::decode(&config.encode()).unwrap(), config);
     let key = TapKey { ifindex: 3, direction: Direction::Egress };
     assert_eq!(TapKey::decode(&key.encode()).unwrap(), key);
-    let tap = Tap { slot: 9, stat: Stat { pcnt: 1, bcnt: 2, dcnt: 3 } };
+    let counts =
+        TapCounts { stat: Stat { pcnt: 1, bcnt: 2, dcnt: 3 }, choice: Choice { seen: 4, filtered: 5, skipped: 6 } };
+    let tap = Tap { slot: 9, counts };
     assert_eq!(Tap::decode(&tap.encode()).unwrap(), tap);
     let remote = Remote {
         room_flags: 0x0e00_0000_0000_000a,
@@ -79,7 +86,7 @@ fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>
 
 #[test]
 fn the_layouts_are_those_of_the_compiled_object() {
-    let object = crate::clang::object(&crate::exec::Shell::default()).unwrap();
+    let object = crate::clang::Source::datapath(None).object(&crate::exec::Shell::default(), &[]).unwrap();
     let structs = btf_structs(&object);
     let expect = |name: &str, fields: &[(&str, u64)]| {
         let expected: HashMap<String, u64> = fields.iter().map(|(name, at)| (name.to_string(), *at)).collect();
@@ -88,21 +95,28 @@ fn the_layouts_are_those_of_the_compiled_object() {
     let config = [
         ("remotes", 0),
         ("clock", 8),
-        ("relay", 16),
-        ("peer", 20),
-        ("oversize", 24),
-        ("protocol", 25),
-        ("port", 26),
-        ("spread", 28),
-        ("carriers", 29),
-        ("request", 30),
-        ("", 32),
+        ("rate", 16),
+        ("relay", 24),
+        ("peer", 28),
+        ("sample", 32),
+        ("sample_flows", 36),
+        ("snaplen", 40),
+        ("oversize", 44),
+        ("protocol", 45),
+        ("port", 46),
+        ("spread", 48),
+        ("carriers", 49),
+        ("request", 50),
+        ("rate_packets", 52),
+        ("unused", 53),
+        ("", 56),
     ];
     expect("config", &config);
     expect("request", &[("json", 0), ("", REQUEST_BYTES as u64)]);
     expect("tap_key", &[("ifindex", 0), ("direction", 4), ("", 8)]);
     expect("stat", &[("pcnt", 0), ("bcnt", 8), ("dcnt", 16), ("", 24)]);
-    expect("tap", &[("slot", 0), ("unused", 4), ("stat", 8), ("", 32)]);
+    expect("choice", &[("seen", 0), ("filtered", 8), ("skipped", 16), ("", 24)]);
+    expect("tap", &[("slot", 0), ("unused", 4), ("stat", 8), ("choice", 32), ("", 56)]);
     let remote = [
         ("room_flags", 0),
         ("ifindex", 8),

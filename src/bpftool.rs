@@ -8,17 +8,39 @@ use serde_json::Value;
 
 use crate::clang;
 use crate::exec::{Cmd, Failed, Shell};
+use crate::state::ALL_MAPS;
 
 /// Loads every program of the object once and pins programs and maps under their names.
 pub fn load(shell: &Shell, object: &Path, dir: &Path) -> Result<()> {
     let maps = dir.join("maps");
-    let words = ["prog", "loadall", &text(object), &text(dir), "pinmaps", &text(&maps)].map(String::from);
-    match shell.write(&Cmd::new("bpftool", words)) {
+    load_by(shell, &["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)])
+}
+
+/// Loads every program of the object on the maps that are pinned in `maps`, and pins the programs.
+pub fn load_on(shell: &Shell, object: &Path, dir: &Path, maps: &Path) -> Result<()> {
+    let pins: Vec<String> = ALL_MAPS.iter().map(|map| text(&maps.join(map))).collect();
+    let (object, dir) = (text(object), text(dir));
+    let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
+    for (map, pin) in ALL_MAPS.iter().zip(&pins) {
+        words.extend(["map", "name", map, "pinned", pin]);
+    }
+    load_by(shell, &words)
+}
+
+/// Loads an object with one program and pins it.
+pub fn load_one(shell: &Shell, object: &Path, pin: &Path) -> Result<()> {
+    load_by(shell, &["prog", "load", &text(object), &text(pin), "type", "classifier"])
+}
+
+fn load_by(shell: &Shell, words: &[&str]) -> Result<()> {
+    match shell.write(&Cmd::new("bpftool", words.iter().copied())) {
         Ok(_) => Ok(()),
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => {
-                Err(clang::log_failure("bpftool", &failed, "the kernel refused the program; try: snifctl doctor"))
-            }
+            Ok(failed) => Err(clang::log_failure(
+                "bpftool",
+                &failed,
+                "the kernel refused the program (a filter can be too long for it); try: snifctl doctor",
+            )),
             Err(err) => Err(err),
         },
     }
@@ -126,13 +148,13 @@ fn sum_cpus(element: &Value) -> Value {
     serde_json::json!({ "key": element["key"], "value": values.reduce(|sum, value| add(&sum, &value, false)) })
 }
 
-/// Adds what counts. In a value that has a `stat`, only that does: the rest is the same on every CPU.
+/// Adds what counts. In a value that has a `stat`, its structs do: the rest is the same on every CPU.
 fn add(a: &Value, b: &Value, inside: bool) -> Value {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
-            let only = (!inside && a.contains_key("stat")).then_some("stat");
-            let sum = a.iter().map(|(name, value)| match only {
-                Some(only) if only != name => (name.clone(), value.clone()),
+            let structs_only = !inside && a.contains_key("stat");
+            let sum = a.iter().map(|(name, value)| match value {
+                Value::Number(_) if structs_only => (name.clone(), value.clone()),
                 _ => (name.clone(), add(value, &b[name], true)),
             });
             Value::Object(sum.collect())

@@ -9,78 +9,128 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::exec::{Cmd, Failed, Shell, print};
 
-/// The datapath, and the layouts that it shares with this binary.
-const SOURCE: &str = include_str!("../bpf/snifctl.bpf.c");
-const HEADER: &str = include_str!("../bpf/snifctl.h");
-const SOURCE_NAME: &str = "snifctl.bpf.c";
+/// The sources by file name: the datapath, the layouts that it shares with this binary, what translated filters stand
+/// on, and a filter alone.
+const FILES: [(&str, &str); 4] = [
+    (DATAPATH, include_str!("../bpf/snifctl.bpf.c")),
+    ("snifctl.h", include_str!("../bpf/snifctl.h")),
+    ("classic.h", include_str!("../bpf/classic.h")),
+    (MATCHER, include_str!("../bpf/match.bpf.c")),
+];
+const DATAPATH: &str = "snifctl.bpf.c";
+const MATCHER: &str = "match.bpf.c";
+/// Where a translated filter goes; without it every packet is taken.
+const FILTER: &str = "expression.h";
 
 /// Compiled objects, by content. Root's alone: what lies here is loaded into the kernel.
 pub const CACHE: &str = "/var/cache/snifctl";
+/// How many of them are kept.
+const CACHED: usize = 100;
 
 const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c"];
 
-/// Writes the sources into `dir`, so that the commands of a dry run can be followed by hand.
-pub fn write_source(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    for (name, text) in [(SOURCE_NAME, SOURCE), ("snifctl.h", HEADER)] {
-        fs::write(dir.join(name), text).with_context(|| format!("cannot write into {}", dir.display()))?;
+/// A program to compile, with the C of its filter if it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    main: &'static str,
+    filter: Option<String>,
+}
+
+impl Source {
+    /// The session's programs.
+    pub fn datapath(filter: Option<String>) -> Source {
+        Source { main: DATAPATH, filter }
     }
-    Ok(())
-}
 
-fn cached() -> PathBuf {
-    Path::new(CACHE).join(format!("{}.o", digest()))
-}
-
-/// Has this very source been compiled here before?
-pub fn is_cached() -> bool {
-    is_trusted(&cached())
-}
-
-/// The object file for this machine, compiled if the cache has none. A dry run prints the commands for it.
-pub fn object(shell: &Shell) -> Result<PathBuf> {
-    let cached = cached();
-    if is_trusted(&cached) {
-        return Ok(cached);
+    /// One program that says whether a packet passes the filter.
+    pub fn matcher(filter: String) -> Source {
+        Source { main: MATCHER, filter: Some(filter) }
     }
-    if shell.dry_run {
-        let dir = std::env::temp_dir().join("snifctl-source");
-        print(&format!("snifctl source {}\n", crate::exec::quote(&dir.to_string_lossy())));
-        print(&format!("mkdir -p -m 0755 {CACHE}\n"));
-        shell.write(&command(&dir, &cached))?;
-        return Ok(cached);
+
+    /// Writes the sources into `dir`, so that the commands of a dry run can be followed by hand.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let filter = self.filter.as_ref().map(|text| (FILTER, text.as_str()));
+        for (name, text) in FILES.into_iter().chain(filter) {
+            fs::write(dir.join(name), text).with_context(|| format!("cannot write into {}", dir.display()))?;
+        }
+        Ok(())
     }
-    compile(shell, &cached)?;
-    Ok(cached)
+
+    fn cached(&self) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (self, FILES, FLAGS, include_dir()).hash(&mut hasher);
+        Path::new(CACHE).join(format!("{:016x}.o", hasher.finish()))
+    }
+
+    /// Has this very source been compiled here before?
+    pub fn is_cached(&self) -> bool {
+        is_trusted(&self.cached())
+    }
+
+    /// The object file for this machine, compiled if the cache has none. A dry run prints the commands for it, where
+    /// `words` are the options of `snifctl source` that write this source.
+    pub fn object(&self, shell: &Shell, words: &[&str]) -> Result<PathBuf> {
+        let cached = self.cached();
+        if is_trusted(&cached) {
+            return Ok(cached);
+        }
+        if shell.dry_run {
+            let dir = std::env::temp_dir().join("snifctl-source");
+            let place = dir.to_string_lossy();
+            let words = ["source", &place].into_iter().chain(words.iter().copied());
+            print(&format!("{}\n", Cmd::new("snifctl", words)));
+            print(&format!("mkdir -p -m 0755 {CACHE}\n"));
+            shell.write(&self.command(&dir, &cached))?;
+            return Ok(cached);
+        }
+        self.compile(shell, &cached)?;
+        Ok(cached)
+    }
+
+    /// Compiles in a private directory and renames the result into the cache, so that no one sees half an object.
+    fn compile(&self, shell: &Shell, cached: &Path) -> Result<()> {
+        ensure_cache()?;
+        let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
+        self.write(dir.path())?;
+        let built = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
+        let built = built.with_context(|| format!("cannot write into {CACHE}"))?;
+        if let Err(err) = shell.write(&self.command(dir.path(), built.path())) {
+            return Err(explain(err));
+        }
+        fs::set_permissions(built.path(), fs::Permissions::from_mode(0o644))?;
+        built.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
+        ensure!(is_trusted(cached), "{} is not root's alone; try: rm -r {CACHE}", cached.display());
+        forget_oldest();
+        Ok(())
+    }
+
+    fn command(&self, source: &Path, object: &Path) -> Cmd {
+        let mut args: Vec<String> = FLAGS.map(String::from).to_vec();
+        args.push(source.join(self.main).to_string_lossy().into_owned());
+        args.extend(["-o".into(), object.to_string_lossy().into_owned()]);
+        args.extend(include_dir().map(|dir| format!("-I{dir}")));
+        Cmd::new("clang", args)
+    }
 }
 
-fn digest() -> String {
-    let mut hasher = DefaultHasher::new();
-    (SOURCE, HEADER, FLAGS, include_dir()).hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+/// Every filter has an object of its own, so the oldest go.
+fn forget_oldest() {
+    let files = fs::read_dir(CACHE).into_iter().flatten().flatten();
+    let objects = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "o"));
+    let mut aged: Vec<_> =
+        objects.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path()))).collect();
+    aged.sort();
+    for (_, path) in aged.iter().rev().skip(CACHED) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Only a file that no one but root can have written is loaded.
 fn is_trusted(path: &Path) -> bool {
     let safe = |path: &Path| fs::symlink_metadata(path).is_ok_and(|at| at.uid() == 0 && at.mode() & 0o022 == 0);
     safe(path) && path.is_file() && path.parent().is_some_and(safe)
-}
-
-/// Compiles in a private directory and renames the result into the cache, so that no one sees half an object.
-fn compile(shell: &Shell, cached: &Path) -> Result<()> {
-    ensure_cache()?;
-    let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
-    write_source(dir.path())?;
-    let built = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
-    let built = built.with_context(|| format!("cannot write into {CACHE}"))?;
-    if let Err(err) = shell.write(&command(dir.path(), built.path())) {
-        return Err(explain(err));
-    }
-    fs::set_permissions(built.path(), fs::Permissions::from_mode(0o644))?;
-    built.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
-    ensure!(is_trusted(cached), "{} is not root's alone; try: rm -r {CACHE}", cached.display());
-    Ok(())
 }
 
 /// Makes the cache, or makes it root's alone again.
@@ -90,14 +140,6 @@ fn ensure_cache() -> Result<()> {
     let owned = fs::symlink_metadata(cache).is_ok_and(|at| at.is_dir() && at.uid() == 0);
     ensure!(owned, "{CACHE} is not a directory of root's; try: rm -r {CACHE}");
     fs::set_permissions(cache, fs::Permissions::from_mode(0o755)).with_context(|| format!("cannot mend {CACHE}"))
-}
-
-fn command(source: &Path, object: &Path) -> Cmd {
-    let mut args: Vec<String> = FLAGS.map(String::from).to_vec();
-    args.push(source.join(SOURCE_NAME).to_string_lossy().into_owned());
-    args.extend(["-o".into(), object.to_string_lossy().into_owned()]);
-    args.extend(include_dir().map(|dir| format!("-I{dir}")));
-    Cmd::new("clang", args)
 }
 
 /// Debian keeps `asm/types.h` in a directory named after the architecture.

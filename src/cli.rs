@@ -1,10 +1,10 @@
 //! The command line: clap's structs, and what each command prints. Results go to stdout, all else to stderr.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use indoc::indoc;
@@ -15,10 +15,10 @@ use crate::doctor::{self, Level};
 use crate::exec::{Shell, print};
 use crate::plan::{self, OuterOptions, Oversize, Request, Spread, Tunnel, TunnelOptions, Watch};
 use crate::session::{self, Outcome};
-use crate::state::{self, Home};
-use crate::status::Status;
+use crate::state::{self, Home, MAPS};
+use crate::status::{Session, Status};
 use crate::teardown::{self, Target};
-use crate::{bpftool, clang, demo, remotes, report, status};
+use crate::{bpftool, capture, demo, filter, remotes, report, status, swap, taps};
 
 /// Copy every packet of a Linux interface into a tunnel, with eBPF: exact, counted, the watched traffic untouched
 #[derive(Debug, Parser)]
@@ -45,6 +45,7 @@ enum Command {
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7
           sudo snifctl up eth0 eth1 --tunnel gre --remote 10.0.0.7 --name both --direction ingress
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --oversize fragment
+          sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --filter 'tcp port 443' --snaplen 128
           sudo snifctl up eth0 --tunnel vxlan --id 100 --remote 10.0.0.7,10.0.0.8 --spread flow
           sudo snifctl up eth0 --tunnel erspan3 --id 7 --remote 2001:db8::7
           snifctl up eth0 --tunnel gre --remote 10.0.0.7 --dry-run
@@ -78,6 +79,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Choose what is copied, while the session runs
+    #[command(subcommand, after_help = indoc! {"
+        Examples:
+          sudo snifctl filter set 'tcp port 443 and not net 10.0.0.0/8'
+          sudo snifctl filter test 'vlan 10 and tcp' -r capture.pcap
+          sudo snifctl filter clear
+    "})]
+    Filter(FilterCommand),
+    /// List, add and remove the taps of a running session
+    #[command(subcommand, after_help = indoc! {"
+        Examples:
+          sudo snifctl tap list
+          sudo snifctl tap add eth1
+          sudo snifctl tap remove eth0 --direction egress
+    "})]
+    Tap(TapCommand),
     /// List, add and remove the remotes of a running session
     #[command(subcommand, after_help = indoc! {"
         Examples:
@@ -121,7 +138,11 @@ enum Command {
     },
     /// Write the C sources of the datapath into a directory
     #[command(hide = true)]
-    Source { dir: PathBuf },
+    Source {
+        dir: PathBuf,
+        #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+        filter: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -168,6 +189,21 @@ struct UpArgs {
     /// Which packets of the interfaces to copy
     #[arg(long, value_enum, default_value_t = Watch::Both)]
     direction: Watch,
+    /// Copy only what this pcap-filter(7) expression takes
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    filter: Option<String>,
+    /// Copy one of N packets, at random
+    #[arg(long, value_name = "1/N")]
+    sample: Option<String>,
+    /// Copy one of N flows, both directions of it, or nothing of it
+    #[arg(long, value_name = "1/N")]
+    sample_flows: Option<String>,
+    /// Copy only the first BYTES of each frame, 60 to 15000
+    #[arg(long, value_name = "BYTES")]
+    snaplen: Option<u32>,
+    /// Let no more leave towards the remotes, in tc's units: 200mbit, 50kpps
+    #[arg(long, value_name = "RATE")]
+    max_rate: Option<String>,
     /// What becomes of a copy that with its header exceeds the out interface's MTU
     #[arg(long, value_enum, default_value_t = Oversize::Segment)]
     oversize: Oversize,
@@ -192,6 +228,88 @@ struct UpArgs {
     /// Print the session as JSON, as `status --json` does
     #[arg(long, conflicts_with = "dry_run")]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum FilterCommand {
+    /// Print the expression in force
+    #[command(after_help = "Examples:\n  sudo snifctl filter show\n  sudo snifctl filter show --code")]
+    Show {
+        /// Print the C that it is compiled to
+        #[arg(long)]
+        code: bool,
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Put another filter in force: no packet passes between the old and the new one
+    #[command(
+        after_help = "Examples:\n  sudo snifctl filter set 'tcp port 443 and not net 10.0.0.0/8'\n  sudo snifctl filter set udp and port 53"
+    )]
+    Set {
+        /// A pcap-filter(7) expression, in one word or several
+        #[arg(value_name = "EXPR", required = true, allow_hyphen_values = true)]
+        expression: Vec<String>,
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Copy every packet again
+    #[command(after_help = "Examples:\n  sudo snifctl filter clear\n  sudo snifctl filter clear --name both")]
+    Clear {
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Say which packets of a capture an expression takes, by running its program in the kernel
+    #[command(
+        after_help = "Examples:\n  sudo snifctl filter test 'tcp port 443' -r capture.pcap\n  sudo snifctl filter test -r capture.pcap"
+    )]
+    Test {
+        /// A pcap-filter(7) expression, in one word or several [default: the one in force]
+        #[arg(value_name = "EXPR", allow_hyphen_values = true)]
+        expression: Vec<String>,
+        /// A capture of Ethernet that tcpdump can read
+        #[arg(short, long, value_name = "FILE")]
+        read: PathBuf,
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TapCommand {
+    /// List the session's taps with their counters
+    #[command(after_help = "Examples:\n  sudo snifctl tap list\n  sudo snifctl tap list --json")]
+    List {
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Watch one more interface, or one more direction of it
+    #[command(after_help = "Examples:\n  sudo snifctl tap add eth1\n  sudo snifctl tap add eth1 --direction ingress")]
+    Add {
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// Which of its packets to copy
+        #[arg(long, value_enum, default_value_t = Watch::Both)]
+        direction: Watch,
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Watch an interface, or one direction of it, no more
+    #[command(
+        after_help = "Examples:\n  sudo snifctl tap remove eth1\n  sudo snifctl tap remove eth0 --direction egress"
+    )]
+    Remove {
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// Which of its packets to copy no more
+        #[arg(long, value_enum, default_value_t = Watch::Both)]
+        direction: Watch,
+        #[arg(long)]
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -258,14 +376,14 @@ pub fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
+const COMMANDS: [&str; 9] = ["up", "down", "status", "filter", "tap", "remote", "map", "doctor", "demo"];
+
 /// clap's message without its usage block, ending in a command that works.
 fn one_line(message: &str) -> String {
     let said = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let said: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
     let said = said.join(" ");
-    let command = std::env::args()
-        .skip(1)
-        .find(|word| matches!(word.as_str(), "up" | "down" | "status" | "remote" | "map" | "doctor" | "demo"));
+    let command = std::env::args().skip(1).find(|word| COMMANDS.contains(&word.as_str()));
     let help = command.map_or_else(|| "snifctl --help".into(), |command| format!("snifctl {command} --help"));
     if said.is_empty() || !said.starts_with("error:") {
         return format!("a command is missing; try: {help}");
@@ -280,8 +398,23 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Up(args) => up(shell, args),
         Command::Down { name, all } => down(&shell, name, all),
         Command::Status { name, json } => show_status(&shell, name.as_deref(), json),
+        Command::Filter(FilterCommand::Show { code, name }) => filter_show(&shell, code, name.as_deref()),
+        Command::Filter(FilterCommand::Set { expression, name }) => {
+            filter_set(&shell, Some(&expression.join(" ")), name.as_deref())
+        }
+        Command::Filter(FilterCommand::Clear { name }) => filter_set(&shell, None, name.as_deref()),
+        Command::Filter(FilterCommand::Test { expression, read, name, json }) => {
+            filter_test(&shell, &expression.join(" "), &read, name.as_deref(), json)
+        }
+        Command::Tap(TapCommand::List { name, json }) => tap_list(&shell, name.as_deref(), json),
+        Command::Tap(TapCommand::Add { interface, direction, name }) => {
+            warn(taps::add(&shell, &interface, direction, name.as_deref())?)
+        }
+        Command::Tap(TapCommand::Remove { interface, direction, name }) => {
+            taps::remove(&shell, &interface, direction, name.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
         Command::Remote(RemoteCommand::List { name, json }) => remote_list(&shell, name.as_deref(), json),
-        Command::Remote(RemoteCommand::Add { address, name }) => remote_add(&shell, &address, name.as_deref()),
+        Command::Remote(RemoteCommand::Add { address, name }) => warn(remotes::add(&shell, &address, name.as_deref())?),
         Command::Remote(RemoteCommand::Remove { address, name }) => {
             remotes::remove(&shell, &address, name.as_deref()).map(|()| ExitCode::SUCCESS)
         }
@@ -291,7 +424,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { part: None } => demo::start(&shell),
         Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&shell),
         Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
-        Command::Source { dir } => clang::write_source(&dir).map(|()| ExitCode::SUCCESS),
+        Command::Source { dir, filter } => {
+            session::source(&shell, "--filter", filter.as_deref())?.write(&dir).map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -302,6 +437,11 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
         name: args.name,
         interfaces: args.interfaces,
         direction: args.direction,
+        filter: args.filter,
+        sample: args.sample,
+        sample_flows: args.sample_flows,
+        snaplen: args.snaplen,
+        max_rate: args.max_rate,
         tunnel: TunnelOptions {
             kind: args.tunnel,
             id: args.id,
@@ -318,9 +458,7 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
         outer: OuterOptions { ttl: args.ttl, tos: args.tos, df: args.df },
     })?;
     let (outcome, warnings) = session::up(&shell, &plan)?;
-    for warning in warnings {
-        eprintln!("snifctl: {warning}");
-    }
+    warn(warnings)?;
     let name = &plan.name;
     let session = match outcome {
         Outcome::Made(session) => session,
@@ -398,21 +536,72 @@ fn show_status(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode
 }
 
 fn remote_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
-    let home = ready_to_read()?;
-    let _lock = home.lock_to_read()?;
-    let session = state::chosen(&home, name)?;
-    let status = status::status(shell, &home, Some(&session))?;
-    let remotes = &status.sessions[0].remotes;
+    let remotes = read_session(shell, name)?.remotes;
     match json {
         true => print_json(&serde_json::json!({ "remotes": remotes }))?,
-        false => print(&report::remotes(remotes)),
+        false => print(&report::remotes(&remotes)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn remote_add(shell: &Shell, address: &str, name: Option<&str>) -> Result<ExitCode> {
-    for warning in remotes::add(shell, address, name)? {
-        eprintln!("snifctl: {warning}");
+/// What the user should know of a change that was made.
+fn warn(warnings: Vec<String>) -> Result<ExitCode> {
+    warnings.iter().for_each(|warning| eprintln!("snifctl: {warning}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The session that is meant, as the kernel has it.
+fn read_session(shell: &Shell, name: Option<&str>) -> Result<Session> {
+    let home = ready_to_read()?;
+    let _lock = home.lock_to_read()?;
+    let name = state::chosen(&home, name)?;
+    let mut status = status::status(shell, &home, Some(&name))?;
+    status.sessions.pop().context("the session is gone; see: snifctl status")
+}
+
+fn filter_show(shell: &Shell, code: bool, name: Option<&str>) -> Result<ExitCode> {
+    let session = read_session(shell, name)?;
+    match session.filter {
+        Some(expression) if code => print(&filter::compile(shell, "--filter", &expression)?),
+        Some(expression) => print(&format!("{expression}\n")),
+        None => eprintln!("snifctl: session {} has no filter: every packet is copied", session.name),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn filter_set(shell: &Shell, expression: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
+    let (session, changed) = swap::set(shell, expression, name)?;
+    if !changed {
+        let what = if expression.is_some() { "already has this filter" } else { "has no filter" };
+        eprintln!("snifctl: session {session} {what}; nothing to do");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn filter_test(shell: &Shell, expression: &str, file: &Path, name: Option<&str>, json: bool) -> Result<ExitCode> {
+    let in_force = match expression {
+        "" => read_session(shell, name)?.filter.unwrap_or_default(),
+        given => given.into(),
+    };
+    let verdict = capture::test(shell, &in_force, file)?;
+    match json {
+        true => print_json(&serde_json::json!({ "packets": verdict.packets, "matched": verdict.matched }))?,
+        false => print(&report::verdict(&verdict)),
+    }
+    if verdict.cut > 0 {
+        let (cut, tested) = (verdict.cut, capture::TESTED);
+        eprintln!(
+            "snifctl: {cut} packets are longer than {tested} bytes: what lies behind was not there for the filter"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tap_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
+    let session = read_session(shell, name)?;
+    match json {
+        true => print_json(&serde_json::json!({ "taps": session.taps }))?,
+        false => print(&report::taps(&session)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -433,10 +622,10 @@ fn map_dump(shell: &Shell, map: Option<&str>, name: Option<&str>) -> Result<Exit
     let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
     let session = state::chosen(&home, name)?;
-    if let Some(map) = map.filter(|map| !status::MAPS.contains(map)) {
-        bail!("MAP {map:?} is not a map of session {session}; it has: {}", status::MAPS.join(", "));
+    if let Some(map) = map.filter(|map| !MAPS.contains(map)) {
+        bail!("MAP {map:?} is not a map of session {session}; it has: {}", MAPS.join(", "));
     }
-    let wanted: Vec<&str> = map.map_or_else(|| status::MAPS.to_vec(), |map| vec![map]);
+    let wanted: Vec<&str> = map.map_or_else(|| MAPS.to_vec(), |map| vec![map]);
     let dumps = status::dumps(shell, &home, &session, &wanted)?;
     let elements = dumps.iter().map(|dump| element_lines(&bpftool::formatted(dump))).collect::<Result<Vec<_>>>()?;
     match map {

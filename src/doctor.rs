@@ -8,11 +8,12 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use crate::abi::Direction;
+use crate::clang::Source;
 use crate::exec::{self, Cmd, Shell};
 use crate::ip::{self, Link};
 use crate::plan;
+use crate::state;
 use crate::tc::{self, Filter, Hooks};
-use crate::{clang, state};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +94,15 @@ const TOOLS: [Tool; 5] = [
     },
 ];
 
+/// Needed only where a filter is used.
+const TCPDUMP: Tool = Tool {
+    name: "tcpdump",
+    version: &["--version"],
+    minimum: (4, 9),
+    package: "tcpdump",
+    prevents: "filters cannot be read (only --filter and `filter` need it)",
+};
+
 const BPF_HELPERS: &str = "/usr/include/bpf/bpf_helpers.h";
 /// The oldest kernel with all helpers and flags that the datapath uses.
 const KERNEL: (u32, u32) = (5, 15);
@@ -135,9 +145,9 @@ fn check_headers() -> Check {
 }
 
 /// Refuses to begin while anything is missing or too old, naming all of it at once.
-pub fn ensure_tools(shell: &Shell) -> Result<()> {
+pub fn ensure_tools(shell: &Shell, source: &Source) -> Result<()> {
     let quiet = Shell { verbose: false, ..*shell };
-    let compiled = clang::is_cached();
+    let compiled = source.is_cached();
     let mut checks: Vec<Check> = Vec::new();
     checks.extend(TOOLS.iter().filter(|tool| !compiled || tool.name != "clang").map(|tool| check_tool(&quiet, tool)));
     if !compiled {
@@ -168,6 +178,8 @@ pub fn ensure_present(names: &[&str]) -> Result<()> {
 pub fn checks(shell: &Shell, interface: Option<&str>, remote: Option<&str>) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(shell, tool)).collect();
     checks.push(check_headers());
+    let tcpdump = check_tool(shell, &TCPDUMP);
+    checks.push(Check { level: tcpdump.level.min(Level::Warn), ..tcpdump });
     checks.extend([check_kernel(), check_btf(), check_bpffs(), check_privileges()]);
     if exec::find("ip").is_none() || exec::find("tc").is_none() {
         return Ok(checks);

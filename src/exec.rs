@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -16,18 +17,24 @@ pub struct Cmd {
     program: String,
     args: Vec<String>,
     stdin: Option<String>,
+    patience: Option<Duration>,
 }
 
 impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
     pub fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
-        Cmd { program: program.into(), args: args.into_iter().map(Into::into).collect(), stdin: None }
+        Cmd { program: program.into(), args: args.into_iter().map(Into::into).collect(), stdin: None, patience: None }
     }
 
     /// Lines for the program's standard input.
     pub fn input(mut self, lines: &[String]) -> Cmd {
         self.stdin = Some(lines.iter().fold(String::new(), |text, line| text + line + "\n"));
         self
+    }
+
+    /// Ends the program, and fails, when it takes longer.
+    pub fn patience(self, patience: Duration) -> Cmd {
+        Cmd { patience: Some(patience), ..self }
     }
 }
 
@@ -108,6 +115,14 @@ impl Shell {
         if self.verbose {
             eprintln!("+ {cmd}");
         }
+        run(cmd).map(|output| String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// The same of a command whose output is not text.
+    pub fn read_bytes(&self, cmd: &Cmd) -> Result<Vec<u8>> {
+        if self.verbose {
+            eprintln!("+ {cmd}");
+        }
         run(cmd)
     }
 
@@ -134,16 +149,27 @@ impl Shell {
     }
 }
 
-fn run(cmd: &Cmd) -> Result<String> {
+fn run(cmd: &Cmd) -> Result<Vec<u8>> {
     let mut call = expression(cmd)?;
     call = match &cmd.stdin {
         Some(text) => call.stdin_bytes(text.clone()),
         None => call.stdin_null(),
     };
-    let output = call.stdout_capture().stderr_capture().unchecked().run();
-    let output = output.with_context(|| format!("could not start {}", cmd.program))?;
+    let call = call.stdout_capture().stderr_capture().unchecked();
+    let started = || format!("could not start {}", cmd.program);
+    let output = match cmd.patience {
+        None => call.run().with_context(started)?,
+        Some(patience) => {
+            let handle = call.start().with_context(started)?;
+            let Some(output) = handle.wait_timeout(patience)? else {
+                handle.kill()?;
+                bail!("{} took longer than {} s", cmd.program, patience.as_secs());
+            };
+            output.clone()
+        }
+    };
     if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        return Ok(output.stdout);
     }
     let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
     Err(Failed {

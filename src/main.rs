@@ -2,11 +2,13 @@
 
 mod abi;
 mod bpftool;
+mod capture;
 mod clang;
 mod cli;
 mod demo;
 mod doctor;
 mod exec;
+mod filter;
 mod header;
 mod ip;
 mod plan;
@@ -16,6 +18,8 @@ mod route;
 mod session;
 mod state;
 mod status;
+mod swap;
+mod taps;
 mod tc;
 mod teardown;
 

@@ -60,12 +60,59 @@ pub enum Watch {
 }
 
 impl Watch {
+    /// The name for these directions; none for none.
+    pub fn of(directions: &[Direction]) -> Option<Watch> {
+        let has = |direction| directions.contains(&direction);
+        match (has(Direction::Ingress), has(Direction::Egress)) {
+            (true, true) => Some(Watch::Both),
+            (true, false) => Some(Watch::Ingress),
+            (false, true) => Some(Watch::Egress),
+            (false, false) => None,
+        }
+    }
+
     pub fn directions(self) -> &'static [Direction] {
         match self {
             Watch::Both => &[Direction::Ingress, Direction::Egress],
             Watch::Ingress => &[Direction::Ingress],
             Watch::Egress => &[Direction::Egress],
         }
+    }
+}
+
+/// An interface and which of its packets are copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    pub interface: String,
+    pub direction: Watch,
+}
+
+/// Which of the packets that pass the filter are copied: one of so many, 1 for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sampling {
+    pub packets: u32,
+    pub flows: u32,
+}
+
+/// What may leave towards the remotes in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rate {
+    /// Of outer packets with their Ethernet headers.
+    Bytes(u64),
+    Packets(u64),
+}
+
+impl std::fmt::Display for Rate {
+    /// In tc's units, the largest that says it without a fraction.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (amount, unit) = match self {
+            Rate::Bytes(bytes) => (bytes * 8, "bit"),
+            Rate::Packets(packets) => (*packets, "pps"),
+        };
+        let scales = [(1_000_000_000, "g"), (1_000_000, "m"), (1000, "k")];
+        let scale = scales.into_iter().find(|(scale, _)| amount % scale == 0).unwrap_or((1, ""));
+        write!(f, "{}{}{unit}", amount / scale.0, scale.1)
     }
 }
 
@@ -134,8 +181,13 @@ impl std::fmt::Display for Carrier {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     pub name: String,
-    pub interfaces: Vec<String>,
-    pub direction: Watch,
+    pub watched: Vec<Watched>,
+    /// A pcap-filter(7) expression.
+    pub filter: Option<String>,
+    pub sampling: Sampling,
+    /// Bytes of a frame that are copied.
+    pub snaplen: Option<u32>,
+    pub max_rate: Option<Rate>,
     pub tunnel: TunnelOptions,
     pub remotes: Vec<IpAddr>,
     pub spread: Spread,
@@ -153,6 +205,11 @@ pub struct Request {
     pub name: String,
     pub interfaces: Vec<String>,
     pub direction: Watch,
+    pub filter: Option<String>,
+    pub sample: Option<String>,
+    pub sample_flows: Option<String>,
+    pub snaplen: Option<u32>,
+    pub max_rate: Option<String>,
     pub tunnel: TunnelOptions,
     pub remotes: Vec<String>,
     pub spread: Spread,
@@ -166,6 +223,8 @@ pub struct Request {
 pub fn plan(request: Request) -> Result<Plan> {
     ensure_name(&request.name)?;
     ensure_interfaces(&request.interfaces, request.direction)?;
+    ensure_filter(request.filter.as_deref())?;
+    ensure_snaplen(request.snaplen)?;
     ensure_tunnel(&request.tunnel)?;
     ensure_df_fits(&request)?;
     let sources = addresses("--source", &request.sources)?;
@@ -174,8 +233,14 @@ pub fn plan(request: Request) -> Result<Plan> {
     ensure_sources(&sources, &remotes)?;
     Ok(Plan {
         name: request.name,
-        interfaces: request.interfaces,
-        direction: request.direction,
+        watched: watched(request.interfaces, request.direction),
+        filter: request.filter,
+        sampling: Sampling {
+            packets: sample("--sample", request.sample.as_deref())?,
+            flows: sample("--sample-flows", request.sample_flows.as_deref())?,
+        },
+        snaplen: request.snaplen,
+        max_rate: request.max_rate.map(|text| rate(&text)).transpose()?,
         tunnel: request.tunnel,
         remotes,
         spread: request.spread,
@@ -219,6 +284,94 @@ fn ensure_interfaces(interfaces: &[String], direction: Watch) -> Result<()> {
         interfaces.len()
     );
     Ok(())
+}
+
+fn watched(interfaces: Vec<String>, direction: Watch) -> Vec<Watched> {
+    interfaces.into_iter().map(|interface| Watched { interface, direction }).collect()
+}
+
+/// What a session can remember of an expression; an argument of a program may be 128 KiB long.
+const FILTER_BYTES: usize = 120_000;
+
+/// A filter that can be remembered. What it says is tcpdump's to judge.
+pub fn ensure_filter(expression: Option<&str>) -> Result<()> {
+    let len = expression.map_or(0, str::len);
+    ensure!(
+        len <= FILTER_BYTES,
+        "--filter takes {len} bytes, at most {FILTER_BYTES} are possible; name nets instead of hosts, as in: --filter 'net \
+         10.0.0.0/8'"
+    );
+    Ok(())
+}
+
+/// Room for all headers of plain TCP over IPv6, and what the kernel's resize helpers take.
+const SNAPLEN: std::ops::RangeInclusive<u32> = 60..=15_000;
+
+fn ensure_snaplen(snaplen: Option<u32>) -> Result<()> {
+    let fits = snaplen.is_none_or(|bytes| SNAPLEN.contains(&bytes));
+    ensure!(
+        fits,
+        "--snaplen {} is out of range; it takes {} to {} bytes, as in: --snaplen 128",
+        snaplen.unwrap_or_default(),
+        SNAPLEN.start(),
+        SNAPLEN.end()
+    );
+    Ok(())
+}
+
+/// `1/N`: one of N.
+fn sample(flag: &str, text: Option<&str>) -> Result<u32> {
+    let Some(text) = text else { return Ok(1) };
+    let n = text.strip_prefix("1/").and_then(|n| n.parse().ok()).filter(|n: &u32| *n > 0);
+    n.with_context(|| format!("{flag} {text:?} is not 1/N with N from 1 to {}; try: {flag} 1/100", u32::MAX))
+}
+
+/// tc's units: bits a second, or bytes with `bps`, by powers of 1000, or 1024 with an `i`; or packets with `pps`.
+fn rate(text: &str) -> Result<Rate> {
+    let parsed = parse_rate(&text.to_ascii_lowercase());
+    let rate = parsed.with_context(|| {
+        format!(
+            "--max-rate {text:?} is not a rate in tc's units (bit, kbit, mbit, gbit, bps, kbps, ... or pps, kpps, mpps); try: \
+             --max-rate 200mbit"
+        )
+    })?;
+    let (amount, least) = match rate {
+        Rate::Bytes(amount) => (amount, 1000),
+        Rate::Packets(amount) => (amount, 1),
+    };
+    ensure!(
+        (least..=LARGEST_RATE).contains(&amount),
+        "--max-rate {text} is out of range; it takes 8kbit to 1000gbit, or 1pps and more; try: --max-rate 200mbit"
+    );
+    Ok(rate)
+}
+
+/// 1 Tbit/s in bytes: what the kernel program can count in billionths for as long as its bucket fills.
+const LARGEST_RATE: u64 = 125_000_000_000;
+
+fn parse_rate(text: &str) -> Option<Rate> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: f64 = number.parse().ok()?;
+    let (prefix, packets, bits) = match unit {
+        "" | "bit" => ("", false, 8.0),
+        _ => match (unit.strip_suffix("bit"), unit.strip_suffix("pps"), unit.strip_suffix("bps")) {
+            (Some(prefix), ..) => (prefix, false, 8.0),
+            (_, Some(prefix), _) => (prefix, true, 1.0),
+            (.., Some(prefix)) => (prefix, false, 1.0),
+            _ => return None,
+        },
+    };
+    let (letter, base) = match prefix.strip_suffix('i') {
+        Some(letter) => (letter, 1024f64),
+        None => (prefix, 1000f64),
+    };
+    let power = ["", "k", "m", "g", "t"].iter().position(|known| *known == letter)?;
+    if prefix == "i" {
+        return None;
+    }
+    let amount = (number * base.powi(power as i32) / bits).round() as u64;
+    Some(if packets { Rate::Packets(amount) } else { Rate::Bytes(amount) })
 }
 
 /// Every option fits the type of the tunnel.

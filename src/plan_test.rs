@@ -7,6 +7,11 @@ fn request() -> Request {
         name: "default".into(),
         interfaces: vec!["eth0".into()],
         direction: Watch::Both,
+        filter: None,
+        sample: None,
+        sample_flows: None,
+        snaplen: None,
+        max_rate: None,
         tunnel: TunnelOptions {
             kind: Tunnel::Gre,
             id: None,

@@ -12,7 +12,7 @@ use crate::header::{self, Outer};
 use crate::plan::{self, Plan};
 use crate::state::{self, Home};
 use crate::status::{self, Memory, RemoteStatus, Session};
-use crate::{bpftool, doctor, ip, route};
+use crate::{bpftool, ip, route, session};
 
 /// The batch lines that write a remote: first how to know its packets, then the remote itself.
 pub fn updates(maps: &Path, slot: u32, outer: &Outer) -> Vec<String> {
@@ -101,18 +101,10 @@ impl Running {
     }
 }
 
-fn lock(shell: &Shell) -> Result<(Home, state::Lock)> {
-    state::ensure_root()?;
-    doctor::ensure_present(&["bpftool", "tc", "ip", "ethtool"])?;
-    let home = Home::here()?;
-    let lock = home.lock_to_write(shell)?;
-    Ok((home, lock))
-}
-
 /// Adds a remote to a running session: written whole before the first copy can name it. Returns warnings.
 pub fn add(shell: &Shell, text: &str, name: Option<&str>) -> Result<Vec<String>> {
     let address = plan::remote(text)?;
-    let (home, _lock) = lock(shell)?;
+    let (home, _lock) = session::lock_to_change(shell)?;
     let added = add_locked(shell, home.clone(), address, name);
     home.remove_if_empty();
     added
@@ -158,7 +150,7 @@ fn add_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) ->
 /// Removes a remote from a running session: its flows go elsewhere first.
 pub fn remove(shell: &Shell, text: &str, name: Option<&str>) -> Result<()> {
     let address: IpAddr = plan::remote(text)?;
-    let (home, _lock) = lock(shell)?;
+    let (home, _lock) = session::lock_to_change(shell)?;
     let removed = remove_locked(shell, home.clone(), address, name);
     home.remove_if_empty();
     removed

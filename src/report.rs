@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::abi::remote_flag;
+use crate::abi::{Stat, remote_flag};
+use crate::capture::Verdict;
 use crate::doctor::{Check, Level};
 use crate::plan::spelled;
 use crate::status::{Map, RemoteStatus, Session, Status, TapStatus};
@@ -69,8 +70,12 @@ fn session(session: &Session) -> String {
     if session.remotes.len() > 1 {
         let _ = write!(text, ", spread {}", spelled(session.spread));
     }
+    text += &choices(session);
     text.push('\n');
-    text += &taps(&session.taps);
+    if let Some(filter) = &session.filter {
+        let _ = writeln!(text, "  filter: {}", filter.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    text += &taps(session);
     text += &remotes(&session.remotes);
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
     let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
@@ -78,14 +83,43 @@ fn session(session: &Session) -> String {
     text
 }
 
-fn taps(taps: &[TapStatus]) -> String {
-    let mut rows = vec![row(["TAP", "DIRECTION", "ATTACHED", "COPIES", "BYTES", "DROPPED"])];
-    for tap in taps {
-        let attached = if tap.attached { "yes" } else { "NO" };
-        let stat = [grouped(tap.stat.pcnt), bytes(tap.stat.bcnt), grouped(tap.stat.dcnt)];
-        rows.push([&row([&tap.interface, tap.direction, attached])[..], &stat].concat());
+/// The options that leave packets, or parts of them, out.
+fn choices(session: &Session) -> String {
+    let one_of = |flag: &str, n: u32| (n > 1).then(|| format!(", {flag} 1/{n}"));
+    let parts = [
+        one_of("sample", session.sample),
+        one_of("sample-flows", session.sample_flows),
+        session.snaplen.map(|bytes| format!(", snaplen {bytes}")),
+        session.max_rate.as_ref().map(|rate| format!(", max-rate {rate}")),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+/// The table of a session's taps. What was left out is shown where anything can be.
+pub fn taps(session: &Session) -> String {
+    let chooses = session.filter.is_some() || session.sample > 1 || session.sample_flows > 1;
+    let left_out = |tap: &TapStatus| tap.counts.choice.filtered + tap.counts.choice.skipped > 0;
+    if !chooses && !session.taps.iter().any(left_out) {
+        let mut rows = vec![row(["TAP", "DIRECTION", "ATTACHED", "COPIES", "BYTES", "DROPPED"])];
+        rows.extend(session.taps.iter().map(|tap| [place(tap), stat(&tap.counts.stat)].concat()));
+        return table(&rows, &[3, 4, 5]);
     }
-    table(&rows, &[3, 4, 5])
+    let mut rows =
+        vec![row(["TAP", "DIRECTION", "ATTACHED", "SEEN", "FILTERED", "SKIPPED", "COPIES", "BYTES", "DROPPED"])];
+    for tap in &session.taps {
+        let choice = &tap.counts.choice;
+        let choice = [choice.seen, choice.filtered, choice.skipped].map(grouped).to_vec();
+        rows.push([place(tap), choice, stat(&tap.counts.stat)].concat());
+    }
+    table(&rows, &[3, 4, 5, 6, 7, 8])
+}
+
+fn place(tap: &TapStatus) -> Vec<String> {
+    row([&tap.interface, tap.direction, if tap.attached { "yes" } else { "NO" }])
+}
+
+fn stat(stat: &Stat) -> Vec<String> {
+    vec![grouped(stat.pcnt), bytes(stat.bcnt), grouped(stat.dcnt)]
 }
 
 /// The table of a session's remotes.
@@ -96,9 +130,8 @@ pub fn remotes(remotes: &[RemoteStatus]) -> String {
         let out = remote.interface.as_deref().unwrap_or("(no route)");
         let no_mac = if remote.raw.has(remote_flag::UNRESOLVED) { "(no answer)" } else { "-" };
         let mac = remote.mac.as_deref().unwrap_or(no_mac);
-        let stat = [grouped(remote.stat.pcnt), bytes(remote.stat.bcnt), grouped(remote.stat.dcnt)];
         let place = row([&remote.address.to_string(), &source, out, mac, &remote.mtu.to_string()]);
-        rows.push([&place[..], &stat].concat());
+        rows.push([place, stat(&remote.stat)].concat());
     }
     table(&rows, &[4, 5, 6, 7])
 }
@@ -123,6 +156,24 @@ pub fn maps(maps: &[Map]) -> String {
         rows.push(row([&map.name, &map.kind, id, &format!("{key} B"), &format!("{value} B"), entries, &map.pinned]));
     }
     table(&rows, &[2, 3, 4, 5])
+}
+
+/// `3 of 9 packets match: 1-2, 7`
+pub fn verdict(verdict: &Verdict) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for n in &verdict.matched {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == *n => *last = *n,
+            _ => ranges.push((*n, *n)),
+        }
+    }
+    let shown = |(first, last): &(usize, usize)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    let ranges: Vec<String> = ranges.iter().map(shown).collect();
+    let colon = if ranges.is_empty() { "" } else { ": " };
+    format!("{} of {} packets match{colon}{}\n", verdict.matched.len(), verdict.packets, ranges.join(", "))
 }
 
 /// The lines of `snifctl doctor`.

@@ -51,12 +51,13 @@ pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
     let remotes = plan.remotes.iter().zip(ways).map(|(remote, way)| route(shell, plan, *remote, way, &mut warnings));
     let remotes = remotes.collect::<Result<Vec<_>>>()?;
     warnings.extend(mtu_warning(plan, &watched, &remotes));
+    warnings.extend(rate_warning(plan, &watched, &remotes));
     warnings.dedup();
     Ok(Resolved { watched, remotes, carriers, warnings })
 }
 
 fn watched(plan: &Plan, links: &[Link]) -> Result<Vec<Link>> {
-    let found = plan.interfaces.iter().map(|name| watchable(name, links)).collect::<Result<Vec<_>>>()?;
+    let found = plan.watched.iter().map(|watched| watchable(&watched.interface, links)).collect::<Result<Vec<_>>>()?;
     for (at, link) in found.iter().enumerate() {
         let twice = found[..at].iter().any(|other| other.ifindex == link.ifindex);
         ensure!(!twice, "IFACE {} is named twice, once by another name; name each interface once", link.ifname);
@@ -223,8 +224,9 @@ fn carriers(shell: &Shell, plan: &Plan, watched: &[Link], ways: &[Result<Way, St
     let mut found = Vec::new();
     for way in ways.iter().flatten() {
         let hides = way.out.is_l3() && !KEEPS_MARK.contains(&way.out.linkinfo.info_kind.as_str());
+        let sees_outgoing = plan.watched.iter().any(|watched| watched.direction != Watch::Ingress);
         let beside = watched.iter().any(|link| link.ifindex != way.out.ifindex);
-        if !hides || plan.direction == Watch::Ingress || !beside {
+        if !hides || !sees_outgoing || !beside {
             continue;
         }
         match wireguard_endpoints(shell, &way.out) {
@@ -234,7 +236,7 @@ fn carriers(shell: &Shell, plan: &Plan, watched: &[Link], ways: &[Result<Way, St
                  again; name where {1} sends them, or `none` if elsewhere, as in: --carrier 203.0.113.5:51820",
                 way.next_hop,
                 way.out.ifname,
-                plan.interfaces.join(", ")
+                watched.iter().map(|link| link.ifname.as_str()).collect::<Vec<_>>().join(", ")
             ),
         }
     }
@@ -268,6 +270,18 @@ fn neighbour_warning(shell: &Shell, remote: IpAddr, way: &Way) -> String {
 fn down_warning(link: &Link) -> Option<String> {
     let name = &link.ifname;
     (!link.is_up()).then(|| format!("{name} is down: it is watched, nothing passes until: ip link set dev {name} up"))
+}
+
+/// Copies that share a watched interface's link can take what its own packets need.
+fn rate_warning(plan: &Plan, watched: &[Link], remotes: &[RemoteRoute]) -> Option<String> {
+    let outs = remotes.iter().filter_map(|route| route.out.as_ref());
+    let shared =
+        outs.filter(|out| watched.iter().any(|link| link.ifindex == out.ifindex)).find(|_| plan.max_rate.is_none())?;
+    Some(format!(
+        "copies leave through {}, which is watched itself, and can take the room of its own packets; cap them, as in: \
+         --max-rate 200mbit",
+        shared.ifname
+    ))
 }
 
 /// Says when exact copies cannot fit, with what is there and what it takes, for the tightest path.

@@ -12,16 +12,17 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapKey};
+use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::clang::Source;
 use crate::exec::{Cmd, Shell};
 use crate::ip::{self, Link};
-use crate::plan::{Carrier, Plan, Spread, Watch, spelled};
+use crate::plan::{Carrier, Plan, Rate, Spread, Watch, spelled};
 use crate::route::{self, Resolved};
-use crate::state::{self, ALIAS, Home, handle};
+use crate::state::{self, ALIAS, Home, Lock, handle};
 use crate::status::{self, Broken, Memory, Session};
 use crate::tc::{self, Hooks};
 use crate::teardown::{Target, teardown};
-use crate::{bpftool, clang, doctor, header, remotes};
+use crate::{bpftool, doctor, filter, header, remotes};
 
 /// A relay must take any super-packet and any frame.
 const RELAY_MTU: u32 = 65535;
@@ -42,10 +43,12 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     if !shell.dry_run {
         state::ensure_root()?;
     }
-    doctor::ensure_tools(shell)?;
+    let source = source(shell, "--filter", plan.filter.as_deref())?;
+    let words: Vec<&str> = plan.filter.iter().flat_map(|filter| ["--filter", filter]).collect();
+    doctor::ensure_tools(shell, &source)?;
     let home = Home::here()?;
     let resolved = route::resolve(shell, plan, &ip::links(shell)?)?;
-    let object = clang::object(shell)?;
+    let object = source.object(shell, &words)?;
     if shell.dry_run {
         return Ok((show(shell, plan, &resolved, &home, &object)?, resolved.warnings));
     }
@@ -53,6 +56,21 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     let outcome = up_locked(shell, plan, &resolved, &home, &object);
     home.remove_if_empty();
     Ok((outcome?, resolved.warnings))
+}
+
+/// What every command that changes a running session needs.
+pub fn lock_to_change(shell: &Shell) -> Result<(Home, Lock)> {
+    state::ensure_root()?;
+    doctor::ensure_present(&["bpftool", "tc", "ip", "ethtool"])?;
+    let home = Home::here()?;
+    let lock = home.lock_to_write(shell)?;
+    Ok((home, lock))
+}
+
+/// The session's programs with their filter, which the argument `what` gave, compiled in.
+pub fn source(shell: &Shell, what: &str, expression: Option<&str>) -> Result<Source> {
+    let filter = expression.map(|expression| filter::compile(shell, what, expression));
+    Ok(Source::datapath(filter.transpose()?))
 }
 
 fn show(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
@@ -115,14 +133,21 @@ fn existing(shell: &Shell, plan: &Plan, home: &Home) -> Result<Option<Session>> 
 /// The command line of a request.
 fn words(plan: &Plan) -> String {
     let remotes = plan.remotes.iter().map(|remote| format!("--remote {remote}"));
-    let mut words =
-        vec!["up".to_string(), plan.interfaces.join(" "), format!("--tunnel {}", spelled(plan.tunnel.kind))];
+    let interfaces: Vec<&str> = plan.watched.iter().map(|watched| watched.interface.as_str()).collect();
+    let mut words = vec!["up".to_string(), interfaces.join(" "), format!("--tunnel {}", spelled(plan.tunnel.kind))];
     words.extend(remotes);
     let mut add = |flag: &str, value: Option<String>| words.extend(value.map(|value| format!("{flag} {value}")));
     add("--id", plan.tunnel.id.map(|id| id.to_string()));
     add("--egress-id", plan.tunnel.egress_id.map(|id| id.to_string()));
     add("--port", plan.tunnel.port.map(|port| port.to_string()));
-    add("--direction", (plan.direction != Watch::Both).then(|| spelled(plan.direction)));
+    let direction = plan.watched.first().map_or(Watch::Both, |watched| watched.direction);
+    let uniform = plan.watched.iter().all(|watched| watched.direction == direction);
+    add("--direction", (uniform && direction != Watch::Both).then(|| spelled(direction)));
+    add("--filter", plan.filter.as_ref().map(|filter| filter::shown(filter)));
+    add("--sample", (plan.sampling.packets > 1).then(|| format!("1/{}", plan.sampling.packets)));
+    add("--sample-flows", (plan.sampling.flows > 1).then(|| format!("1/{}", plan.sampling.flows)));
+    add("--snaplen", plan.snaplen.map(|bytes| bytes.to_string()));
+    add("--max-rate", plan.max_rate.map(|rate| rate.to_string()));
     add("--spread", (plan.spread != Spread::Replicate).then(|| spelled(plan.spread)));
     add("--oversize", Some(spelled(plan.oversize)));
     plan.sources.iter().for_each(|source| add("--source", Some(source.to_string())));
@@ -180,15 +205,14 @@ impl<'a> Making<'a> {
     fn new(shell: &Shell, plan: &'a Plan, resolved: &'a Resolved, home: &'a Home) -> Result<Making<'a>> {
         let links = ip::links(shell)?;
         let names: Vec<&str> = resolved.watched.iter().map(|link| link.ifname.as_str()).collect();
-        let hooks = tc::hooks(shell, &names)?;
-        for (name, hooks) in names.iter().zip(&hooks) {
-            ensure!(
-                !hooks.has_qdisc("ingress"),
-                "IFACE {name} has an `ingress` qdisc where clsact must go; if nothing needs it, remove it with: tc qdisc del \
-                 dev {name} ingress"
-            );
-        }
-        let mut memory = Memory { plan: plan.clone(), dropped_before: BTreeMap::new(), removed: Stat::default() };
+        let hooks = free_hooks(shell, &names)?;
+        let mut memory = Memory {
+            plan: plan.clone(),
+            dropped_before: BTreeMap::new(),
+            removed: Stat::default(),
+            removed_taps: TapCounts::default(),
+            ifindexes: watched_ifindexes(plan, resolved),
+        };
         for out in resolved.remotes.iter().filter_map(|route| route.out.as_ref()) {
             memory.meet(shell, out)?;
         }
@@ -221,22 +245,12 @@ impl<'a> Making<'a> {
         let addresses: Vec<_> = (0..).zip(self.plan.remotes.iter().copied()).collect();
         lines.extend(remotes::spread_updates(maps, &remotes::spread(&addresses), None));
         lines.extend(self.resolved.carriers.iter().flat_map(|carrier| carrier_updates(maps, carrier)));
-        for (slot, key) in self.taps() {
-            lines.push(bpftool::update(&maps.join("slots"), &slot.to_ne_bytes(), &key.encode()));
-            let tap = Tap { slot, ..Tap::default() };
-            lines.push(bpftool::update(&maps.join("taps"), &key.encode(), &tap.encode()));
+        for ((number, link), watched) in (0..).zip(&self.resolved.watched).zip(&self.plan.watched) {
+            for direction in watched.direction.directions() {
+                lines.extend(tap_updates(maps, number, TapKey { ifindex: link.ifindex, direction: *direction }));
+            }
         }
         Ok(lines)
-    }
-
-    /// The taps with their slots: two an interface, the odd one for egress.
-    fn taps(&self) -> impl Iterator<Item = (u32, TapKey)> {
-        let directions = self.plan.direction.directions();
-        (0..).zip(&self.resolved.watched).flat_map(move |(at, link)| {
-            directions.iter().map(move |direction| {
-                (2 * at + *direction as u32, TapKey { ifindex: link.ifindex, direction: *direction })
-            })
-        })
     }
 
     /// The pair that makes real wire frames of a copy: no segmentation, no checksums left open, any length. Its first
@@ -279,28 +293,67 @@ impl<'a> Making<'a> {
     }
 
     fn attach(&self, shell: &Shell) -> Result<()> {
-        let pins = self.home.session(&self.plan.name);
         let mut lines = Vec::new();
-        for (link, hooks) in self.resolved.watched.iter().zip(&self.hooks) {
-            if !hooks.has_qdisc("clsact") {
-                let mark = self.home.clsact_mark(link.ifindex);
-                shell
-                    .act("mkdir -p -m 0700", &mark, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
-                lines.push(tc::add_clsact(&link.ifname));
-            }
-            for direction in self.plan.direction.directions() {
-                let pin = pins.join(direction.program());
-                let pref = hooks.free_pref(*direction);
-                let handle = handle(&self.plan.name);
-                lines.push(tc::add_filter(&link.ifname, *direction, pref, handle, &pin.to_string_lossy()));
-            }
+        for ((link, hooks), watched) in self.resolved.watched.iter().zip(&self.hooks).zip(&self.plan.watched) {
+            lines.extend(attach(shell, self.home, &self.plan.name, link, hooks, watched.direction.directions())?);
         }
         tc::batch(shell, &lines)
     }
 }
 
+/// What is at the hooks of these interfaces, if clsact can be there.
+pub fn free_hooks(shell: &Shell, interfaces: &[&str]) -> Result<Vec<Hooks>> {
+    let hooks = tc::hooks(shell, interfaces)?;
+    for (name, hooks) in interfaces.iter().zip(&hooks) {
+        ensure!(
+            !hooks.has_qdisc("ingress"),
+            "IFACE {name} has an `ingress` qdisc where clsact must go; if nothing needs it, remove it with: tc qdisc del dev \
+             {name} ingress"
+        );
+    }
+    Ok(hooks)
+}
+
+/// The batch lines that make room for a tap. Its slot is twice the number of its interface, plus one for egress.
+pub fn tap_updates(maps: &Path, number: u32, key: TapKey) -> [String; 2] {
+    let tap = Tap { slot: 2 * number + key.direction as u32, ..Tap::default() };
+    [
+        bpftool::update(&maps.join("slots"), &tap.slot.to_ne_bytes(), &key.encode()),
+        bpftool::update(&maps.join("taps"), &key.encode(), &tap.encode()),
+    ]
+}
+
+/// The `tc` lines that attach taps to an interface, with a clsact qdisc, marked as ours, where there is none.
+pub fn attach(
+    shell: &Shell,
+    home: &Home,
+    session: &str,
+    link: &Link,
+    hooks: &Hooks,
+    directions: &[Direction],
+) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    if !hooks.has_qdisc("clsact") {
+        let mark = home.clsact_mark(link.ifindex);
+        shell.act("mkdir -p -m 0700", &mark, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
+        lines.push(tc::add_clsact(&link.ifname));
+    }
+    for direction in directions {
+        let pin = home.session(session).join(direction.program());
+        let pref = hooks.free_pref(*direction);
+        lines.push(tc::add_filter(&link.ifname, *direction, pref, handle(session), &pin.to_string_lossy()));
+    }
+    Ok(lines)
+}
+
+/// The interfaces of the request by their ifindex: names can change.
+fn watched_ifindexes(plan: &Plan, resolved: &Resolved) -> BTreeMap<String, u32> {
+    let names = plan.watched.iter().map(|watched| watched.interface.clone());
+    names.zip(resolved.watched.iter().map(|link| link.ifindex)).collect()
+}
+
 /// The batch lines that write a carrier. One with a port is known in fragments, too, which have none.
-fn carrier_updates(maps: &Path, carrier: &Carrier) -> Vec<String> {
+pub fn carrier_updates(maps: &Path, carrier: &Carrier) -> Vec<String> {
     let line = |port, what: u32| {
         bpftool::update(&maps.join("carriers"), &abi::carrier_key(carrier.address, port), &what.to_ne_bytes())
     };
@@ -328,8 +381,15 @@ fn config(plan: &Plan, resolved: &Resolved, links: &[Link]) -> Config {
     Config {
         remotes: (0..plan.remotes.len()).fold(0, |set, slot| set | 1 << slot),
         clock: clock(),
+        rate: match plan.max_rate {
+            None => 0,
+            Some(Rate::Bytes(amount) | Rate::Packets(amount)) => amount,
+        },
         relay: last + 1,
         peer: last + 2,
+        sample: plan.sampling.packets,
+        sample_flows: plan.sampling.flows,
+        snaplen: plan.snaplen.unwrap_or(0),
         oversize: plan.oversize as u8,
         protocol: plan.tunnel.protocol(),
         port: plan.tunnel.port(),
@@ -337,6 +397,7 @@ fn config(plan: &Plan, resolved: &Resolved, links: &[Link]) -> Config {
         carriers: !resolved.carriers.is_empty(),
         // Which the first write turns to the first half.
         request: abi::REQUEST_CHUNKS as u16,
+        rate_packets: matches!(plan.max_rate, Some(Rate::Packets(_))),
     }
 }
 

@@ -17,11 +17,41 @@ const CLSACT: &str = "_clsact";
 /// Prefix of a session that is being made.
 const BUILDING: &str = "_new_";
 
+/// Prefix of a filter that a process, whose id follows, is testing.
+const TESTING: &str = "_test_";
+
 /// Beginning of the relay's link alias; the session's name follows.
 pub const ALIAS: &str = "snifctl:";
 
 /// The pinned programs of a session.
 pub const PROGRAMS: [&str; 5] = ["snif_tap_in", "snif_tap_out", "snif_encap", "snif_wire", "snif_fragment"];
+
+/// Those of them that are at the hooks of watched interfaces.
+pub const TAPS: [&str; 2] = ["snif_tap_in", "snif_tap_out"];
+
+/// The maps of a session that say something, by name, as they are pinned.
+pub const MAPS: [&str; 12] = [
+    "bucket",
+    "carriers",
+    "config",
+    "drops",
+    "remote_state",
+    "remote_stats",
+    "remotes",
+    "request",
+    "slots",
+    "spread",
+    "taps",
+    "tunnels",
+];
+
+/// All that are pinned: with `scratch`, working memory.
+pub const ALL_MAPS: [&str; 13] = {
+    let mut all = ["scratch"; 13];
+    let (_, rest) = all.split_at_mut(1);
+    rest.copy_from_slice(&MAPS);
+    all
+};
 
 /// The sessions of this network namespace.
 #[derive(Clone, Debug)]
@@ -47,6 +77,21 @@ impl Home {
     /// Where a session is put together before it is renamed into place.
     pub fn building(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{BUILDING}{name}"))
+    }
+
+    /// Where this process pins a filter that it tests.
+    pub fn test_pin(&self) -> PathBuf {
+        self.dir.join(format!("{TESTING}{}", std::process::id()))
+    }
+
+    /// Removes what tests that were killed have left.
+    pub fn remove_stale_tests(&self) {
+        for name in entries(&self.dir) {
+            let stale = |pid: &str| !Path::new("/proc").join(pid).exists();
+            if name.strip_prefix(TESTING).is_some_and(stale) {
+                let _ = fs::remove_file(self.dir.join(name));
+            }
+        }
     }
 
     /// Marks the clsact qdisc of an interface as ours, so that `down` knows whether to remove it.
@@ -160,7 +205,7 @@ pub fn bpffs_is_mounted() -> bool {
     })
 }
 
-fn ensure_bpffs(shell: &Shell) -> Result<()> {
+pub fn ensure_bpffs(shell: &Shell) -> Result<()> {
     if bpffs_is_mounted() {
         return Ok(());
     }

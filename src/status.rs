@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::abi::{self, Config, Remote, Stat, Tap, TapKey};
+use crate::abi::{self, Config, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::bpftool::{self, Attachment, Row};
 use crate::exec::Shell;
 use crate::ip::{self, Link};
-use crate::plan::{Oversize, Plan, Spread, Tunnel};
-use crate::state::{Home, PROGRAMS};
+use crate::plan::{Oversize, Plan, Spread, Tunnel, Watched};
+use crate::state::{Home, MAPS, PROGRAMS};
 use crate::tc;
 
 /// What a session remembers of its making: the request, and what the out interface had dropped before.
@@ -22,11 +22,23 @@ pub struct Memory {
     pub plan: Plan,
     /// Packets that each out interface and its qdiscs had dropped before the session used it, by interface name.
     pub dropped_before: BTreeMap<String, u64>,
-    /// The counters of the remotes that were removed.
+    /// The counters of the remotes, and of the taps, that were removed.
     pub removed: Stat,
+    pub removed_taps: TapCounts,
+    /// The ifindex of each watched interface, by the name that the request has for it.
+    pub ifindexes: BTreeMap<String, u32>,
 }
 
 impl Memory {
+    /// Does the session watch this interface and direction?
+    pub fn watches(&self, key: &TapKey) -> bool {
+        let is_it = |watched: &Watched| self.ifindexes.get(&watched.interface) == Some(&key.ifindex);
+        self.plan
+            .watched
+            .iter()
+            .any(|watched| is_it(watched) && watched.direction.directions().contains(&key.direction))
+    }
+
     /// Takes note of an out interface when the session begins to use it. Returns whether it was new.
     pub fn meet(&mut self, shell: &Shell, out: &Link) -> Result<bool> {
         let known = self.dropped_before.contains_key(&out.ifname);
@@ -61,10 +73,19 @@ pub struct Session {
     pub tunnel: Tunnel,
     pub oversize: Oversize,
     pub spread: Spread,
+    pub filter: Option<String>,
+    /// One of so many packets, and of so many flows, is copied.
+    pub sample: u32,
+    pub sample_flows: u32,
+    pub snaplen: Option<u32>,
+    /// In tc's units.
+    pub max_rate: Option<String>,
     pub taps: Vec<TapStatus>,
     pub remotes: Vec<RemoteStatus>,
     /// The counters of remotes that the session no longer has, together.
     pub removed: Stat,
+    /// The counters of taps that the session no longer has, together.
+    pub removed_taps: TapCounts,
     /// Copies that did not arrive, by reason. `out` is all that the out interfaces dropped since `up`, whoever sent it.
     pub drops: BTreeMap<String, u64>,
     /// Remotes that are written but get no copies: a change ended half-way.
@@ -79,14 +100,20 @@ pub struct Session {
     pub relayed: bool,
 }
 
-/// `pcnt` frames were to be copied, `dcnt` of them were dropped by our programs.
+/// `pcnt` frames were to be copied, `dcnt` of them were dropped by our programs. In frames of the interface, `seen` is
+/// the sum of `filtered`, `skipped` and those that were to be copied.
 #[derive(Debug, Serialize)]
 pub struct TapStatus {
     pub interface: String,
     pub direction: &'static str,
     /// What the kernel says: our program is at this hook.
     pub attached: bool,
-    pub stat: Stat,
+    #[serde(flatten)]
+    pub counts: TapCounts,
+    #[serde(skip)]
+    pub slot: u32,
+    #[serde(skip)]
+    pub key: TapKey,
 }
 
 /// `pcnt` copies were handed to the out interface, `dcnt` were dropped by our programs before.
@@ -110,24 +137,11 @@ pub struct RemoteStatus {
 impl Session {
     /// Everything that `up` made is in place.
     pub fn is_complete(&self) -> bool {
-        self.relayed && self.remotes.len() == self.memory.plan.remotes.len() && self.taps.iter().all(|tap| tap.attached)
+        let taps: usize = self.memory.plan.watched.iter().map(|watched| watched.direction.directions().len()).sum();
+        let attached = self.taps.iter().filter(|tap| tap.attached).count();
+        self.relayed && self.remotes.len() == self.memory.plan.remotes.len() && attached == taps
     }
 }
-
-/// The maps of a session that say something, by name, as they are pinned. `scratch`, working memory, is not one.
-pub const MAPS: [&str; 11] = [
-    "carriers",
-    "config",
-    "drops",
-    "remote_state",
-    "remote_stats",
-    "remotes",
-    "request",
-    "slots",
-    "spread",
-    "taps",
-    "tunnels",
-];
 
 /// A pinned map, from `bpftool map show`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -253,11 +267,17 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         tunnel: plan.tunnel.kind,
         oversize: plan.oversize,
         spread: plan.spread,
+        filter: plan.filter.clone(),
+        sample: plan.sampling.packets,
+        sample_flows: plan.sampling.flows,
+        snaplen: plan.snaplen,
+        max_rate: plan.max_rate.map(|rate| rate.to_string()),
         taps: kernel.taps(links)?,
         relayed: kernel.is_relayed(links),
         remotes,
         leftovers,
         removed: kernel.memory.removed,
+        removed_taps: kernel.memory.removed_taps,
         drops,
         config: kernel.config,
         memory: kernel.memory,
@@ -317,17 +337,20 @@ impl Kernel {
             .map(|row| {
                 let cpus = row.values.iter().map(|value| Tap::decode(value)).collect::<Result<Vec<_>>>()?;
                 let slot = cpus.first().map_or(0, |tap| tap.slot);
-                Ok((slot, TapKey::decode(&row.key)?, Stat::sum(cpus.iter().map(|tap| tap.stat))))
+                let key = TapKey::decode(&row.key)?;
+                Ok(TapStatus {
+                    interface: name_of(links, key.ifindex),
+                    direction: key.direction.hook(),
+                    attached: self.is_attached(key.ifindex, key.direction.hook()),
+                    counts: TapCounts::sum(cpus.iter().map(|tap| tap.counts)),
+                    slot,
+                    key,
+                })
             })
             .collect::<Result<Vec<_>>>()?;
-        taps.sort_by_key(|(slot, ..)| *slot);
-        let describe = |(_, key, stat): (u32, TapKey, Stat)| TapStatus {
-            interface: name_of(links, key.ifindex),
-            direction: key.direction.hook(),
-            attached: self.is_attached(key.ifindex, key.direction.hook()),
-            stat,
-        };
-        Ok(taps.into_iter().map(describe).collect())
+        taps.retain(|tap| self.memory.watches(&tap.key));
+        taps.sort_by_key(|tap| tap.slot);
+        Ok(taps)
     }
 
     fn remotes(&self, links: &[Link]) -> Result<Vec<RemoteStatus>> {

@@ -131,6 +131,11 @@ pub fn add_filter(dev: &str, direction: Direction, pref: u32, handle: u32, pin: 
     format!("filter add dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}", direction.hook())
 }
 
+/// The batch line that puts another pinned program in the place of one: no packet passes between them.
+pub fn replace_filter(dev: &str, direction: Direction, pref: u32, handle: u32, pin: &str) -> String {
+    format!("filter replace dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}", direction.hook())
+}
+
 pub fn del_filter(dev: &str, direction: Direction, pref: u32, handle: u32) -> String {
     format!("filter del dev {dev} {} pref {pref} handle {handle:#x} bpf", direction.hook())
 }

@@ -25,6 +25,7 @@ pub fn down(shell: &Shell, target: &Target) -> Result<bool> {
     let home = Home::here()?;
     let _lock = home.lock_to_write(shell)?;
     let removed = teardown(shell, &home, target);
+    home.remove_stale_tests();
     home.remove_if_empty();
     removed
 }
@@ -68,6 +69,8 @@ fn pins(home: &Home, target: &Target) -> Vec<PathBuf> {
     dirs.into_iter().filter(|dir| dir.exists()).collect()
 }
 
+const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
 /// Removes our filters from the watched interfaces, and a clsact qdisc that we added and nothing uses any more.
 fn detach(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
     let links = ip::links(shell)?;
@@ -78,14 +81,26 @@ fn detach(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
     };
     let devices: Vec<&Link> = links.iter().filter(ours).collect();
     let names: Vec<&str> = devices.iter().map(|link| link.ifname.as_str()).collect();
-    let lines: Vec<String> =
-        names.iter().zip(tc::hooks(shell, &names)?).flat_map(|(dev, hooks)| filters_of(dev, &hooks, target)).collect();
+    let lines: Vec<String> = names
+        .iter()
+        .zip(tc::hooks(shell, &names)?)
+        .flat_map(|(dev, hooks)| filters_of(dev, &hooks, target, &BOTH))
+        .collect();
     tc::batch(shell, &lines)?;
     remove_clsact(shell, home, &devices, &marks)?;
     for gone in marks.iter().filter(|mark| !links.iter().any(|link| link.ifindex == **mark)) {
         remove_mark(shell, home, *gone)?;
     }
     Ok(!lines.is_empty())
+}
+
+/// Removes a session's filters from these hooks of one interface, and clsact if it was ours and is unused then.
+pub fn detach_taps(shell: &Shell, home: &Home, session: &str, link: &Link, directions: &[Direction]) -> Result<()> {
+    let found = tc::hooks(shell, &[&link.ifname])?;
+    let lines: Vec<String> =
+        found.iter().flat_map(|hooks| filters_of(&link.ifname, hooks, &Target::One(session), directions)).collect();
+    tc::batch(shell, &lines)?;
+    remove_clsact(shell, home, &[link], &home.clsact_marks())
 }
 
 /// ifindexes of the interfaces that run a tap of any session.
@@ -95,9 +110,9 @@ fn tapped(shell: &Shell) -> Result<Vec<u32>> {
     Ok(attachments.into_iter().filter(|at| at.name.starts_with("snif_tap_")).map(|at| at.ifindex).collect())
 }
 
-fn filters_of(dev: &str, hooks: &Hooks, target: &Target) -> Vec<String> {
+fn filters_of(dev: &str, hooks: &Hooks, target: &Target, directions: &[Direction]) -> Vec<String> {
     let mut lines = Vec::new();
-    for direction in [Direction::Ingress, Direction::Egress] {
+    for direction in directions.iter().copied() {
         let taps = hooks.filters(direction).iter().filter(|filter| filter.program() == direction.program());
         for filter in taps {
             let Some(at) = filter.handle() else { continue };

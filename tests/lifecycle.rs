@@ -83,7 +83,9 @@ fn down_is_idempotent() {
 #[test]
 fn status_json_has_the_promised_schema() {
     let lab = Lab::roomy();
-    lab.said(&up_with(&["--direction", "ingress", "--oversize", "drop", "--name", "mirror-1"])).quietly_ok();
+    let choices = ["--filter", "udp", "--snaplen", "9000", "--max-rate", "1gbit"];
+    let more = [&["--direction", "ingress", "--oversize", "drop", "--name", "mirror-1"][..], &choices].concat();
+    lab.said(&up_with(&more)).quietly_ok();
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 7));
     let status = lab.status();
     let stat = json!({"pcnt": "count", "bcnt": "count", "dcnt": "count"});
@@ -91,9 +93,14 @@ fn status_json_has_the_promised_schema() {
     let drops = shown["sessions"][0]["drops"].take();
     let expected = json!({"sessions": [{
         "name": "text", "tunnel": "text", "oversize": "text", "spread": "text",
-        "taps": [{"interface": "text", "direction": "text", "attached": "bool", "stat": stat}],
+        "filter": "text", "sample": "count", "sample_flows": "count", "snaplen": "count", "max_rate": "text",
+        "taps": [{
+            "interface": "text", "direction": "text", "attached": "bool", "stat": stat,
+            "seen": "count", "filtered": "count", "skipped": "count",
+        }],
         "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count", "stat": stat}],
         "removed": stat,
+        "removed_taps": {"stat": stat, "seen": "count", "filtered": "count", "skipped": "count"},
         "drops": null,
     }]});
     assert_eq!(shown, expected);
@@ -106,7 +113,12 @@ fn status_json_has_the_promised_schema() {
 fn assert_session_values(session: &Value) {
     let bytes: usize = frames::series(&Ends::PEER_TO_HOST, 7).iter().map(Vec::len).sum();
     let stat = json!({"pcnt": 7, "bcnt": bytes, "dcnt": 0});
-    let tap = json!({"interface": "eth0", "direction": "ingress", "attached": true, "stat": stat});
+    let tap = json!({
+        "interface": "eth0", "direction": "ingress", "attached": true, "stat": stat,
+        "seen": 7, "filtered": 0, "skipped": 0,
+    });
+    let choices = ["filter", "sample", "sample_flows", "snaplen", "max_rate"].map(|key| session[key].clone());
+    assert_eq!(json!(choices), json!(["udp", 1, 1, 9000, "1gbit"]));
     let remote = json!({
         "address": "198.51.100.2", "source": "198.51.100.1", "interface": "out0", "mac": "02:00:00:00:02:02",
         "mtu": 1600, "stat": stat,
@@ -842,7 +854,8 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 // ---- maps ----
 
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
+    "bucket",
     "carriers",
     "config",
     "drops",

@@ -1,0 +1,173 @@
+//! The taps of a session, changed while it runs.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::abi::{Config, Direction, MAX_TAPS, TapCounts, TapKey};
+use crate::exec::Shell;
+use crate::ip::{self, Link};
+use crate::plan::{self, Plan, Watch, Watched};
+use crate::session::{self, attach, carrier_updates, tap_updates};
+use crate::state::{self, Home};
+use crate::status::{self, Memory, Session};
+use crate::{bpftool, route, tc, teardown};
+
+/// Watches one more interface, or one more direction of it. Returns warnings.
+pub fn add(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>) -> Result<Vec<String>> {
+    plan::ensure_interface_name(interface)?;
+    let (home, _lock) = session::lock_to_change(shell)?;
+    let added = add_locked(shell, &home, Watched { interface: interface.into(), direction }, name);
+    home.remove_if_empty();
+    added
+}
+
+fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>) -> Result<Vec<String>> {
+    let name = state::chosen(home, name)?;
+    let links = ip::links(shell)?;
+    let session = status::session(shell, home, &name, &links)?;
+    let directions = watched.direction.directions();
+    let only = Plan { watched: vec![watched], ..session.memory.plan.clone() };
+    let resolved = route::resolve(shell, &only, &links)?;
+    let link = &resolved.watched[0];
+    let is_there =
+        |direction: &Direction| session.taps.iter().any(|tap| tap.attached && tap.key == key(link, *direction));
+    let new: Vec<Direction> = directions.iter().copied().filter(|direction| !is_there(direction)).collect();
+    ensure!(
+        !new.is_empty(),
+        "IFACE {} is already watched by session {name} ({}); see: snifctl tap list --name {name}",
+        link.ifname,
+        hook_names(directions)
+    );
+    let number = number(&session, link)?;
+    let hooks = session::free_hooks(shell, &[&link.ifname])?;
+    let memory = Memory { plan: watching(&session, link, &new), ..session.memory.clone() };
+    let mut memory = Memory { ifindexes: session.memory.ifindexes.clone(), ..memory };
+    memory.ifindexes.insert(known_name(&session, link), link.ifindex);
+    let config = Config { carriers: session.config.carriers || !resolved.carriers.is_empty(), ..session.config };
+    let maps = home.session(&name).join("maps");
+    let mut lines: Vec<String> = resolved.carriers.iter().flat_map(|carrier| carrier_updates(&maps, carrier)).collect();
+    let fresh = new.iter().filter(|direction| !session.taps.iter().any(|tap| tap.key == key(link, **direction)));
+    lines.extend(fresh.flat_map(|direction| tap_updates(&maps, number, key(link, *direction))));
+    lines.extend(memory.updates(&maps, &config)?);
+    bpftool::batch(shell, &lines)?;
+    let attached = attach(shell, home, &name, link, &hooks[0], &new).and_then(|lines| tc::batch(shell, &lines));
+    if let Err(err) = attached {
+        let undone =
+            remove_taps(shell, home, &name, Some(link), &new.iter().map(|at| key(link, *at)).collect::<Vec<_>>());
+        return Err(match undone {
+            Ok(()) => err,
+            Err(undo) => err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {name}")),
+        });
+    }
+    Ok(resolved.warnings)
+}
+
+fn key(link: &Link, direction: Direction) -> TapKey {
+    TapKey { ifindex: link.ifindex, direction }
+}
+
+fn hook_names(directions: &[Direction]) -> String {
+    directions.iter().map(|direction| direction.hook()).collect::<Vec<_>>().join(" and ")
+}
+
+/// The name that the request has for an interface, which may be one of its other names.
+fn known_name(session: &Session, link: &Link) -> String {
+    let known = session.memory.ifindexes.iter().find(|(_, ifindex)| **ifindex == link.ifindex);
+    known.map_or_else(|| link.ifname.clone(), |(name, _)| name.clone())
+}
+
+/// The request with these directions of the interface in it.
+fn watching(session: &Session, link: &Link, new: &[Direction]) -> Plan {
+    let mut plan = session.memory.plan.clone();
+    let interface = known_name(session, link);
+    let at = plan.watched.iter().position(|watched| watched.interface == interface);
+    let mut all = at.map_or(Vec::new(), |at| plan.watched[at].direction.directions().to_vec());
+    all.extend(new);
+    let Some(direction) = Watch::of(&all) else { return plan };
+    match at {
+        Some(at) => plan.watched[at].direction = direction,
+        None => plan.watched.push(Watched { interface, direction }),
+    }
+    plan
+}
+
+/// The number of an interface in the session: that of its other tap, or the first free one.
+fn number(session: &Session, link: &Link) -> Result<u32> {
+    if let Some(tap) = session.taps.iter().find(|tap| tap.key.ifindex == link.ifindex) {
+        return Ok(tap.slot / 2);
+    }
+    let free = (0..MAX_TAPS / 2).find(|number| session.taps.iter().all(|tap| tap.slot / 2 != *number));
+    free.with_context(|| {
+        format!(
+            "session {} watches {} interfaces, which is all it can; start another with: snifctl up --name OTHER",
+            session.name,
+            MAX_TAPS / 2
+        )
+    })
+}
+
+/// Watches an interface, or one direction of it, no more. What its taps have counted stays in the session's sums.
+pub fn remove(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>) -> Result<()> {
+    plan::ensure_interface_name(interface)?;
+    let (home, _lock) = session::lock_to_change(shell)?;
+    let removed = remove_locked(shell, &home, interface, direction, name);
+    home.remove_if_empty();
+    removed
+}
+
+fn remove_locked(shell: &Shell, home: &Home, interface: &str, direction: Watch, name: Option<&str>) -> Result<()> {
+    let name = state::chosen(home, name)?;
+    let links = ip::links(shell)?;
+    let session = status::session(shell, home, &name, &links)?;
+    let link = links.iter().find(|link| link.ifname == interface || link.altnames.iter().any(|alt| alt == interface));
+    let ifindex = link.map(|link| link.ifindex).or(session.memory.ifindexes.get(interface).copied());
+    let keys = direction.directions().iter().map(|direction| Some(TapKey { ifindex: ifindex?, direction: *direction }));
+    let gone: Vec<TapKey> = keys.flatten().filter(|key| session.memory.watches(key)).collect();
+    if gone.is_empty() {
+        let known: Vec<String> =
+            session.taps.iter().map(|tap| format!("{} {}", tap.interface, tap.direction)).collect();
+        bail!("IFACE {interface} is not watched by session {name} in that direction; it watches: {}", known.join(", "));
+    }
+    let others = session.taps.iter().any(|tap| !gone.contains(&tap.key));
+    ensure!(
+        others,
+        "session {name} watches nothing but {interface}; add another tap first, or end the session with: snifctl down \
+         --name {name}"
+    );
+    let link = links.iter().find(|link| Some(link.ifindex) == ifindex);
+    remove_taps(shell, home, &name, link, &gone)
+}
+
+/// Takes the filters away first; what the taps have counted until then goes into the session's memory.
+fn remove_taps(shell: &Shell, home: &Home, name: &str, link: Option<&Link>, gone: &[TapKey]) -> Result<()> {
+    if let Some(link) = link {
+        let directions: Vec<Direction> = gone.iter().map(|key| key.direction).collect();
+        teardown::detach_taps(shell, home, name, link, &directions)?;
+    }
+    let session = status::session(shell, home, name, &ip::links(shell)?)?;
+    let mut memory = session.memory.clone();
+    let rows: Vec<_> = session.taps.iter().filter(|tap| gone.contains(&tap.key)).collect();
+    memory.removed_taps = TapCounts::sum(rows.iter().map(|tap| tap.counts).chain([memory.removed_taps]));
+    forget(&mut memory, gone);
+    let maps = home.session(name).join("maps");
+    let mut lines = memory.updates(&maps, &session.config)?;
+    for tap in rows {
+        lines.push(bpftool::delete(&maps.join("slots"), &tap.slot.to_ne_bytes()));
+        lines.push(bpftool::delete(&maps.join("taps"), &tap.key.encode()));
+    }
+    bpftool::batch(shell, &lines)
+}
+
+/// Takes taps out of the request.
+fn forget(memory: &mut Memory, gone: &[TapKey]) {
+    let ifindexes = memory.ifindexes.clone();
+    memory.plan.watched.retain_mut(|watched| {
+        let Some(ifindex) = ifindexes.get(&watched.interface) else { return true };
+        let stays = |direction: &&Direction| !gone.contains(&TapKey { ifindex: *ifindex, direction: **direction });
+        let left: Vec<Direction> = watched.direction.directions().iter().filter(stays).copied().collect();
+        let direction = Watch::of(&left);
+        watched.direction = direction.unwrap_or(watched.direction);
+        direction.is_some()
+    });
+    let watched = &memory.plan.watched;
+    memory.ifindexes.retain(|name, _| watched.iter().any(|watched| watched.interface == *name));
+}
