@@ -7,8 +7,8 @@ CLANG ?= clang
 TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, and what its tests and demo need besides.
-PACKAGES := clang libbpf-dev bpftool iproute2 ethtool
-TEST_PACKAGES := tcpdump tshark tcpreplay socat iputils-ping procps
+PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
+TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps
 
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
@@ -21,9 +21,11 @@ help: ## list the targets
 build: ## build the release binary
 	$(CARGO) build --release --locked
 
-bpf: ## compile the kernel program by itself, every warning an error
+bpf: ## compile the kernel programs by themselves, every warning an error
 	@mkdir -p target
-	$(CLANG) -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(TRIPLET) -c bpf/snifctl.bpf.c -o target/snifctl.bpf.o
+	for name in snifctl match; do \
+		$(CLANG) -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(TRIPLET) \
+			-c bpf/$$name.bpf.c -o target/$$name.bpf.o || exit 1; done
 
 deps: ## install what is missing, with apt (needs root)
 	@missing="$$(for package in $(PACKAGES) $(TEST_PACKAGES); do \

@@ -47,9 +47,25 @@ fn every_command_and_option_of_the_readme_exists_and_none_is_missing() {
     for option in options.filter(|option| option.chars().all(|c| c.is_ascii_lowercase() || c == '-')) {
         assert!(README.contains(option) || ours.contains(&option), "the README does not tell of {option}");
     }
-    for command in
-        ["up", "down", "status", "remote list", "remote add", "remote remove", "map list", "map dump", "doctor", "demo"]
-    {
+    for command in [
+        "up",
+        "down",
+        "status",
+        "filter show",
+        "filter set",
+        "filter clear",
+        "filter test",
+        "tap list",
+        "tap add",
+        "tap remove",
+        "remote list",
+        "remote add",
+        "remote remove",
+        "map list",
+        "map dump",
+        "doctor",
+        "demo",
+    ] {
         assert!(README.contains(&format!("`{command}")), "the README does not tell of {command}");
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         assert!(help(&args).contains("Examples:"), "{command}");
