@@ -39,6 +39,18 @@ enum icmp_error {
 #define ETH_P_OLD_QINQ 0x9100
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+/*
+ * A number from 1 to `limit`, a power of two, in a form that every verifier follows: comparisons are often made on a
+ * copy of the register that is used later.
+ */
+#define BOUNDED(number, limit)          \
+	({                              \
+		__u32 below = (number) - 1; \
+		OPAQUE(below);          \
+		below &= (limit) - 1;   \
+		OPAQUE(below);          \
+		below + 1;              \
+	})
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -136,9 +148,17 @@ struct {
 	__type(value, struct bucket);
 } bucket SEC(".maps");
 
-/* Where a later fragment is put together: the stack has 512 bytes. */
+/* A template made ready for one packet, with room for any length that the verifier takes for possible. */
+struct outer {
+	__u8 bytes[HEADER_L3 + 128] __attribute__((aligned(8)));
+};
+
+#define SCRATCH_BYTES 16384 /* SKB_BYTES, as a power of two */
+
+/* Where headers and later fragments are put together: the stack has 512 bytes. */
 struct scratch {
-	__u8 bytes[HEADER_BYTES + SKB_BYTES] __attribute__((aligned(8))); /* or clang clears it byte by byte */
+	__u8 bytes[SCRATCH_BYTES] __attribute__((aligned(8))); /* or clang clears it byte by byte */
+	struct outer outer;
 };
 
 struct {
@@ -709,10 +729,13 @@ __noinline int take_tags(struct __sk_buff *skb, struct tags *tags)
 	return skb->vlan_present ? -1 : 0;
 }
 
-/* A template made ready for one packet. */
-struct outer {
-	__u8 bytes[HEADER_BYTES] __attribute__((aligned(8)));
-};
+static __always_inline struct outer *workspace(void)
+{
+	__u32 zero = 0;
+	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
+
+	return buffer ? &buffer->outer : NULL;
+}
 
 static __always_inline __u32 fold(__u64 sum)
 {
@@ -725,16 +748,18 @@ static __always_inline __u32 fold(__u64 sum)
 /* Patches at a position that user space has chosen; byte by byte, as the position may be odd. */
 static __always_inline void put16(struct outer *outer, __u32 at, __u32 value)
 {
-	if (at == 0 || at > HEADER_BYTES - 2)
+	if (at == 0)
 		return;
+	at = BOUNDED(at, 128);
 	outer->bytes[at] = value >> 8;
 	outer->bytes[at + 1] = value;
 }
 
 static __always_inline void put32(struct outer *outer, __u32 at, __u32 value)
 {
-	if (at == 0 || at > HEADER_BYTES - 4)
+	if (at == 0)
 		return;
+	at = BOUNDED(at, 128);
 	outer->bytes[at] = value >> 24;
 	outer->bytes[at + 1] = value >> 16;
 	outer->bytes[at + 2] = value >> 8;
@@ -795,8 +820,7 @@ static __always_inline void fill_vlan(struct __sk_buff *skb, struct outer *outer
 		tci = bpf_ntohs(tag[1]);
 		tagged = 1;
 	}
-	if (at == 0 || at > HEADER_BYTES - 4)
-		return;
+	at = BOUNDED(at, 128);
 	outer->bytes[at] |= tci >> 8 & 0xf;
 	outer->bytes[at + 1] = tci;
 	outer->bytes[at + 2] |= tci >> 13 << 5 | (tagged ? remote->tagged << 3 : 0) | copy->truncated << 2;
@@ -827,13 +851,7 @@ static __always_inline void fill_tunnel(struct __sk_buff *skb, struct outer *out
 /* Write `len` bytes of the outer headers, from the Ethernet header on, to the front of the packet. */
 static __always_inline int store_outer(struct __sk_buff *skb, struct outer *outer, __u32 len)
 {
-	OPAQUE(len);
-	if (len > HEADER_BYTES - HEADER_L3 + ETH_HLEN)
-		return -1;
-	OPAQUE(len);
-	if (len == 0)
-		return -1;
-	return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3 - ETH_HLEN, len, 0);
+	return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3 - ETH_HLEN, BOUNDED(len, 128), 0);
 }
 
 /* The headers of an IPv6 fragment: the fragment header goes between the IP header and what follows it. */
@@ -850,13 +868,9 @@ static __always_inline int store_ipv6_fragment(struct __sk_buff *skb, struct rem
 		return -1;
 	if (copy->fragment & 0x1fff)
 		return 0;
-	OPAQUE(tunnel);
-	if (tunnel > HEADER_BYTES - HEADER_L3 - sizeof(struct ipv6hdr))
+	if (tunnel == 0 || tunnel > 32)
 		return -1;
-	OPAQUE(tunnel);
-	if (tunnel == 0)
-		return -1;
-	return bpf_skb_store_bytes(skb, at + sizeof(header), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), tunnel, 0);
+	return bpf_skb_store_bytes(skb, at + sizeof(header), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), BOUNDED(tunnel, 32), 0);
 }
 
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
@@ -864,19 +878,19 @@ static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, s
 {
 	__u32 tag_len = 4 * (tags->count & (2 * MAX_TAGS - 1));
 	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy);
-	struct outer outer;
+	struct outer *outer = workspace();
 
-	fill_ip(&outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
-	fill_tunnel(skb, &outer, remote, copy, tags);
+	if (!outer)
+		return -1;
+	fill_ip(outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
+	fill_tunnel(skb, outer, remote, copy, tags);
 	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
 		return -1;
-	if (outer_len == remote->outer_len ? store_outer(skb, &outer, outer_len) : store_ipv6_fragment(skb, remote, &outer, copy))
+	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) : store_ipv6_fragment(skb, remote, outer, copy))
 		return -1;
 	if (!tag_len)
 		return 0;
-	if (tag_len > 4 * MAX_TAGS)
-		return -1;
-	return bpf_skb_store_bytes(skb, outer_len, tags->head, 2 * ETH_ALEN + tag_len, 0);
+	return bpf_skb_store_bytes(skb, outer_len, tags->head, 2 * ETH_ALEN + 4 * BOUNDED(tags->count, MAX_TAGS), 0);
 }
 
 static __always_inline int untag(struct __sk_buff *skb, struct tags *tags)
@@ -914,11 +928,10 @@ __noinline __u32 sum_frame(struct __sk_buff *skb)
 		offset += SUM_BYTES;
 	}
 	length = skb->len - offset;
-	OPAQUE(length);
 	if (length == 0 || length >= SUM_BYTES)
 		return fold(sum);
 	__builtin_memset(buffer->bytes, 0, SUM_BYTES);
-	if (bpf_skb_load_bytes(skb, offset, buffer->bytes, length))
+	if (bpf_skb_load_bytes(skb, offset, buffer->bytes, BOUNDED(length, SUM_BYTES)))
 		return 0;
 	sum = bpf_csum_diff(NULL, 0, (void *)buffer->bytes, SUM_BYTES, sum);
 	return fold(sum);
@@ -958,10 +971,10 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
 	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
 	struct tags tags = {};
-	struct outer outer;
+	struct outer *outer = workspace();
 	__be16 ethertype;
 
-	if (remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
+	if (!outer || remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
 	    (snaplen && wire_bytes(skb, copy->headers) > snaplen) || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
 		return -1;
 	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
@@ -975,13 +988,13 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 		return drop(skb, copy, REASON(rate));
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, packets);
-	fill_ip(&outer, remote, copy, room - ETH_HLEN + skb->len);
-	fill_tunnel(skb, &outer, remote, copy, &tags);
+	fill_ip(outer, remote, copy, room - ETH_HLEN + skb->len);
+	fill_tunnel(skb, outer, remote, copy, &tags);
 	if (bpf_skb_load_bytes(skb, 0, tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
 	if (tag && (take_tags(skb, &tags) || tags.count != 1))
 		return drop(skb, copy, REASON(resize));
-	if (store_outer(skb, &outer, remote->outer_len) ||
+	if (store_outer(skb, outer, remote->outer_len) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len, tags.head, 2 * ETH_ALEN + tag, 0) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
 		return drop(skb, copy, REASON(resize));
@@ -1057,12 +1070,11 @@ __noinline int cut(struct __sk_buff *skb, __u32 length)
 
 	if (!bpf_skb_change_tail(skb, length, 0))
 		return 0;
-	OPAQUE(length);
 	if (!buffer || length == 0 || length > SKB_BYTES)
 		return -1;
-	if (bpf_skb_load_bytes(skb, 0, buffer->bytes, length) || shorten(skb, length))
+	if (bpf_skb_load_bytes(skb, 0, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)) || shorten(skb, length))
 		return -1;
-	return bpf_skb_store_bytes(skb, 0, buffer->bytes, length, 0);
+	return bpf_skb_store_bytes(skb, 0, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
 }
 
 /* The first fragment is the frame's head behind the whole outer header. */
@@ -1084,19 +1096,18 @@ static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remot
 	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, offset = (copy->fragment & 0x1fff) * 8;
 	__u32 head = ETH_HLEN + ip_bytes(remote, copy), zero = 0;
 	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
-	struct outer outer;
 	struct tags tags;
 
 	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, &tags))
 		return -1;
-	if (bpf_skb_load_bytes(skb, offset - tunnel - 4 * tags.count, buffer->bytes, length))
+	if (bpf_skb_load_bytes(skb, offset - tunnel - 4 * tags.count, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)))
 		return -1;
 	if (shorten(skb, head + length))
 		return -1;
-	fill_ip(&outer, remote, copy, head - ETH_HLEN + length);
-	if (remote->flags & REMOTE_IPV6 ? store_ipv6_fragment(skb, remote, &outer, copy) : store_outer(skb, &outer, head))
+	fill_ip(&buffer->outer, remote, copy, head - ETH_HLEN + length);
+	if (remote->flags & REMOTE_IPV6 ? store_ipv6_fragment(skb, remote, &buffer->outer, copy) : store_outer(skb, &buffer->outer, head))
 		return -1;
-	return bpf_skb_store_bytes(skb, head, buffer->bytes, length, 0);
+	return bpf_skb_store_bytes(skb, head, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
 }
 
 static __always_inline int make_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
