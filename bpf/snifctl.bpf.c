@@ -155,10 +155,17 @@ struct outer {
 
 #define SCRATCH_BYTES 16384 /* SKB_BYTES, as a power of two */
 
+/* The VLAN tags of a copy, taken out of it. */
+struct tags {
+	__u32 count;
+	__u8 head[2 * ETH_ALEN + 4 * MAX_TAGS + 2]; /* the inner MAC addresses, tags and ethertype */
+};
+
 /* Where headers and later fragments are put together: the stack has 512 bytes. */
 struct scratch {
 	__u8 bytes[SCRATCH_BYTES] __attribute__((aligned(8))); /* or clang clears it byte by byte */
 	struct outer outer;
+	struct tags tags;
 };
 
 struct {
@@ -167,6 +174,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct scratch);
 } scratch SEC(".maps");
+
+static __always_inline struct scratch *workspace(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
 
 /* What the tap tells the relay's egress hook through skb->cb, and snif_wire tells snif_fragment. */
 enum cb_slot {
@@ -192,11 +206,6 @@ struct copy {
 	__u32 id; /* outer IP id */
 	__u32 fragment; /* offset / 8 and IP_MF of a fragment */
 	__u32 truncated;
-};
-
-struct tags {
-	__u32 count;
-	__u8 head[2 * ETH_ALEN + 4 * MAX_TAGS + 2]; /* the inner MAC addresses, tags and ethertype */
 };
 
 /* RFC 8200, section 4.5 */
@@ -318,6 +327,23 @@ static __always_inline bool within_rate(struct config *cfg, __u64 bytes, __u32 p
 	return !cfg->rate || take_tokens(cfg->rate, cfg->rate_packets ? packets : bytes);
 }
 
+/* What `counter`, one of a remote's, was before `count` was added. */
+static __always_inline __u32 fetch_add(struct remote_state *state, __u32 *counter, __u32 count)
+{
+#ifdef NO_ATOMIC_FETCH
+	__u32 before;
+
+	bpf_spin_lock(&state->lock);
+	before = *counter;
+	*counter = before + count;
+	bpf_spin_unlock(&state->lock);
+	return before;
+#else
+	(void)state;
+	return __sync_fetch_and_add(counter, count);
+#endif
+}
+
 /* First of `count` outer IP ids that no other packet to this remote has; 0 where DF makes ids meaningless. */
 static __always_inline __u32 take_ids(struct remote *remote, __u32 slot, __u32 count)
 {
@@ -326,7 +352,7 @@ static __always_inline __u32 take_ids(struct remote *remote, __u32 slot, __u32 c
 	if (remote->flags & REMOTE_DF)
 		return 0;
 	state = bpf_map_lookup_elem(&remote_state, &slot);
-	return state ? __sync_fetch_and_add(&state->ip_id, count) : 0;
+	return state ? fetch_add(state, &state->ip_id, count) : 0;
 }
 
 /* ---- the tap ---- */
@@ -701,11 +727,13 @@ int snif_tap_out(struct __sk_buff *skb)
 /* ---- the outer header ---- */
 
 /*
- * Move the VLAN tags that the kernel holds in metadata into `tags`, outermost first, with the MAC addresses before and
+ * Move the VLAN tags that the kernel holds in metadata into the scratch memory, outermost first, with the MAC addresses before and
  * the ethertype behind them. Each pop lifts the next tag of the frame into metadata, hence the loop.
  */
-__noinline int take_tags(struct __sk_buff *skb, struct tags *tags)
+__noinline int take_tags(struct __sk_buff *skb)
 {
+	struct scratch *room = workspace();
+	struct tags *tags = room ? &room->tags : NULL;
 	__u32 count = 0;
 
 	if (!tags)
@@ -727,14 +755,6 @@ __noinline int take_tags(struct __sk_buff *skb, struct tags *tags)
 	}
 	tags->count = count;
 	return skb->vlan_present ? -1 : 0;
-}
-
-static __always_inline struct outer *workspace(void)
-{
-	__u32 zero = 0;
-	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
-
-	return buffer ? &buffer->outer : NULL;
 }
 
 static __always_inline __u32 fold(__u64 sum)
@@ -807,8 +827,10 @@ static __always_inline void fill_udp(struct outer *outer, struct remote *remote,
 }
 
 /* The first word of an ERSPAN header: version and session id are the template's. */
-static __always_inline void fill_vlan(struct __sk_buff *skb, struct outer *outer, struct remote *remote, struct copy *copy, struct tags *tags)
+static __always_inline void fill_vlan(struct __sk_buff *skb, struct scratch *room, struct remote *remote, struct copy *copy)
 {
+	struct outer *outer = &room->outer;
+	struct tags *tags = &room->tags;
 	__u32 at = remote->vlan_at, tci = 0, tagged = 0;
 	__be16 tag[2];
 
@@ -827,8 +849,9 @@ static __always_inline void fill_vlan(struct __sk_buff *skb, struct outer *outer
 }
 
 /* What the tunnel header says of this copy. The packet is still the bare frame. */
-static __always_inline void fill_tunnel(struct __sk_buff *skb, struct outer *outer, struct remote *remote, struct copy *copy, struct tags *tags)
+static __always_inline void fill_tunnel(struct __sk_buff *skb, struct scratch *room, struct remote *remote, struct copy *copy)
 {
+	struct outer *outer = &room->outer;
 	struct remote_state *state;
 	__u64 now;
 
@@ -836,10 +859,10 @@ static __always_inline void fill_tunnel(struct __sk_buff *skb, struct outer *out
 		fill_udp(outer, remote, copy);
 	if (remote->sequence_at) {
 		state = bpf_map_lookup_elem(&remote_state, &copy->remote);
-		put32(outer, remote->sequence_at, state ? __sync_fetch_and_add(&state->sequence, 1) : 0);
+		put32(outer, remote->sequence_at, state ? fetch_add(state, &state->sequence, 1) : 0);
 	}
 	if (remote->vlan_at)
-		fill_vlan(skb, outer, remote, copy, tags);
+		fill_vlan(skb, room, remote, copy);
 	put16(outer, remote->port_at, copy->tap);
 	if (remote->time_at) {
 		now = bpf_ktime_get_boot_ns() + copy->cfg->clock;
@@ -874,29 +897,32 @@ static __always_inline int store_ipv6_fragment(struct __sk_buff *skb, struct rem
 }
 
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
-static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct copy *copy, struct tags *tags)
+static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 tag_len = 4 * (tags->count & (2 * MAX_TAGS - 1));
-	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy);
-	struct outer *outer = workspace();
+	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy), tag_len;
+	struct scratch *room = workspace();
+	struct outer *outer = room ? &room->outer : NULL;
 
 	if (!outer)
 		return -1;
+	tag_len = 4 * (room->tags.count & (2 * MAX_TAGS - 1));
 	fill_ip(outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
-	fill_tunnel(skb, outer, remote, copy, tags);
+	fill_tunnel(skb, room, remote, copy);
 	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
 		return -1;
 	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) : store_ipv6_fragment(skb, remote, outer, copy))
 		return -1;
 	if (!tag_len)
 		return 0;
-	return bpf_skb_store_bytes(skb, outer_len, tags->head, 2 * ETH_ALEN + 4 * BOUNDED(tags->count, MAX_TAGS), 0);
+	return bpf_skb_store_bytes(skb, outer_len, room->tags.head, 2 * ETH_ALEN + 4 * BOUNDED(room->tags.count, MAX_TAGS), 0);
 }
 
-static __always_inline int untag(struct __sk_buff *skb, struct tags *tags)
+static __always_inline int untag(struct __sk_buff *skb, struct scratch *room)
 {
-	tags->count = 0;
-	return skb->vlan_present ? take_tags(skb, tags) : 0;
+	if (!room)
+		return -1;
+	room->tags.count = 0;
+	return skb->vlan_present ? take_tags(skb) : 0;
 }
 
 /* Bytes of outer IP packet that this frame needs. */
@@ -913,8 +939,8 @@ static __always_inline bool fits(struct __sk_buff *skb, struct remote *remote)
 /* The inner frame's checksum, its tag included: 65,536 bytes at most, by parts that bpf_csum_diff takes. */
 __noinline __u32 sum_frame(struct __sk_buff *skb)
 {
-	__u32 zero = 0, offset = 0, length, sum = 0;
-	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
+	__u32 offset = 0, length, sum = 0;
+	struct scratch *buffer = workspace();
 	__be16 tag[2] = { skb->vlan_proto, bpf_htons(skb->vlan_tci) };
 
 	if (!buffer)
@@ -949,13 +975,11 @@ static __always_inline void study(struct __sk_buff *skb, struct remote *remote, 
 
 static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	struct tags tags;
-
 	if (!within_rate(copy->cfg, ETH_HLEN + need(skb, remote), 1))
 		return drop(skb, copy, REASON(rate));
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, 1);
-	if (untag(skb, &tags) || push_outer(skb, remote, copy, &tags))
+	if (untag(skb, workspace()) || push_outer(skb, remote, copy))
 		return drop(skb, copy, REASON(resize));
 	return sent(skb, remote, copy);
 }
@@ -970,11 +994,10 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
 	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
-	struct tags tags = {};
-	struct outer *outer = workspace();
+	struct scratch *parts = workspace();
 	__be16 ethertype;
 
-	if (!outer || remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
+	if (!parts || remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
 	    (snaplen && wire_bytes(skb, copy->headers) > snaplen) || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
 		return -1;
 	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
@@ -988,14 +1011,15 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 		return drop(skb, copy, REASON(rate));
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, packets);
-	fill_ip(outer, remote, copy, room - ETH_HLEN + skb->len);
-	fill_tunnel(skb, outer, remote, copy, &tags);
-	if (bpf_skb_load_bytes(skb, 0, tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
+	parts->tags.count = 0;
+	fill_ip(&parts->outer, remote, copy, room - ETH_HLEN + skb->len);
+	fill_tunnel(skb, parts, remote, copy);
+	if (bpf_skb_load_bytes(skb, 0, parts->tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
-	if (tag && (take_tags(skb, &tags) || tags.count != 1))
+	if (tag && (take_tags(skb) || parts->tags.count != 1))
 		return drop(skb, copy, REASON(resize));
-	if (store_outer(skb, outer, remote->outer_len) ||
-	    bpf_skb_store_bytes(skb, remote->outer_len, tags.head, 2 * ETH_ALEN + tag, 0) ||
+	if (store_outer(skb, &parts->outer, remote->outer_len) ||
+	    bpf_skb_store_bytes(skb, remote->outer_len, parts->tags.head, 2 * ETH_ALEN + tag, 0) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
 		return drop(skb, copy, REASON(resize));
 	return sent(skb, remote, copy);
@@ -1065,8 +1089,7 @@ __noinline int shorten(struct __sk_buff *skb, __u32 length)
 /* Keep the first `length` bytes. */
 __noinline int cut(struct __sk_buff *skb, __u32 length)
 {
-	__u32 zero = 0;
-	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
+	struct scratch *buffer = workspace();
 
 	if (!bpf_skb_change_tail(skb, length, 0))
 		return 0;
@@ -1081,26 +1104,23 @@ __noinline int cut(struct __sk_buff *skb, __u32 length)
 static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
 {
 	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len;
-	struct tags tags;
+	struct scratch *room = workspace();
 
-	if (untag(skb, &tags))
+	if (untag(skb, room) || cut(skb, length - tunnel - 4 * room->tags.count))
 		return -1;
-	if (cut(skb, length - tunnel - 4 * tags.count))
-		return -1;
-	return push_outer(skb, remote, copy, &tags);
+	return push_outer(skb, remote, copy);
 }
 
 /* A later one is bytes from the middle of the frame behind an IP header only. */
 static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
 {
 	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, offset = (copy->fragment & 0x1fff) * 8;
-	__u32 head = ETH_HLEN + ip_bytes(remote, copy), zero = 0;
-	struct scratch *buffer = bpf_map_lookup_elem(&scratch, &zero);
-	struct tags tags;
+	__u32 head = ETH_HLEN + ip_bytes(remote, copy);
+	struct scratch *buffer = workspace();
 
-	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, &tags))
+	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, buffer))
 		return -1;
-	if (bpf_skb_load_bytes(skb, offset - tunnel - 4 * tags.count, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)))
+	if (bpf_skb_load_bytes(skb, offset - tunnel - 4 * buffer->tags.count, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)))
 		return -1;
 	if (shorten(skb, head + length))
 		return -1;

@@ -157,6 +157,8 @@ struct remote {
 struct remote_state {
 	__u32 ip_id; /* next outer IP id */
 	__u32 sequence; /* next sequence number */
+	struct bpf_spin_lock lock; /* of a kernel without atomic fetch (before 5.12) */
+	__u32 unused;
 };
 
 /* Where the tunnel that an out interface itself is ends: packets to and from there are never copied. */

@@ -138,7 +138,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("", 40 + 2 * HEADER_BYTES as u64),
     ];
     expect("remote", &remote);
-    expect("remote_state", &[("ip_id", 0), ("sequence", 4), ("", 8)]);
+    expect("remote_state", &[("ip_id", 0), ("sequence", 4), ("lock", 8), ("unused", 12), ("", 16)]);
     expect("carrier_key", &[("address", 0), ("port", 16), ("unused", 18), ("", 20)]);
     expect("spread_chunk", &[("slot", 0), ("", SPREAD_BYTES as u64)]);
     expect("tunnel_key", &[("source", 0), ("remote", 16), ("", 32)]);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::exec::{Cmd, Failed, Shell, print};
+use crate::kernel;
 
 /// The sources by file name: the datapath, the layouts that it shares with this binary, what translated filters stand
 /// on, and a filter alone.
@@ -59,7 +60,7 @@ impl Source {
 
     fn cached(&self) -> PathBuf {
         let mut hasher = DefaultHasher::new();
-        (self, FILES, FLAGS, include_dir()).hash(&mut hasher);
+        (self, FILES, FLAGS, kernel_flag(), include_dir()).hash(&mut hasher);
         Path::new(CACHE).join(format!("{:016x}.o", hasher.finish()))
     }
 
@@ -110,6 +111,7 @@ impl Source {
         let mut args: Vec<String> = FLAGS.map(String::from).to_vec();
         args.push(source.join(self.main).to_string_lossy().into_owned());
         args.extend(["-o".into(), object.to_string_lossy().into_owned()]);
+        args.extend(kernel_flag().map(String::from));
         args.extend(include_dir().map(|dir| format!("-I{dir}")));
         Cmd::new("clang", args)
     }
@@ -140,6 +142,11 @@ fn ensure_cache() -> Result<()> {
     let owned = fs::symlink_metadata(cache).is_ok_and(|at| at.is_dir() && at.uid() == 0);
     ensure!(owned, "{CACHE} is not a directory of root's; try: rm -r {CACHE}");
     fs::set_permissions(cache, fs::Permissions::from_mode(0o755)).with_context(|| format!("cannot mend {CACHE}"))
+}
+
+/// What the source has to do without on an older kernel.
+fn kernel_flag() -> Option<&'static str> {
+    (!kernel::has_atomic_fetch()).then_some("-DNO_ATOMIC_FETCH")
 }
 
 /// Debian keeps `asm/types.h` in a directory named after the architecture.

@@ -11,6 +11,7 @@ use crate::abi::Direction;
 use crate::clang::Source;
 use crate::exec::{self, Cmd, Shell};
 use crate::ip::{self, Link};
+use crate::kernel::{self, version};
 use crate::plan;
 use crate::state;
 use crate::tc::{self, Filter, Hooks};
@@ -104,18 +105,6 @@ const TCPDUMP: Tool = Tool {
 };
 
 const BPF_HELPERS: &str = "/usr/include/bpf/bpf_helpers.h";
-/// The oldest kernel with all helpers and flags that the datapath uses.
-const KERNEL: (u32, u32) = (5, 15);
-
-/// The first `major.minor` in a version text: `iproute2-6.1.0` is (6, 1).
-fn version(text: &str) -> Option<(u32, u32)> {
-    let dotted = |c: char| !(c.is_ascii_digit() || c == '.');
-    let number =
-        text.split(dotted).find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
-    let mut parts = number.split('.').map(|part| part.parse().ok());
-    Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
-}
-
 fn check_tool(shell: &Shell, tool: &Tool) -> Check {
     let (major, minor) = tool.minimum;
     let fix = format!("apt-get install {}", tool.package);
@@ -196,13 +185,12 @@ pub fn checks(shell: &Shell, interface: Option<&str>, remote: Option<&str>) -> R
 }
 
 fn check_kernel() -> Check {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
-    match version(release) {
-        Some(found) if found >= KERNEL => ok("kernel", format!("{release} (at least {}.{})", KERNEL.0, KERNEL.1)),
+    let (release, (major, minor)) = (kernel::release(), kernel::OLDEST);
+    match version(&release) {
+        Some(found) if found >= kernel::OLDEST => ok("kernel", format!("{release} (at least {major}.{minor})")),
         _ => fail(
             "kernel",
-            format!("{release} is older than {}.{}: copies cannot be encapsulated", KERNEL.0, KERNEL.1),
+            format!("{release} is older than {major}.{minor}: copies cannot be encapsulated"),
             "apt-get install linux-image-amd64",
         ),
     }
@@ -291,8 +279,7 @@ fn foreign_line(dev: &str, direction: Direction, filter: &Filter, before: bool) 
 
 /// tcx programs (kernel 6.6) run before clsact. Only a newer bpftool lists them.
 fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    if version(release.trim()).is_none_or(|found| found < (6, 6)) || !state::is_root() {
+    if !kernel::has_tcx() || !state::is_root() {
         return None;
     }
     let name = &link.ifname;

@@ -61,6 +61,8 @@ pub struct Path {
     pub next_hop_mac: Option<[u8; 6]>,
     /// Copies must be made whole before they reach the out interface.
     pub finish: bool,
+    /// Super-packets must be cut into the wire's frames before they get a header.
+    pub per_frame: bool,
     /// The out interface takes IP packets without a link header.
     pub l3: bool,
 }
@@ -210,7 +212,7 @@ fn flags(outer: &Outer, at: Positions) -> u16 {
         (UNRESOLVED, !resolved),
         (FINISH, checksum || path.is_some_and(|path| path.finish)),
         (DF, outer.options.df),
-        (PER_FRAME, at.sequence != 0 || checksum),
+        (PER_FRAME, at.sequence != 0 || checksum || path.is_some_and(|path| path.per_frame)),
         (IPV6, outer.remote.is_ipv6()),
         (L3, path.is_some_and(|path| path.l3)),
         (FLOW, at.udp != 0 || outer.remote.is_ipv6()),

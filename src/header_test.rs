@@ -15,6 +15,7 @@ fn outer(tunnel: TunnelOptions, remote: &str) -> Outer {
         source_mac: [2, 0, 0, 0, 0, 1],
         next_hop_mac: Some([2, 0, 0, 0, 0, 2]),
         finish: false,
+        per_frame: false,
         l3: false,
     };
     let options = OuterOptions { ttl: 64, tos: 0, df: false };

@@ -11,6 +11,7 @@ mod exec;
 mod filter;
 mod header;
 mod ip;
+mod kernel;
 mod plan;
 mod remotes;
 mod report;

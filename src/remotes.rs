@@ -139,7 +139,7 @@ fn add_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) ->
     slots.push((slot, address));
     let mut lines = vec![
         bpftool::update(&maps.join("remote_stats"), &slot.to_ne_bytes(), &[0; 24]),
-        bpftool::update(&maps.join("remote_state"), &slot.to_ne_bytes(), &[0; 8]),
+        bpftool::update(&maps.join("remote_state"), &slot.to_ne_bytes(), &[0; 16]),
     ];
     lines.extend(updates(&maps, slot, &resolved.remotes[0].outer));
     lines.extend(running.switch(&maps, &slots, &memory)?);

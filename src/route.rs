@@ -10,6 +10,7 @@ use crate::abi::ETHERNET;
 use crate::exec::{Cmd, Shell};
 use crate::header::{Outer, Path};
 use crate::ip::{self, Link, RouteReply};
+use crate::kernel;
 use crate::plan::{Carrier, Oversize, Plan, Watch};
 
 /// How long unknown neighbours may take: the kernel asks three times, a second apart.
@@ -198,6 +199,7 @@ fn route(
         source_mac: way.out.mac().unwrap_or_default(),
         next_hop_mac: way.next_hop_mac,
         finish: needs_finishing(shell, &way.out)?,
+        per_frame: !kernel::encapsulates_frames(),
         l3: way.out.is_l3(),
     });
     Ok(RemoteRoute { out: Some(way.out), outer })
