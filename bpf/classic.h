@@ -7,6 +7,7 @@
 #define CLASSIC_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <bpf/bpf_helpers.h>
@@ -14,6 +15,17 @@
 
 /* Keeps clang from leaving out, or folding, a bounds check that the verifier needs to see. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
+
+/*
+ * Reads a pointer of the packet. In C, clang may keep the field's address for many of them, and the verifier takes no
+ * address inside the context.
+ */
+#define FIELD(skb, name)                                                                                          \
+	({                                                                                                        \
+		__u64 field;                                                                                      \
+		asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(field) : "r"(skb), "i"(offsetof(struct __sk_buff, name))); \
+		(void *)field;                                                                                    \
+	})
 
 #define TAG_AT (2 * ETH_ALEN) /* where the outermost tag stands on the wire */
 #define TAG_END (TAG_AT + 4)
@@ -53,7 +65,7 @@ __noinline __u64 load_slowly(struct __sk_buff *skb, __u32 offset, __u32 size)
 /* The same, by direct access where that will do. `tagged` is tag_bytes(). */
 static __always_inline bool load(struct __sk_buff *skb, __u32 tagged, __u64 offset, const __u32 size, __u32 *value)
 {
-	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u8 *data = FIELD(skb, data), *end = FIELD(skb, data_end);
 	__u64 at = offset >= TAG_END ? offset - tagged : offset;
 
 	if (at <= DIRECT_BYTES && (offset >= TAG_END || offset + size <= TAG_AT || !tagged)) {

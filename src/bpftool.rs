@@ -10,10 +10,11 @@ use crate::clang;
 use crate::exec::{Cmd, Failed, Shell};
 use crate::state::ALL_MAPS;
 
-/// Loads every program of the object once and pins programs and maps under their names.
-pub fn load(shell: &Shell, object: &Path, dir: &Path) -> Result<()> {
+/// Loads every program of the object once and pins programs and maps under their names. `filtered`: a filter is in it.
+pub fn load(shell: &Shell, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
     let maps = dir.join("maps");
-    load_by(shell, &["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)])
+    let words = ["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)];
+    load_by(shell, &words, filtered)
 }
 
 /// Loads every program of the object on the maps that are pinned in `maps`, and pins the programs.
@@ -24,23 +25,26 @@ pub fn load_on(shell: &Shell, object: &Path, dir: &Path, maps: &Path) -> Result<
     for (map, pin) in ALL_MAPS.iter().zip(&pins) {
         words.extend(["map", "name", map, "pinned", pin]);
     }
-    load_by(shell, &words)
+    load_by(shell, &words, true)
 }
 
 /// Loads an object with one program and pins it.
 pub fn load_one(shell: &Shell, object: &Path, pin: &Path) -> Result<()> {
-    load_by(shell, &["prog", "load", &text(object), &text(pin), "type", "classifier"])
+    load_by(shell, &["prog", "load", &text(object), &text(pin), "type", "classifier"], true)
 }
 
-fn load_by(shell: &Shell, words: &[&str]) -> Result<()> {
+fn load_by(shell: &Shell, words: &[&str], filtered: bool) -> Result<()> {
     match shell.write(&Cmd::new("bpftool", words.iter().copied())) {
         Ok(_) => Ok(()),
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => Err(clang::log_failure(
+            Ok(failed) if filtered => Err(clang::log_failure(
                 "bpftool",
                 &failed,
-                "the kernel refused the program (a filter can be too long for it); try: snifctl doctor",
+                "the kernel refused the program with this filter; use a shorter --filter or EXPR, or try: snifctl doctor",
             )),
+            Ok(failed) => {
+                Err(clang::log_failure("bpftool", &failed, "the kernel refused the program; try: snifctl doctor"))
+            }
             Err(err) => Err(err),
         },
     }

@@ -162,10 +162,23 @@ fn explain(err: anyhow::Error) -> anyhow::Error {
     }
 }
 
+/// What bpftool says after the verifier's reason, always.
+const NOISE: [&str; 8] = [
+    "Error: failed to load object file",
+    "Warning: bpftool is now running",
+    "If it used to work",
+    "libbpf: failed to load",
+    "libbpf: prog",
+    "-- END PROG",
+    "processed",
+    "verification time",
+];
+
 /// The last lines of a long log in the message, all of it in a file that the message names.
 pub fn log_failure(tool: &str, failed: &Failed, hint: &str) -> anyhow::Error {
     let kept = keep_log(tool, &failed.stderr);
-    let lines: Vec<&str> = failed.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let says = |line: &&str| !line.is_empty() && !NOISE.iter().any(|noise| line.starts_with(noise));
+    let lines: Vec<&str> = failed.stderr.lines().map(str::trim).filter(says).collect();
     let last = lines[lines.len().saturating_sub(3)..].join(" | ");
     match kept {
         Ok(path) => anyhow::anyhow!("{tool} failed: {last}; the whole log is in {}; {hint}", path.display()),

@@ -247,7 +247,7 @@ enum FilterCommand {
     )]
     Set {
         /// A pcap-filter(7) expression, in one word or several
-        #[arg(value_name = "EXPR", required = true, allow_hyphen_values = true)]
+        #[arg(value_name = "EXPR", required = true)]
         expression: Vec<String>,
         #[arg(long)]
         name: Option<String>,
@@ -264,7 +264,7 @@ enum FilterCommand {
     )]
     Test {
         /// A pcap-filter(7) expression, in one word or several [default: the one in force]
-        #[arg(value_name = "EXPR", allow_hyphen_values = true)]
+        #[arg(value_name = "EXPR")]
         expression: Vec<String>,
         /// A capture of Ethernet that tcpdump can read
         #[arg(short, long, value_name = "FILE")]

@@ -45,6 +45,9 @@ pub struct Instruction {
     pub k: u32,
 }
 
+/// Offsets from here on stand for what the kernel knows of a packet (SKF_AD_OFF in <linux/filter.h>).
+const OUTSIDE: u32 = 0xffff_f000;
+
 /// Words of scratch memory.
 const MEMORY: u32 = 16;
 
@@ -147,6 +150,11 @@ fn statement(at: usize, i: &Instruction, len: usize, targets: &mut BTreeSet<usiz
     Ok(match i.code & 0x07 {
         op::LD => match mode {
             op::IMM => format!("a = {k}u;"),
+            op::ABS if k >= OUTSIDE => {
+                bail!(
+                    "it asks for what is not in the frame (inbound, outbound, ifindex); choose with --direction instead"
+                )
+            }
             op::ABS => load(&format!("{k}u"), i.code)?,
             op::IND => load(&format!("(__u64)x + {k}u"), i.code)?,
             op::MEM => format!("a = m[{}];", cell(k)?),

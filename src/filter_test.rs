@@ -87,7 +87,8 @@ fn programs() -> Vec<Vec<Instruction>> {
     let mut programs = vec![vec![i(0x06, 0)], vec![i(0x06, 262_144)], vec![RETURN_A]];
     // Loads: inside, across and beyond the end of packets of 14, 60 and 600 bytes.
     for code in [0x20, 0x28, 0x30] {
-        for k in [0, 1, 10, 11, 12, 13, 14, 16, 56, 57, 58, 59, 60, 596, 599, 0x7ffe, 0x8000, 0x7fff_ffff, u32::MAX] {
+        for k in [0, 1, 10, 11, 12, 13, 14, 16, 56, 57, 58, 59, 60, 596, 599, 0x7ffe, 0x8000, 0x7fff_ffff, 0xffff_efff]
+        {
             programs.push(vec![i(code, k), RETURN_A]);
             programs.push(vec![i(0x01, k), i(code + 0x20, 0), RETURN_A]);
         }
@@ -239,6 +240,7 @@ fn what_is_not_classic_bpf_is_refused() {
     assert!(said(&[i(0x05, 1), i(0x06, 0)]).contains("beyond the end"));
     assert!(said(&[i(0x60, 16)]).contains("scratch memory"));
     assert!(said(&[i(0x38, 0)]).contains("size"));
+    assert!(said(&[i(0x28, 0xffff_f004)]).contains("--direction"));
     assert!(said(&[i(0xb4, 0)]).contains("unknown"));
     assert!(said(&[i(0x55, 0)]).contains("unknown"));
 }

@@ -230,7 +230,7 @@ impl<'a> Making<'a> {
     fn make(&self, shell: &Shell, object: &Path) -> Result<()> {
         let building = self.home.building(&self.plan.name);
         shell.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
-        bpftool::load(shell, object, &building)?;
+        bpftool::load(shell, object, &building, self.plan.filter.is_some())?;
         bpftool::batch(shell, &self.map_updates(&building.join("maps"))?)?;
         self.make_relay(shell, &building)?;
         self.publish(shell, &building)?;
