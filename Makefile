@@ -13,7 +13,7 @@ TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo test check install clean
+.PHONY: help build bpf deps demo test test-kernels check install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,12 +27,16 @@ bpf: ## compile the kernel programs by themselves, every warning an error
 		$(CLANG) -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(TRIPLET) \
 			-c bpf/$$name.bpf.c -o target/$$name.bpf.o || exit 1; done
 
+# What is missing of these packages.
+define install
+missing="$$(for package in $(1); do \
+	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done)"; \
+if [ -n "$$(echo $$missing)" ]; then \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+endef
+
 deps: ## install what is missing, with apt (needs root)
-	@missing="$$(for package in $(PACKAGES) $(TEST_PACKAGES); do \
-		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done)"; \
-	if ! command -v cc >/dev/null; then missing="$$missing gcc"; fi; \
-	if [ -n "$$(echo $$missing)" ]; then \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+	@$(call install,$(PACKAGES) $(TEST_PACKAGES) $(if $(shell command -v cc),,gcc))
 	@command -v $(CARGO) >/dev/null || { apt-get install -q -y rustup && rustup default stable; } || \
 		{ echo "cargo is missing; Rust 1.89 or newer is needed: see https://rustup.rs" >&2; exit 1; }
 
@@ -41,6 +45,13 @@ demo: deps build ## the main job on real traffic, in a sandbox (needs root)
 
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 	$(CARGO) test --locked
+
+KERNELS ?=
+KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wireguard-tools
+
+test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 newest" chooses (needs root and the network)
+	@$(call install,$(KERNEL_PACKAGES))
+	tests/kernels/run $(KERNELS)
 
 check: deps ## formatting and lints
 	$(CARGO) fmt --check

@@ -618,26 +618,29 @@ static __always_inline __u32 wire_frames(struct __sk_buff *skb, __u32 headers)
 	return frames ? frames : 1;
 }
 
-/* Clone the packet to the relay. Its mark and cb carry the copy's description there, and are put back. */
-static __always_inline void send_copy(struct __sk_buff *skb, struct copy *copy)
+/*
+ * Clone the packet to the relay. Its mark and cb carry the copy's description there, and are put back. A global function,
+ * so that verifiers look at it once and not for each of 64 remotes.
+ */
+__noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 copy_mark, __u32 frames, __u32 headers)
 {
-	__u32 mark = skb->mark, segs = skb->cb[CB_SEGS], headers = skb->cb[CB_HEADERS];
-	__u32 copy_mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | copy->tap << MARK_TAP_SHIFT | copy->remote;
+	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS];
 	long err;
 
 	skb->mark = copy_mark;
-	skb->cb[CB_SEGS] = copy->frames;
-	skb->cb[CB_HEADERS] = copy->headers;
-	err = bpf_clone_redirect(skb, copy->cfg->relay, 0);
-	skb->mark = mark;
-	skb->cb[CB_SEGS] = segs;
+	skb->cb[CB_SEGS] = frames;
 	skb->cb[CB_HEADERS] = headers;
+	err = bpf_clone_redirect(skb, relay, 0);
+	skb->mark = mark;
+	skb->cb[CB_SEGS] = cb_segs;
+	skb->cb[CB_HEADERS] = cb_headers;
 	/*
 	 * Above zero, one of our programs has dropped and counted the copy; ENETDOWN is counted by the device that
 	 * lost it. What is left never reached a device: no memory, or no relay.
 	 */
 	if (err < 0 && err != -100 /* ENETDOWN */)
-		count_drop(copy_mark, copy->frames, REASON(clone));
+		count_drop(copy_mark, frames, REASON(clone));
+	return 0;
 }
 
 /* The remotes of this packet as a set of slots: all, or the one of its flow. */
@@ -681,7 +684,7 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	struct config *cfg = session();
 	struct copy copy;
 	struct tap *watched;
-	__u32 headers;
+	__u32 headers, mark;
 	__u64 left;
 
 	if (is_copy(skb->mark))
@@ -702,12 +705,13 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 		return TC_ACT_UNSPEC;
 	}
 	left = choose_remotes(skb, cfg);
-	for (copy.remote = 0; copy.remote < MAX_REMOTES && left; copy.remote++, left >>= 1) {
+	mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | copy.tap << MARK_TAP_SHIFT;
+	for (__u32 remote = 0; remote < MAX_REMOTES && left; remote++, left >>= 1) {
 		if (!(left & 1))
 			continue;
 		watched->stat.pcnt += copy.frames;
 		watched->stat.bcnt += copy.bytes;
-		send_copy(skb, &copy);
+		send_copy(skb, cfg->relay, mark | remote, copy.frames, copy.headers);
 	}
 	return TC_ACT_UNSPEC;
 }

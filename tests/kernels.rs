@@ -1,0 +1,238 @@
+//! What only a kernel with its modules can show: interfaces of many kinds as watched or out interface, and what another
+//! kernel version answers. Not part of `cargo test`: tests/kernels/run runs it in guests with stock kernels.
+
+mod lab;
+
+use std::net::IpAddr;
+
+use lab::capture::Direction;
+use lab::check::assert_same_frames;
+use lab::decode::{decap_gre, inner_frames};
+use lab::frames::{self, ETH_8021AD, ETH_8021Q, Ends, tagged};
+use lab::tunnels::{Kind, Link, decap_on, inner, raw_packets};
+use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll};
+
+/// A lab whose out link takes every copy whole.
+fn roomy() -> Lab {
+    Lab::with(lab::Options { out_mtu: 1700, ..lab::Options::default() })
+}
+
+/// Watches `dev`, sends frames at an interface, and compares what the collector gets with `expected`.
+fn assert_copied(lab: &Lab, watched: &[&str], sent: (Ns, &str, &[Vec<u8>]), expected: &[Vec<u8>]) {
+    let remote = COLLECTOR_IP.to_string();
+    let up = [&["up"], watched, &["--tunnel", "gre", "--remote", &remote]].concat();
+    lab.snifctl(&up).assert().success();
+    let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
+    lab.send(sent.0, sent.1, sent.2);
+    mirrored.wait_for(expected.len());
+    mirrored.settle();
+    assert_same_frames(expected, &inner_of(&mirrored.stop()));
+    assert_all_sent(lab, expected.len());
+    lab.snifctl(["down"]).assert().success();
+}
+
+fn inner_of(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    inner_frames(&decap_gre(packets))
+}
+
+/// Exactly so many copies were sent, and none was dropped.
+fn assert_all_sent(lab: &Lab, copies: usize) {
+    let status = lab.status();
+    let session = &status["sessions"][0];
+    assert_eq!(session["remotes"][0]["stat"]["pcnt"], copies, "{session:#}");
+    let drops = session["drops"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum::<u64>();
+    assert_eq!(drops, 0, "{session:#}");
+}
+
+fn wait_until_up(lab: &Lab, dev: &str) {
+    let is_up = || lab.shown(&["ip", "-br", "link", "show", "dev", dev]).contains(" UP ").then_some(());
+    poll(PATIENCE, is_up).unwrap_or_else(|| panic!("{dev} never came up"));
+}
+
+fn series() -> Vec<Vec<u8>> {
+    frames::series(&Ends::PEER_TO_HOST, 25)
+}
+
+#[test]
+fn a_vlan_interface_is_watched_without_its_tag_in_both_directions() {
+    let lab = roomy();
+    lab.ip_batch(Ns::Host, "link add link eth0 name eth0.10 type vlan id 10\nlink set dev eth0.10 addrgenmode none up");
+    let incoming: Vec<Vec<u8>> = series().iter().map(|frame| tagged(ETH_8021Q, 10, frame)).collect();
+    assert_copied(&lab, &["eth0.10"], (Ns::Peer, "peer0", &incoming), &series());
+    let outgoing = frames::series(&Ends::HOST_TO_PEER, 25);
+    assert_copied(&lab, &["eth0.10"], (Ns::Host, "eth0.10", &outgoing), &outgoing);
+}
+
+#[test]
+fn a_qinq_interface_is_watched_without_its_tags_and_the_wire_beneath_with_them() {
+    let lab = roomy();
+    lab.ip_batch(
+        Ns::Host,
+        "link add link eth0 name eth0.30 type vlan proto 802.1ad id 30\nlink set dev eth0.30 addrgenmode none up\n\
+         link add link eth0.30 name eth0.30.10 type vlan id 10\nlink set dev eth0.30.10 addrgenmode none up",
+    );
+    let double = |frame: &Vec<u8>| tagged(ETH_8021AD, 30, &tagged(ETH_8021Q, 10, frame));
+    let incoming: Vec<Vec<u8>> = series().iter().map(double).collect();
+    assert_copied(&lab, &["eth0.30.10"], (Ns::Peer, "peer0", &incoming), &series());
+    assert_copied(&lab, &["eth0"], (Ns::Peer, "peer0", &incoming), &incoming);
+}
+
+#[test]
+fn copies_leave_through_a_vlan_interface() {
+    let lab = roomy();
+    let mac = mac_text(COLLECTOR_MAC);
+    lab.ip_batch(
+        Ns::Host,
+        &format!(
+            "link add link out0 name out0.20 type vlan id 20\nlink set dev out0.20 addrgenmode none up\n\
+             address add 203.0.113.1/24 dev out0.20\nneigh replace 203.0.113.2 lladdr {mac} nud permanent dev out0.20"
+        ),
+    );
+    let up = ["up", "eth0", "--tunnel", "gre", "--remote", "203.0.113.2", "--direction", "ingress"];
+    lab.snifctl(up).assert().success();
+    let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
+    lab.send(Ns::Peer, "peer0", &series());
+    mirrored.wait_for(series().len());
+    let outer = mirrored.stop();
+    let untagged: Vec<Vec<u8>> = outer
+        .iter()
+        .map(|frame| {
+            assert_eq!(frame[12..16], [0x81, 0, 0, 20], "the outer frame has the tag of out0.20");
+            [&frame[..12], &frame[16..]].concat()
+        })
+        .collect();
+    assert_same_frames(&series(), &inner_of(&untagged));
+    assert_all_sent(&lab, series().len());
+}
+
+#[test]
+fn a_bridge_and_its_port_are_watched() {
+    let lab = roomy();
+    lab.ip_batch(
+        Ns::Host,
+        &format!(
+            "link add br0 address {} type bridge\nlink set dev eth0 master br0\nlink set dev br0 addrgenmode none up",
+            mac_text(HOST_MAC)
+        ),
+    );
+    assert_copied(&lab, &["br0"], (Ns::Peer, "peer0", &series()), &series());
+    assert_copied(&lab, &["eth0"], (Ns::Peer, "peer0", &series()), &series());
+}
+
+#[test]
+fn a_bond_is_watched_and_sends_copies() {
+    let lab = roomy();
+    lab.ip_batch(
+        Ns::Host,
+        "link add bond0 type bond mode active-backup\nlink set dev eth0 down\nlink set dev eth0 master bond0\n\
+         link set dev bond0 addrgenmode none up\nlink set dev eth0 up",
+    );
+    wait_until_up(&lab, "bond0");
+    assert_copied(&lab, &["bond0"], (Ns::Peer, "peer0", &series()), &series());
+    let lab = roomy();
+    let mac = mac_text(COLLECTOR_MAC);
+    lab.ip_batch(
+        Ns::Host,
+        &format!(
+            "link add bond0 mtu 1700 type bond mode active-backup\nlink set dev out0 down\naddress flush dev out0\n\
+             link set dev out0 master bond0\nlink set dev bond0 addrgenmode none up\nlink set dev out0 up\n\
+             address add 198.51.100.1/24 dev bond0\nneigh replace {COLLECTOR_IP} lladdr {mac} nud permanent dev bond0"
+        ),
+    );
+    wait_until_up(&lab, "bond0");
+    assert_copied(&lab, &["eth0", "--direction", "ingress"], (Ns::Peer, "peer0", &series()), &series());
+}
+
+#[test]
+fn a_dummy_is_watched() {
+    let lab = roomy();
+    lab.ip_batch(Ns::Host, "link add dummy0 type dummy\nlink set dev dummy0 addrgenmode none arp off up");
+    let outgoing = frames::series(&Ends::HOST_TO_PEER, 25);
+    assert_copied(&lab, &["dummy0"], (Ns::Host, "dummy0", &outgoing), &outgoing);
+}
+
+#[test]
+fn interfaces_of_a_vrf_are_watched_and_copies_leave_through_one() {
+    let lab = roomy();
+    let mac = mac_text(COLLECTOR_MAC);
+    lab.ip_batch(
+        Ns::Host,
+        &format!(
+            "link add blue type vrf table 10\nlink set dev blue up\nlink set dev eth0 master blue\n\
+             link set dev out0 master blue\nneigh replace {COLLECTOR_IP} lladdr {mac} nud permanent dev out0\n\
+             route add {COLLECTOR_IP}/32 dev out0"
+        ),
+    );
+    assert_copied(&lab, &["eth0", "--direction", "ingress"], (Ns::Peer, "peer0", &series()), &series());
+}
+
+#[test]
+fn copies_leave_through_wireguard_and_arrive_decrypted() {
+    let lab = roomy();
+    let [host, collector] = [Ns::Host, Ns::Collector].map(|ns| WireGuard::make(&lab, ns));
+    lab.ip_batch(Ns::Collector, &format!("address add {COLLECTOR_IP}/24 dev col0"));
+    host.meet(&lab, &collector, "10.99.0.1", Some(&format!("{COLLECTOR_IP}:51820")));
+    collector.meet(&lab, &host, "10.99.0.2", None);
+    // Out of the first packets' way: the handshake.
+    lab.host(&["ping", "-c", "1", "-W", "5", "10.99.0.2"]);
+    // Watched is the interface that WireGuard's own packets pass, too: they are not copied again.
+    let up = ["up", "eth0", "out0", "--tunnel", "gre", "--remote", "10.99.0.2"];
+    lab.snifctl(up).assert().success();
+    let mut mirrored = lab.capture(Ns::Collector, "wg0", Direction::In);
+    lab.send(Ns::Peer, "peer0", &series());
+    mirrored.wait_for(series().len());
+    mirrored.settle();
+    let address = IpAddr::from([10, 99, 0, 2]);
+    let is_ours =
+        |packet: &Vec<u8>| packet[9] == 47 && IpAddr::from(<[u8; 4]>::try_from(&packet[16..20]).unwrap()) == address;
+    let ours: Vec<Vec<u8>> = raw_packets(mirrored.pcap()).into_iter().filter(is_ours).collect();
+    assert_same_frames(&series(), &inner(&decap_on(Link::Raw, Kind::Gre, &ours)));
+    lab.snifctl(["down"]).assert().success();
+}
+
+/// One end of a WireGuard tunnel.
+struct WireGuard {
+    ns: Ns,
+    public: String,
+}
+
+impl WireGuard {
+    fn make(lab: &Lab, ns: Ns) -> WireGuard {
+        lab.ip_batch(ns, "link add wg0 mtu 1600 type wireguard");
+        let key = lab.dir().join(format!("key-{ns:?}"));
+        let script = format!(
+            "umask 077; wg genkey > {0}; wg set wg0 listen-port 51820 private-key {0}; wg pubkey < {0}",
+            key.display()
+        );
+        let public = String::from_utf8(lab.run(ns, &["sh", "-euc", &script]).stdout).unwrap();
+        WireGuard { ns, public: public.trim().into() }
+    }
+
+    fn meet(&self, lab: &Lab, other: &WireGuard, address: &str, endpoint: Option<&str>) {
+        let endpoint: Vec<&str> = endpoint.iter().flat_map(|at| ["endpoint", at]).collect();
+        let peer = ["wg", "set", "wg0", "peer", &other.public, "allowed-ips", "10.99.0.0/24"];
+        lab.run(self.ns, &[&peer[..], &endpoint].concat());
+        lab.ip_batch(self.ns, &format!("address add {address}/24 dev wg0\nlink set dev wg0 up"));
+    }
+}
+
+#[test]
+fn a_filter_changes_and_everything_goes_without_a_trace() {
+    let lab = roomy();
+    let before = lab.machine();
+    let remote = COLLECTOR_IP.to_string();
+    lab.snifctl(["up", "eth0", "--tunnel", "gre", "--remote", &remote, "--filter", "tcp"]).assert().success();
+    lab.snifctl(["filter", "set", "udp", "or", "vlan"]).assert().success();
+    lab.snifctl(["filter", "set", "vlan 10 and udp"]).assert().success();
+    let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
+    let tags: Vec<Vec<u8>> = series().iter().map(|frame| tagged(ETH_8021Q, 10, frame)).collect();
+    lab.send(Ns::Peer, "peer0", &[&tags[..], &series()].concat());
+    mirrored.wait_for(tags.len());
+    mirrored.settle();
+    assert_same_frames(&tags, &inner_of(&mirrored.stop()));
+    lab.snifctl(["filter", "clear"]).assert().success();
+    lab.snifctl(["tap", "remove", "eth0", "--direction", "egress"]).assert().success();
+    lab.snifctl(["remote", "add", "198.51.100.3"]).assert().success();
+    lab.snifctl(["down"]).assert().success();
+    lab.assert_as_before(&before);
+}
