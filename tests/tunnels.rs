@@ -20,7 +20,7 @@ use serde_json::Value;
 
 /// Every copy of a 1500-byte link fits, with two tags and the longest header.
 const ROOMY: u32 = 1700;
-const MEGABYTES: usize = 2 << 20;
+const MEGABYTES: usize = if lab::GUEST { 200 << 10 } else { 2 << 20 };
 
 // ---- the tunnels ----
 
@@ -692,13 +692,13 @@ const DEVICES: [Device; 12] = [
     device(GRE, false, "type gretap local LOCAL remote REMOTE"),
     device(KEY_5, false, "type gretap local LOCAL remote REMOTE key 5"),
     device(GRE, true, "type ip6gretap local LOCAL remote REMOTE"),
-    device(SESSION_5, false, "type erspan seq key 5 erspan_ver 1 erspan 0 local LOCAL remote REMOTE"),
+    device(SESSION_5, false, "type erspan seq key 5 erspan_ver 1 erspan 1 local LOCAL remote REMOTE"),
     device(
         SESSION_6,
         false,
         "type erspan seq key 5 erspan_ver 2 erspan_dir ingress erspan_hwid 0 local LOCAL remote REMOTE",
     ),
-    device(SESSION_5, true, "type ip6erspan seq key 5 erspan_ver 1 erspan 0 local LOCAL remote REMOTE"),
+    device(SESSION_5, true, "type ip6erspan seq key 5 erspan_ver 1 erspan 1 local LOCAL remote REMOTE"),
 ];
 
 #[test]
@@ -708,35 +708,36 @@ fn vxlan_devices_of_the_kernel_end_the_tunnels() {
 
 #[test]
 fn geneve_devices_of_the_kernel_end_the_tunnels() {
-    assert_devices_end(&["geneve"], stock_kernel());
+    assert_devices_end(&["geneve"], lab::GUEST);
 }
 
 #[test]
 fn gre_devices_of_the_kernel_end_the_tunnels() {
-    assert_devices_end(&["gretap", "ip6gretap"], stock_kernel());
+    assert_devices_end(&["gretap", "ip6gretap"], lab::GUEST);
 }
 
 #[test]
 fn erspan_devices_of_the_kernel_end_the_tunnels() {
-    assert_devices_end(&["erspan", "ip6erspan"], stock_kernel());
-}
-
-/// In a guest of tests/kernels/run, whose kernel has every module.
-fn stock_kernel() -> bool {
-    std::env::var_os("SNIFCTL_STOCK_KERNEL").is_some()
+    assert_devices_end(&["erspan", "ip6erspan"], lab::GUEST);
 }
 
 /// Each device of these kinds ends the tunnel; one may be missing where it is not `required`.
 fn assert_devices_end(kinds: &[&str], required: bool) {
-    for device in DEVICES.iter().filter(|device| kinds.contains(&device.link.split(' ').nth(1).unwrap())) {
-        let ran = ends_tunnel(device);
+    let devices = DEVICES.iter().filter(|device| kinds.contains(&device.link.split(' ').nth(1).unwrap()));
+    for (at, device) in devices.enumerate() {
+        // A guest, which is slow, takes one mode a device.
+        let modes = if lab::GUEST { &MODES[at % 2..][..1] } else { &MODES[..] };
+        let ran = modes.iter().all(|mode| ends_tunnel(device, mode));
         assert!(ran || !required, "this kernel or iproute2 has no {}", device.link);
         println!("{}: {}", if ran { "ran" } else { "not run, as this kernel or iproute2 has none" }, device.link);
     }
 }
 
-/// Whether the device is there; then, all that passes the watched link must come out of it.
-fn ends_tunnel(device: &Device) -> bool {
+const MODES: [&str; 2] = ["segment", "fragment"];
+
+/// Whether the device is there; then, all that passes the watched link must come out of it. Each time a new device: one
+/// with sequence numbers drops what is behind those of the session before.
+fn ends_tunnel(device: &Device, mode: &str) -> bool {
     let (lab, case) = (Lab::new(), device.tunnel.cases()[usize::from(device.v6)]);
     let link = device.link.replace("LOCAL", &case.remote().to_string());
     let link = link.replace("REMOTE", &case.source().to_string());
@@ -751,11 +752,9 @@ fn ends_tunnel(device: &Device) -> bool {
     );
     // Merged segments would not be the frames that were sent.
     lab.collector(&["ethtool", "-K", "t0", "gro", "off"]);
-    for mode in ["segment", "fragment"] {
-        up_to(&lab, case.tunnel.args, &[case.remote()], &["--oversize", mode]);
-        assert_ends(&lab, case, mode);
-        down(&lab);
-    }
+    up_to(&lab, case.tunnel.args, &[case.remote()], &["--oversize", mode]);
+    assert_ends(&lab, case, mode);
+    down(&lab);
     true
 }
 
