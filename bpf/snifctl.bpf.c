@@ -189,9 +189,11 @@ enum cb_slot {
 	CB_PAYLOAD = 0, /* fragment: bytes of payload of all fragments together */
 	CB_SUM = 1, /* fragment: checksum of the inner frame */
 	CB_OFFSET = 2, /* fragment: offset of its payload in the outer IP payload */
-	CB_LENGTH = 3, /* fragment: bytes of its payload, 0: not a fragment to make */
+	CB_LENGTH = 3, /* fragment: bytes of its payload, 0: not a fragment to make; and CB_TRUNCATED */
 	CB_ID = 4, /* fragment: outer IP id */
 };
+
+#define CB_TRUNCATED 0x80000000U /* the frame has been cut */
 
 struct copy {
 	struct config *cfg;
@@ -312,7 +314,11 @@ __noinline int take_tokens(__u64 rate, __u64 cost)
 		return 0;
 	bpf_spin_lock(&state->lock);
 	passed = now > state->time ? now - state->time : 0;
-	tokens = state->tokens + (__s64)(rate * MIN(passed, BUCKET_NS));
+	/* After a longer time a division tells whether the bucket is full, as the product could be too large. */
+	if (passed > BUCKET_NS && (__u64)(full - state->tokens) / rate <= passed)
+		tokens = full;
+	else
+		tokens = state->tokens + (__s64)(rate * passed);
 	tokens = MIN(tokens, full);
 	enough = tokens > 0;
 	state->tokens = enough ? tokens - (__s64)(cost * 1000000000) : tokens;
@@ -545,6 +551,16 @@ static __always_inline __u32 hash_ip(struct __sk_buff *skb, __u32 offset, __u32 
 	return mix_pair(hash, ports[0], ports[1]);
 }
 
+/* Every bit of the hash from every bit of what went in (MurmurHash3, Appleby). */
+static __always_inline __u32 finish(__u32 hash)
+{
+	hash ^= hash >> 16;
+	hash *= 0x85ebca6b;
+	hash ^= hash >> 13;
+	hash *= 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
 /* A hash of the frame's flow that both directions share; of what is not IP, of its pair of MAC addresses. */
 __noinline __u32 flow_hash(struct __sk_buff *skb)
 {
@@ -567,10 +583,10 @@ __noinline __u32 flow_hash(struct __sk_buff *skb)
 	if (head.ethertype == bpf_htons(ETH_P_IP) || head.ethertype == bpf_htons(ETH_P_IPV6))
 		hash = hash_ip(skb, offset, head.ethertype == bpf_htons(ETH_P_IPV6));
 	if (hash)
-		return hash;
+		return finish(hash);
 	for (int i = 0; i < 3; i++)
 		hash = mix_pair(hash, head.dst[i], head.src[i]);
-	return hash;
+	return finish(hash);
 }
 
 /* Bytes of headers that each segment of this super-packet will carry, where it is plain TCP or UDP over IP; else 0. */
@@ -668,7 +684,7 @@ static __always_inline bool is_sampled(struct __sk_buff *skb, struct config *cfg
 {
 	if (cfg->sample > 1 && !is_one_in(cfg->sample, bpf_get_prandom_u32()))
 		return false;
-	return cfg->sample_flows <= 1 || is_one_in(cfg->sample_flows, mix(flow_hash(skb), 1));
+	return cfg->sample_flows <= 1 || is_one_in(cfg->sample_flows, finish(flow_hash(skb) + 1));
 }
 
 /* Bytes of the longest wire frame in this packet. */
@@ -998,6 +1014,7 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
 	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
+	__u64 cost;
 	struct scratch *parts = workspace();
 	__be16 ethertype;
 
@@ -1011,8 +1028,7 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	} else {
 		return -1;
 	}
-	if (!within_rate(copy->cfg, (__u64)packets * (room + copy->headers) + skb->len - copy->headers, packets))
-		return drop(skb, copy, REASON(rate));
+	cost = (__u64)packets * (room + copy->headers) + skb->len - copy->headers;
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, packets);
 	parts->tags.count = 0;
@@ -1020,6 +1036,8 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	fill_tunnel(skb, parts, remote, copy);
 	if (bpf_skb_load_bytes(skb, 0, parts->tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
+	if (!within_rate(copy->cfg, cost, packets))
+		return drop(skb, copy, REASON(rate)); /* not before: what the kernel refuses above leaves by another way */
 	if (tag && (take_tags(skb) || parts->tags.count != 1))
 		return drop(skb, copy, REASON(resize));
 	if (store_outer(skb, &parts->outer, remote->outer_len) ||
@@ -1147,13 +1165,14 @@ int snif_fragment(struct __sk_buff *skb)
 	struct config *cfg = session();
 	struct copy copy = describe(skb, cfg, 1, 0);
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
-	__u32 length = skb->cb[CB_LENGTH];
+	__u32 length = skb->cb[CB_LENGTH] & ~CB_TRUNCATED;
 
 	if (!is_copy(skb->mark) || !cfg || !remote)
 		return TC_ACT_SHOT;
 	if (!length)
 		return TC_ACT_OK; /* no fragment to make: on its way to snif_deliver */
 	copy.fragment = skb->cb[CB_OFFSET] / 8 | IP_MF;
+	copy.truncated = !!(skb->cb[CB_LENGTH] & CB_TRUNCATED);
 	copy.id = skb->cb[CB_ID];
 	copy.payload = skb->cb[CB_PAYLOAD];
 	copy.inner_sum = skb->cb[CB_SUM];
@@ -1188,7 +1207,7 @@ static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *
 	size = ((copy->payload + size - 1) / size + 7) & ~7U;
 	for (int i = 0; i < MAX_FRAGMENTS && offset + size < copy->payload; i++) {
 		skb->cb[CB_OFFSET] = offset;
-		skb->cb[CB_LENGTH] = size;
+		skb->cb[CB_LENGTH] = size | (copy->truncated ? CB_TRUNCATED : 0);
 		skb->cb[CB_ID] = copy->id;
 		skb->cb[CB_PAYLOAD] = copy->payload;
 		skb->cb[CB_SUM] = copy->inner_sum;

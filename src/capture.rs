@@ -103,7 +103,8 @@ fn run(shell: &Shell, pin: &Path, packets: &[Packet]) -> Result<Vec<bool>> {
 
 /// The packets of a capture. tcpdump reads it, whatever its format, and writes it as classic pcap.
 fn read(shell: &Shell, file: &Path) -> Result<Vec<Packet>> {
-    let shown = file.display();
+    let shown = file.to_string_lossy();
+    let shown = if shown.contains(char::is_control) { format!("{shown:?}") } else { shown.into_owned() };
     let classic = shell.read_bytes(&Cmd::new("tcpdump", ["-r", &file.to_string_lossy(), "-w", "-"]));
     match classic {
         Ok(bytes) => parse(&bytes).with_context(|| format!("-r {shown} cannot be used; try a capture of Ethernet")),

@@ -322,7 +322,8 @@ fn ensure_snaplen(snaplen: Option<u32>) -> Result<()> {
 /// `1/N`: one of N.
 fn sample(flag: &str, text: Option<&str>) -> Result<u32> {
     let Some(text) = text else { return Ok(1) };
-    let n = text.strip_prefix("1/").and_then(|n| n.parse().ok()).filter(|n: &u32| *n > 0);
+    let digits = text.strip_prefix("1/").filter(|n| n.bytes().all(|byte| byte.is_ascii_digit()));
+    let n = digits.and_then(|n| n.parse().ok()).filter(|n: &u32| *n > 0);
     n.with_context(|| format!("{flag} {text:?} is not 1/N with N from 1 to {}; try: {flag} 1/100", u32::MAX))
 }
 

@@ -39,6 +39,21 @@ impl Memory {
             .any(|watched| is_it(watched) && watched.direction.directions().contains(&key.direction))
     }
 
+    /// Calls interfaces that were renamed since by their new names.
+    pub fn follow_names(&mut self, links: &[Link]) {
+        for (name, ifindex) in self.ifindexes.clone() {
+            let Some(link) = links.iter().find(|link| link.ifindex == ifindex) else { continue };
+            if link.ifname == name || link.altnames.contains(&name) {
+                continue;
+            }
+            self.ifindexes.remove(&name);
+            self.ifindexes.insert(link.ifname.clone(), ifindex);
+            self.plan.watched.iter_mut().filter(|watched| watched.interface == name).for_each(|watched| {
+                watched.interface = link.ifname.clone();
+            });
+        }
+    }
+
     /// Takes note of an out interface when the session begins to use it. Returns whether it was new.
     pub fn meet(&mut self, shell: &Shell, out: &Link) -> Result<bool> {
         let known = self.dropped_before.contains_key(&out.ifname);
@@ -209,6 +224,16 @@ fn known_sessions(names: &[String]) -> String {
         [] => "start one with: snifctl up IFACE --tunnel gre --remote ADDR".into(),
         names => format!("these are: {}", names.join(", ")),
     }
+}
+
+/// Puts the request back that `session` had, if a change has got as far as writing another.
+pub fn restore_memory(shell: &Shell, home: &Home, session: &Session) -> Result<()> {
+    let now = self::session(shell, home, &session.name, &ip::links(shell)?)?;
+    if now.config == session.config {
+        return Ok(());
+    }
+    let config = Config { request: now.config.request, ..session.config };
+    bpftool::batch(shell, &session.memory.updates(&home.session(&session.name).join("maps"), &config)?)
 }
 
 /// The counters of one remote slot.

@@ -61,7 +61,8 @@ fn swap(shell: &Shell, home: &Home, session: &Session, links: &[Link], expressio
     let remembered = memory.updates(&old.join("maps"), &session.config)?;
     let swapped = replace(shell, session, links, &new).and_then(|()| bpftool::batch(shell, &remembered));
     if let Err(err) = swapped {
-        return Err(match replace(shell, session, links, &old) {
+        let undone = replace(shell, session, links, &old);
+        return Err(match undone.and_then(|()| status::restore_memory(shell, home, session)) {
             Ok(()) => err,
             Err(undo) => err.context(format!(
                 "putting the old filter back failed too ({undo:#}); try: snifctl down --name {}",

@@ -23,42 +23,64 @@ pub fn add(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>)
 fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>) -> Result<Vec<String>> {
     let name = state::chosen(home, name)?;
     let links = ip::links(shell)?;
-    let session = status::session(shell, home, &name, &links)?;
+    forget_namesake(shell, home, &name, &links, &watched.interface)?;
+    let mut session = status::session(shell, home, &name, &links)?;
+    session.memory.follow_names(&links);
     let directions = watched.direction.directions();
     let only = Plan { watched: vec![watched], ..session.memory.plan.clone() };
     let resolved = route::resolve(shell, &only, &links)?;
     let link = &resolved.watched[0];
-    let is_there =
-        |direction: &Direction| session.taps.iter().any(|tap| tap.attached && tap.key == key(link, *direction));
-    let new: Vec<Direction> = directions.iter().copied().filter(|direction| !is_there(direction)).collect();
+    let find = |direction: &Direction| session.taps.iter().find(|tap| tap.key == key(link, *direction));
+    let is_there = |direction: &&Direction| find(direction).is_some_and(|tap| tap.attached);
+    let missing: Vec<Direction> = directions.iter().filter(|direction| !is_there(direction)).copied().collect();
     ensure!(
-        !new.is_empty(),
+        !missing.is_empty(),
         "IFACE {} is already watched by session {name} ({}); see: snifctl tap list --name {name}",
         link.ifname,
         hook_names(directions)
     );
+    // A tap that has lost its filter gets only that.
+    let new: Vec<TapKey> = missing.iter().filter(|at| find(at).is_none()).map(|at| key(link, *at)).collect();
     let number = number(&session, link)?;
     let hooks = session::free_hooks(shell, &[&link.ifname])?;
-    let memory = Memory { plan: watching(&session, link, &new), ..session.memory.clone() };
-    let mut memory = Memory { ifindexes: session.memory.ifindexes.clone(), ..memory };
+    let mut memory = Memory { plan: watching(&session, link, &missing), ..session.memory.clone() };
     memory.ifindexes.insert(known_name(&session, link), link.ifindex);
     let config = Config { carriers: session.config.carriers || !resolved.carriers.is_empty(), ..session.config };
     let maps = home.session(&name).join("maps");
     let mut lines: Vec<String> = resolved.carriers.iter().flat_map(|carrier| carrier_updates(&maps, carrier)).collect();
-    let fresh = new.iter().filter(|direction| !session.taps.iter().any(|tap| tap.key == key(link, **direction)));
-    lines.extend(fresh.flat_map(|direction| tap_updates(&maps, number, key(link, *direction))));
+    lines.extend(new.iter().flat_map(|key| tap_updates(&maps, number, *key)));
     lines.extend(memory.updates(&maps, &config)?);
-    bpftool::batch(shell, &lines)?;
-    let attached = attach(shell, home, &name, link, &hooks[0], &new).and_then(|lines| tc::batch(shell, &lines));
-    if let Err(err) = attached {
-        let undone =
-            remove_taps(shell, home, &name, Some(link), &new.iter().map(|at| key(link, *at)).collect::<Vec<_>>());
-        return Err(match undone {
-            Ok(()) => err,
-            Err(undo) => err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {name}")),
-        });
+    let added = bpftool::batch(shell, &lines)
+        .and_then(|()| attach(shell, home, &name, link, &hooks[0], &missing))
+        .and_then(|lines| tc::batch(shell, &lines));
+    if let Err(err) = added {
+        let undone = teardown::detach_taps(shell, home, &name, link, &missing)
+            .and_then(|()| status::restore_memory(shell, home, &session))
+            .map(|()| forget_rows(shell, home, &name, &new, number));
+        return Err(explain(err, undone, &name));
     }
     Ok(resolved.warnings)
+}
+
+/// An interface of that name which is gone, and whose name another has now, is watched no more.
+fn forget_namesake(shell: &Shell, home: &Home, name: &str, links: &[Link], interface: &str) -> Result<()> {
+    let session = status::session(shell, home, name, links)?;
+    let Some(ifindex) = session.memory.ifindexes.get(interface) else { return Ok(()) };
+    let exists = links.iter().any(|link| link.ifindex == *ifindex);
+    let renewed = links.iter().any(|link| link.ifname == interface);
+    if exists || !renewed {
+        return Ok(());
+    }
+    let gone: Vec<TapKey> = session.taps.iter().map(|tap| tap.key).filter(|key| key.ifindex == *ifindex).collect();
+    remember_without(shell, home, &session, &gone)
+}
+
+/// The error of a change, and what undoing it met.
+fn explain(err: anyhow::Error, undone: Result<()>, name: &str) -> anyhow::Error {
+    match undone {
+        Ok(()) => err,
+        Err(undo) => err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {name}")),
+    }
 }
 
 fn key(link: &Link, direction: Direction) -> TapKey {
@@ -117,7 +139,8 @@ pub fn remove(shell: &Shell, interface: &str, direction: Watch, name: Option<&st
 fn remove_locked(shell: &Shell, home: &Home, interface: &str, direction: Watch, name: Option<&str>) -> Result<()> {
     let name = state::chosen(home, name)?;
     let links = ip::links(shell)?;
-    let session = status::session(shell, home, &name, &links)?;
+    let mut session = status::session(shell, home, &name, &links)?;
+    session.memory.follow_names(&links);
     let link = links.iter().find(|link| link.ifname == interface || link.altnames.iter().any(|alt| alt == interface));
     let ifindex = link.map(|link| link.ifindex).or(session.memory.ifindexes.get(interface).copied());
     let keys = direction.directions().iter().map(|direction| Some(TapKey { ifindex: ifindex?, direction: *direction }));
@@ -134,27 +157,63 @@ fn remove_locked(shell: &Shell, home: &Home, interface: &str, direction: Watch, 
          --name {name}"
     );
     let link = links.iter().find(|link| Some(link.ifindex) == ifindex);
-    remove_taps(shell, home, &name, link, &gone)
+    remove_taps(shell, home, &session, link, &gone)
 }
 
-/// Takes the filters away first; what the taps have counted until then goes into the session's memory.
-fn remove_taps(shell: &Shell, home: &Home, name: &str, link: Option<&Link>, gone: &[TapKey]) -> Result<()> {
-    if let Some(link) = link {
-        let directions: Vec<Direction> = gone.iter().map(|key| key.direction).collect();
-        teardown::detach_taps(shell, home, name, link, &directions)?;
-    }
-    let session = status::session(shell, home, name, &ip::links(shell)?)?;
+/// Takes the filters away first; what the taps have counted until then goes into the session's memory. A failure puts
+/// the filters back that were there.
+fn remove_taps(shell: &Shell, home: &Home, session: &Session, link: Option<&Link>, gone: &[TapKey]) -> Result<()> {
+    let name = &session.name;
+    let Some(link) = link else { return remember_without(shell, home, session, gone) };
+    let directions: Vec<Direction> = gone.iter().map(|key| key.direction).collect();
+    let removed = teardown::detach_taps(shell, home, name, link, &directions)
+        .and_then(|()| status::session(shell, home, name, &ip::links(shell)?))
+        .and_then(|session| remember_without(shell, home, &session, gone));
+    removed.map_err(|err| {
+        let was = session.taps.iter().filter(|tap| tap.attached && gone.contains(&tap.key));
+        let undone = status::restore_memory(shell, home, session).and_then(|()| {
+            attach_again(shell, home, name, link, &was.map(|tap| tap.key.direction).collect::<Vec<_>>())
+        });
+        explain(err, undone, name)
+    })
+}
+
+/// Attaches those of these taps that are not there.
+fn attach_again(shell: &Shell, home: &Home, name: &str, link: &Link, directions: &[Direction]) -> Result<()> {
+    let hooks = tc::hooks(shell, &[&link.ifname])?.remove(0);
+    let has = |direction: &&Direction| {
+        hooks.filters(**direction).iter().any(|filter| filter.handle() == Some(state::handle(name)))
+    };
+    let missing: Vec<Direction> = directions.iter().filter(|direction| !has(direction)).copied().collect();
+    tc::batch(shell, &attach(shell, home, name, link, &hooks, &missing)?)
+}
+
+/// Takes taps that are not attached out of the session, all but what they have counted.
+fn remember_without(shell: &Shell, home: &Home, session: &Session, gone: &[TapKey]) -> Result<()> {
     let mut memory = session.memory.clone();
     let rows: Vec<_> = session.taps.iter().filter(|tap| gone.contains(&tap.key)).collect();
     memory.removed_taps = TapCounts::sum(rows.iter().map(|tap| tap.counts).chain([memory.removed_taps]));
     forget(&mut memory, gone);
-    let maps = home.session(name).join("maps");
-    let mut lines = memory.updates(&maps, &session.config)?;
-    for tap in rows {
-        lines.push(bpftool::delete(&maps.join("slots"), &tap.slot.to_ne_bytes()));
-        lines.push(bpftool::delete(&maps.join("taps"), &tap.key.encode()));
+    let maps = home.session(&session.name).join("maps");
+    bpftool::batch(shell, &memory.updates(&maps, &session.config)?)?;
+    if let Some(tap) = rows.first() {
+        forget_rows(shell, home, &session.name, gone, tap.slot / 2);
     }
-    bpftool::batch(shell, &lines)
+    Ok(())
+}
+
+/// Deletes the map rows of taps that the session no longer has. One that stays is not shown, and is overwritten when its
+/// slot is used again.
+fn forget_rows(shell: &Shell, home: &Home, name: &str, gone: &[TapKey], number: u32) {
+    let maps = home.session(name).join("maps");
+    for key in gone {
+        let slot = 2 * number + key.direction as u32;
+        let lines = [
+            bpftool::delete(&maps.join("slots"), &slot.to_ne_bytes()),
+            bpftool::delete(&maps.join("taps"), &key.encode()),
+        ];
+        let _ = bpftool::batch(shell, &lines);
+    }
 }
 
 /// Takes taps out of the request.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use super::{Lab, check_output};
 
 /// The programs that snifctl runs.
-pub const TOOLS: [&str; 5] = ["bpftool", "clang", "ethtool", "ip", "tc"];
+pub const TOOLS: [&str; 6] = ["bpftool", "clang", "ethtool", "ip", "tc", "tcpdump"];
 
 /// Where snifctl looks for tools besides PATH.
 const BIN_DIRS: &str = "/usr/local/sbin /usr/sbin /sbin /usr/local/bin /usr/bin /bin";

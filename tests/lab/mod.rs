@@ -17,6 +17,7 @@
 
 pub mod capture;
 pub mod check;
+pub mod corpus;
 pub mod decode;
 pub mod faults;
 pub mod frames;
