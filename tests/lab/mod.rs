@@ -175,7 +175,7 @@ impl Lab {
     {
         let mut command = assert_cmd::Command::new("nsenter");
         command.arg(self.enter(Ns::Host)).arg("--").arg(env!("CARGO_BIN_EXE_snifctl")).args(args);
-        command.timeout(Duration::from_secs(60));
+        command.timeout(Duration::from_secs(if GUEST { 240 } else { 60 }));
         command
     }
 
