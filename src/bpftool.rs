@@ -71,23 +71,35 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Runs many writes in one bpftool; it stops at the first that fails.
 pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
-    shell.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines)).map(drop)
+    done(shell.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines))).map(drop)
 }
 
+/// bpftool takes an `errno` that any library call has left for a failure to read the batch, which it reports after the
+/// last line: then every line has been done. (Seen at boot, before the kernel had random numbers.)
+fn done(outcome: Result<String>) -> Result<String> {
+    outcome.or_else(|err| match err.downcast::<Failed>() {
+        Ok(failed) if failed.stderr.contains("reading batch file failed") => Ok(failed.stderr),
+        Ok(failed) => Err(failed.into()),
+        Err(err) => Err(err),
+    })
+}
+
+/// What a batch says of one of its lines.
 #[derive(Deserialize)]
 struct Answer {
-    output: Value,
+    output: Option<Value>,
 }
 
 /// Asks many questions in one bpftool. Returns one answer each.
 pub fn ask(shell: &Shell, lines: &[String]) -> Result<Vec<Value>> {
-    let output = shell.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines))?;
+    let output = done(shell.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines)))?;
     let answers: Vec<Answer> =
         serde_json::from_str(&output).context("bpftool gave JSON of another form; try: snifctl doctor")?;
+    let answers: Vec<Value> = answers.into_iter().filter_map(|answer| answer.output).collect();
     if answers.len() != lines.len() {
         bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());
     }
-    Ok(answers.into_iter().map(|answer| answer.output).collect())
+    Ok(answers)
 }
 
 /// The question for all elements of a pinned map.
@@ -210,6 +222,16 @@ mod tests {
         assert_eq!(formatted(&dump), expected);
         let drops = json!([{"formatted": {"key": 0, "values": [{"value": {"clone": 1}}, {"value": {"clone": 2}}]}}]);
         assert_eq!(formatted(&drops), json!([{"key": 0, "value": {"clone": 3}}]));
+    }
+
+    #[test]
+    fn a_batch_that_was_done_is_no_failure() {
+        let failed = |stderr: &str| {
+            Err(Failed { command: "bpftool".into(), status: "exit status: 255".into(), stderr: stderr.into() }.into())
+        };
+        let said = "Error: reading batch file failed: Resource temporarily unavailable";
+        assert_eq!(done(failed(said)).unwrap(), said);
+        assert!(done(failed("Error: can't parse key")).unwrap_err().is::<Failed>());
     }
 
     #[test]

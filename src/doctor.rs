@@ -133,15 +133,15 @@ fn check_headers() -> Check {
     )
 }
 
-/// Refuses to begin while anything is missing or too old, naming all of it at once.
+/// Refuses to begin while anything is missing or too old, naming all of it at once. Versions are asked once for each
+/// object, when it has to be compiled.
 pub fn ensure_tools(shell: &Shell, source: &Source) -> Result<()> {
-    let quiet = Shell { verbose: false, ..*shell };
-    let compiled = source.is_cached();
-    let mut checks: Vec<Check> = Vec::new();
-    checks.extend(TOOLS.iter().filter(|tool| !compiled || tool.name != "clang").map(|tool| check_tool(&quiet, tool)));
-    if !compiled {
-        checks.push(check_headers());
+    if source.is_cached() {
+        return ensure_present(&["bpftool", "tc", "ip", "ethtool"]);
     }
+    let quiet = Shell { verbose: false, ..*shell };
+    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(&quiet, tool)).collect();
+    checks.push(check_headers());
     refuse(checks.into_iter().filter(|check| check.level == Level::Fail).collect())
 }
 

@@ -53,7 +53,7 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
         return Ok((show(shell, plan, &resolved, &home, &object)?, resolved.warnings));
     }
     let _lock = home.lock_to_write(shell)?;
-    let outcome = up_locked(shell, plan, &resolved, &home, &object);
+    let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, &object, links));
     home.remove_if_empty();
     Ok((outcome?, resolved.warnings))
 }
@@ -74,27 +74,38 @@ pub fn source(shell: &Shell, what: &str, expression: Option<&str>) -> Result<Sou
 }
 
 fn show(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
-    if let Some(session) = existing(shell, plan, home)? {
+    let links = ip::links(shell)?;
+    if let Some(session) = existing(shell, plan, home, &links)? {
         return Ok(Outcome::Same(Some(session)));
     }
     home.create(shell)?;
-    Making::new(shell, plan, resolved, home)?.make(shell, object)?;
+    Making::new(shell, plan, resolved, home, &links)?.make(shell, object)?;
     let headers = resolved.remotes.iter().map(|route| (route.outer.remote, header::remote(&route.outer)));
     Ok(Outcome::Shown(headers.collect()))
 }
 
-fn up_locked(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
+fn up_locked(
+    shell: &Shell,
+    plan: &Plan,
+    resolved: &Resolved,
+    home: &Home,
+    object: &Path,
+    mut links: Vec<Link>,
+) -> Result<Outcome> {
     let status = || ip::links(shell).and_then(|links| status::session(shell, home, &plan.name, &links)).ok();
-    if let Some(session) = existing(shell, plan, home)? {
+    if let Some(session) = existing(shell, plan, home, &links)? {
         return Ok(match refresh(shell, home, &session, resolved)? {
             true => Outcome::Refreshed(status()),
             false => Outcome::Same(Some(session)),
         });
     }
-    teardown(shell, home, &Target::One(&plan.name))?;
-    let made = Making::new(shell, plan, resolved, home).and_then(|making| making.make(shell, object));
+    let target = Target::One(&plan.name);
+    if teardown(shell, home, &target, &links)? {
+        links = ip::links(shell)?;
+    }
+    let made = Making::new(shell, plan, resolved, home, &links).and_then(|making| making.make(shell, object));
     if let Err(err) = made {
-        if let Err(undo) = teardown(shell, home, &Target::One(&plan.name)) {
+        if let Err(undo) = ip::links(shell).and_then(|links| teardown(shell, home, &target, &links)) {
             return Err(
                 err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))
             );
@@ -105,11 +116,11 @@ fn up_locked(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, objec
 }
 
 /// The session of that name, if it is whole and was asked for in the same words.
-fn existing(shell: &Shell, plan: &Plan, home: &Home) -> Result<Option<Session>> {
+fn existing(shell: &Shell, plan: &Plan, home: &Home, links: &[Link]) -> Result<Option<Session>> {
     if !home.session(&plan.name).is_dir() {
         return Ok(None);
     }
-    let session = match status::session(shell, home, &plan.name, &ip::links(shell)?) {
+    let session = match status::session(shell, home, &plan.name, links) {
         Ok(session) => session,
         Err(err) if err.is::<Broken>() => {
             eprintln!("snifctl: session {} was only half there; making it anew", plan.name);
@@ -202,8 +213,13 @@ struct Making<'a> {
 }
 
 impl<'a> Making<'a> {
-    fn new(shell: &Shell, plan: &'a Plan, resolved: &'a Resolved, home: &'a Home) -> Result<Making<'a>> {
-        let links = ip::links(shell)?;
+    fn new(
+        shell: &Shell,
+        plan: &'a Plan,
+        resolved: &'a Resolved,
+        home: &'a Home,
+        links: &[Link],
+    ) -> Result<Making<'a>> {
         let names: Vec<&str> = resolved.watched.iter().map(|link| link.ifname.as_str()).collect();
         let hooks = free_hooks(shell, &names)?;
         let mut memory = Memory {
@@ -220,8 +236,8 @@ impl<'a> Making<'a> {
             plan,
             resolved,
             home,
-            relay: free_relay(&links)?,
-            config: config(plan, resolved, &links),
+            relay: free_relay(links)?,
+            config: config(plan, resolved, links),
             hooks,
             memory,
         })

@@ -24,19 +24,22 @@ pub fn down(shell: &Shell, target: &Target) -> Result<bool> {
     doctor::ensure_present(&["bpftool", "tc", "ip"])?;
     let home = Home::here()?;
     let _lock = home.lock_to_write(shell)?;
-    let removed = teardown(shell, &home, target);
+    let removed = ip::links(shell).and_then(|links| teardown(shell, &home, target, &links));
     home.remove_stale_tests();
     home.remove_if_empty();
     removed
 }
 
-/// Taps first, then the relay, then the pins.
-pub fn teardown(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
-    let mut removed = detach(shell, home, target)?;
-    // Removing one end removes the other, so look again after each.
-    while let Some(relay) = ip::links(shell)?.iter().find(|link| is_relay_of(link, target)) {
-        shell.write(&Cmd::new("ip", ["link", "delete", "dev", &relay.ifname]))?;
+/// Taps first, then the relay, then the pins. `links` are those of now.
+pub fn teardown(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> Result<bool> {
+    let mut removed = detach(shell, home, target, links)?;
+    let find = |links: &[Link]| links.iter().find(|link| is_relay_of(link, target)).map(|link| link.ifname.clone());
+    let mut relay = find(links);
+    while let Some(name) = relay {
+        shell.write(&Cmd::new("ip", ["link", "delete", "dev", &name]))?;
         removed = true;
+        // Removing one end removes the other, so look again after each.
+        relay = find(&ip::links(shell)?);
     }
     for dir in pins(home, target) {
         shell.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
@@ -72,8 +75,7 @@ fn pins(home: &Home, target: &Target) -> Vec<PathBuf> {
 const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 /// Removes our filters from the watched interfaces, and a clsact qdisc that we added and nothing uses any more.
-fn detach(shell: &Shell, home: &Home, target: &Target) -> Result<bool> {
-    let links = ip::links(shell)?;
+fn detach(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> Result<bool> {
     let marks = home.clsact_marks();
     let tapped = tapped(shell)?;
     let ours = |link: &&Link| {

@@ -289,7 +289,10 @@ fn drop_and_df_count_what_does_not_fit_and_send_the_rest() {
 
 // ---- super-packets ----
 
-const MEGABYTES: usize = if lab::GUEST { 600 << 10 } else { 10 << 20 };
+const MEGABYTES: usize = if lab::GUEST { 300 << 10 } else { 10 << 20 };
+/// Who sends; a guest, which is slow, takes one direction a test.
+const EGRESS: &[Ns] = if lab::GUEST { &[Ns::Host] } else { &[Ns::Host, Ns::Peer] };
+const INGRESS: &[Ns] = if lab::GUEST { &[Ns::Peer] } else { &[Ns::Host, Ns::Peer] };
 
 /// Moves a TCP stream over the watched link with the mirror on, and returns the copies at the collector and, as the
 /// other end of the link saw them, the frames.
@@ -321,7 +324,7 @@ fn assert_no_fault(capture: &Capture) {
 
 #[test]
 fn a_tcp_stream_survives_segment_mode_with_every_copy_within_the_mtu() {
-    for from in [Ns::Host, Ns::Peer] {
+    for from in EGRESS.iter().copied() {
         let lab = Lab::new();
         up(&lab, &[]);
         let (transfer, copies, capture) = mirrored_transfer(&lab, MEGABYTES, from);
@@ -335,7 +338,7 @@ fn a_tcp_stream_survives_segment_mode_with_every_copy_within_the_mtu() {
 
 #[test]
 fn fragment_mode_copies_every_wire_frame_of_a_tcp_stream_exactly() {
-    for from in [Ns::Host, Ns::Peer] {
+    for from in INGRESS.iter().copied() {
         let lab = Lab::new();
         up(&lab, &["--oversize", "fragment"]);
         let (transfer, copies, _) = mirrored_transfer(&lab, MEGABYTES, from);

@@ -723,9 +723,10 @@ fn erspan_devices_of_the_kernel_end_the_tunnels() {
 
 /// Each device of these kinds ends the tunnel; one may be missing where it is not `required`.
 fn assert_devices_end(kinds: &[&str], required: bool) {
-    let devices = DEVICES.iter().filter(|device| kinds.contains(&device.link.split(' ').nth(1).unwrap()));
+    let is_wanted = |device: &&Device| kinds.contains(&device.link.split(' ').nth(1).unwrap());
+    // A guest, which is slow, takes three devices a test and one mode a device.
+    let devices = DEVICES.iter().filter(is_wanted).take(if lab::GUEST { 3 } else { usize::MAX });
     for (at, device) in devices.enumerate() {
-        // A guest, which is slow, takes one mode a device.
         let modes = if lab::GUEST { &MODES[at % 2..][..1] } else { &MODES[..] };
         let ran = modes.iter().all(|mode| ends_tunnel(device, mode));
         assert!(ran || !required, "this kernel or iproute2 has no {}", device.link);

@@ -115,13 +115,12 @@ impl Lab {
         // The value comes first: should a later step panic, its Drop removes what is already there.
         let lab =
             Lab { name: format!("snif{:08x}", random()), dir, serial: AtomicU16::new(0), captures: Mutex::default() };
+        feed(Command::new("ip").args(["-batch", "-"]), &lab.each_ns(|ns| format!("netns add {ns}")));
         for ns in Ns::ALL {
-            check_output("ip netns add", Command::new("ip").args(["netns", "add", &lab.ns_name(ns)]).output());
             lab.run(ns, &["sh", "-euc", QUIET]);
         }
         lab.make_links(&options);
-        lab.address_watched_link();
-        lab.address_out_link();
+        lab.answer_arp();
         lab.set_offloads(&options);
         lab
     }
@@ -225,45 +224,53 @@ impl Lab {
         format!("--net={}", self.ns_path(ns).display())
     }
 
+    /// One line for each namespace.
+    fn each_ns(&self, line: impl Fn(String) -> String) -> String {
+        Ns::ALL.map(|ns| line(self.ns_name(ns))).join("\n")
+    }
+
     fn make_links(&self, options: &Options) {
-        for (near, near_mac, far, far_mac, far_ns, mtu) in [
-            ("eth0", HOST_MAC, "peer0", PEER_MAC, Ns::Peer, options.watched_mtu),
-            ("out0", OUT_MAC, "col0", COLLECTOR_MAC, Ns::Collector, options.out_mtu),
-        ] {
+        let pair = |near: &str, near_mac, far: &str, far_mac, far_ns, mtu| {
             let (near_mac, far_mac, far_ns) = (mac_text(near_mac), mac_text(far_mac), self.ns_name(far_ns));
             let end = format!("name {far} address {far_mac} mtu {mtu} netns {far_ns}");
-            self.ip_batch(Ns::Host, &format!("link add {near} address {near_mac} mtu {mtu} type veth peer {end}"));
-        }
+            format!("link add {near} address {near_mac} mtu {mtu} type veth peer {end}")
+        };
+        let host = [
+            "link set dev lo up".into(),
+            pair("eth0", HOST_MAC, "peer0", PEER_MAC, Ns::Peer, options.watched_mtu),
+            pair("out0", OUT_MAC, "col0", COLLECTOR_MAC, Ns::Collector, options.out_mtu),
+            link_up("eth0", HOST_IP, HOST_IP6),
+            link_up("out0", OUT_IP, OUT_IP6),
+        ];
+        self.ip_batch(Ns::Host, &host.join("\n"));
+        let peer = link_up("peer0", PEER_IP, PEER_IP6);
+        self.ip_batch(Ns::Peer, &format!("link set dev lo up\n{peer}"));
+        self.ip_batch(Ns::Collector, "link set dev lo up\nlink set dev col0 addrgenmode none\nlink set dev col0 up");
     }
 
-    fn address_watched_link(&self) {
-        self.ip_batch(Ns::Host, &link_up("eth0", HOST_IP, HOST_IP6));
-        self.ip_batch(Ns::Peer, &link_up("peer0", PEER_IP, PEER_IP6));
-        self.arp_on(Ns::Host, "eth0", HOST_IP6);
-        self.arp_on(Ns::Peer, "peer0", PEER_IP6);
-        self.ip_batch(Ns::Host, &neighbours("eth0", PEER_MAC, PEER_IP, PEER_IP6));
-        self.ip_batch(Ns::Peer, &neighbours("peer0", HOST_MAC, HOST_IP, HOST_IP6));
+    /// Ends the silence of [`link_up`], and makes every neighbour permanent.
+    fn answer_arp(&self) {
+        self.wait_for_address(Ns::Host, "eth0", HOST_IP6);
+        self.wait_for_address(Ns::Host, "out0", OUT_IP6);
+        self.wait_for_address(Ns::Peer, "peer0", PEER_IP6);
+        let host = [
+            arp_on("eth0"),
+            arp_on("out0"),
+            neighbours("eth0", PEER_MAC, PEER_IP, PEER_IP6),
+            neighbours("out0", COLLECTOR_MAC, COLLECTOR_IP, COLLECTOR_IP6),
+        ];
+        self.ip_batch(Ns::Host, &host.join("\n"));
+        self.ip_batch(Ns::Peer, &[arp_on("peer0"), neighbours("peer0", HOST_MAC, HOST_IP, HOST_IP6)].join("\n"));
     }
 
-    fn address_out_link(&self) {
-        self.ip_batch(Ns::Collector, "link set dev col0 addrgenmode none\nlink set dev col0 up");
-        self.ip_batch(Ns::Host, &link_up("out0", OUT_IP, OUT_IP6));
-        self.arp_on(Ns::Host, "out0", OUT_IP6);
-        self.ip_batch(Ns::Host, &neighbours("out0", COLLECTOR_MAC, COLLECTOR_IP, COLLECTOR_IP6));
-    }
-
-    /// Ends the silence of [`link_up`] when the kernel has put the IPv6 address to use, which it does some time after
-    /// the carrier came; the address's local route is the sign.
-    fn arp_on(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
+    /// Waits until the kernel has put an IPv6 address to use, which it does some time after the carrier came; the
+    /// address's local route is the sign.
+    fn wait_for_address(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
         let in_use = poll(PATIENCE, || {
             let routes = self.run(ns, &["ip", "-6", "route", "show", "table", "local", "dev", iface]).stdout;
             String::from_utf8_lossy(&routes).contains(&format!("local {address} ")).then_some(())
         });
         in_use.unwrap_or_else(|| panic!("{ns:?}'s {iface} never put {address} to use"));
-        // While the link is dormant: a ready link that gets ARP starts its addresses anew, and joins the group after
-        // all.
-        let steps = ["mode dormant", "state dormant", "arp on", "mode default", "state up"];
-        self.ip_batch(ns, &steps.map(|step| format!("link set dev {iface} {step}")).join("\n"));
     }
 
     fn set_offloads(&self, options: &Options) {
@@ -285,10 +292,7 @@ impl Lab {
 
     /// Runs several `ip` commands, one a line, in one process.
     pub fn ip_batch(&self, ns: Ns, lines: &str) {
-        let mut ip = self.command(ns, &["ip", "-batch", "-"]);
-        let mut child = ip.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run ip");
-        child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("write to ip");
-        check_output(&format!("{ns:?}: ip -batch:\n{lines}"), child.wait_with_output());
+        feed(&mut self.command(ns, &["ip", "-batch", "-"]), lines);
     }
 
     /// Ends what still runs in the namespaces: a namespace lives as long as one of its processes.
@@ -328,8 +332,7 @@ const QUIET: &str = "
         for key in accept_ra router_solicitations accept_dad dad_transmits; do
             echo 0 > ipv6/conf/$conf/$key
         done
-    done
-    ip link set dev lo up";
+    done";
 
 /// The `ip -batch` lines that give a link its addresses and bring it up without a packet: with `arp off` the kernel
 /// joins no solicited-node group, whose reports (MLD) would otherwise come at random times.
@@ -341,6 +344,13 @@ fn link_up(iface: &str, ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
         format!("link set dev {iface} up"),
     ];
     lines.join("\n")
+}
+
+/// The lines that let a link answer ARP. While it is dormant: a ready link that gets ARP starts its addresses anew, and
+/// joins the group after all.
+fn arp_on(iface: &str) -> String {
+    let steps = ["mode dormant", "state dormant", "arp on", "mode default", "state up"];
+    steps.map(|step| format!("link set dev {iface} {step}")).join("\n")
 }
 
 fn neighbours(iface: &str, mac: Mac, ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
@@ -368,6 +378,15 @@ pub fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option
 /// Sends a signal to one process; the standard library has no call for it.
 fn signal(pid: impl ToString, name: &str) {
     let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+/// Runs a command with these lines on its stdin; panics with its stderr unless it succeeds.
+#[track_caller]
+fn feed(command: &mut Command, lines: &str) {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|err| panic!("could not start {command:?}: {err}"));
+    child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("write to the command");
+    check_output(&format!("{command:?}:\n{lines}"), child.wait_with_output());
 }
 
 #[track_caller]
