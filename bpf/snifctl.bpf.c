@@ -479,11 +479,13 @@ static __always_inline bool may_be_ours(struct config *cfg, __u8 protocol)
 	       protocol == IPPROTO_FRAGMENT || cfg->carriers;
 }
 
-static __noinline bool is_own_ip(struct __sk_buff *skb, struct config *cfg, __u32 ipv6, __u32 egress)
+/* Of a packet whose protocol may be ours. */
+__noinline int is_own_ip(struct __sk_buff *skb, __u32 ipv6, __u32 egress)
 {
+	struct config *cfg = session();
 	struct ip_facts facts;
 
-	if (read_ip(skb, ETH_HLEN, ipv6, &facts))
+	if (!cfg || read_ip(skb, ETH_HLEN, ipv6, &facts))
 		return false;
 	if (facts.protocol == (ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6);
@@ -507,10 +509,10 @@ static __always_inline bool is_own_traffic(struct __sk_buff *skb, struct config 
 	__builtin_memcpy(&ethertype, head + 2 * ETH_ALEN, 2);
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct iphdr, protocol)]) &&
-		       is_own_ip(skb, cfg, 0, direction);
+		       is_own_ip(skb, 0, direction);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
 		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)]) &&
-		       is_own_ip(skb, cfg, 1, direction);
+		       is_own_ip(skb, 1, direction);
 	return false;
 }
 
@@ -635,28 +637,44 @@ static __always_inline __u32 wire_frames(struct __sk_buff *skb, __u32 headers)
 }
 
 /*
- * Clone the packet to the relay. Its mark and cb carry the copy's description there, and are put back. A global function,
- * so that verifiers look at it once and not for each of 64 remotes.
+ * Clone the packet to the relay, once for each remote of the set. Its mark and cb carry the copy's description there,
+ * and are put back. A global function, so that verifiers look at it once and not for each way that a tap gets here.
  */
-__noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 copy_mark, __u32 frames, __u32 headers)
+__noinline int send_copies(struct __sk_buff *skb, __u64 remotes, __u32 tap_mark, __u32 frames, __u32 headers)
 {
 	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS];
+	struct config *cfg = session();
 	long err;
 
-	skb->mark = copy_mark;
+	if (!cfg)
+		return 0;
 	skb->cb[CB_SEGS] = frames;
 	skb->cb[CB_HEADERS] = headers;
-	err = bpf_clone_redirect(skb, relay, 0);
+	for (__u32 remote = 0; remote < MAX_REMOTES && remotes; remote++, remotes >>= 1) {
+		if (!(remotes & 1))
+			continue;
+		skb->mark = tap_mark | remote;
+		err = bpf_clone_redirect(skb, cfg->relay, 0);
+		/*
+		 * Above zero, one of our programs has dropped and counted the copy; ENETDOWN is counted by the device
+		 * that lost it. What is left never reached a device: no memory, or no relay.
+		 */
+		if (err < 0 && err != -100 /* ENETDOWN */)
+			count_drop(tap_mark | remote, frames, REASON(clone));
+	}
 	skb->mark = mark;
 	skb->cb[CB_SEGS] = cb_segs;
 	skb->cb[CB_HEADERS] = cb_headers;
-	/*
-	 * Above zero, one of our programs has dropped and counted the copy; ENETDOWN is counted by the device that
-	 * lost it. What is left never reached a device: no memory, or no relay.
-	 */
-	if (err < 0 && err != -100 /* ENETDOWN */)
-		count_drop(copy_mark, frames, REASON(clone));
 	return 0;
+}
+
+/* How many bits are set (Warren, Hacker's Delight): what counts in a loop makes each of its rounds another to verifiers. */
+static __always_inline __u32 count_bits(__u64 set)
+{
+	set -= set >> 1 & 0x5555555555555555;
+	set = (set & 0x3333333333333333) + (set >> 2 & 0x3333333333333333);
+	set = (set + (set >> 4)) & 0x0f0f0f0f0f0f0f0f;
+	return set * 0x0101010101010101 >> 56;
 }
 
 /* The remotes of this packet as a set of slots: all, or the one of its flow. */
@@ -700,8 +718,8 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	struct config *cfg = session();
 	struct copy copy;
 	struct tap *watched;
-	__u32 headers, mark;
-	__u64 left;
+	__u32 headers, copies;
+	__u64 chosen;
 
 	if (is_copy(skb->mark))
 		return TC_ACT_UNSPEC;
@@ -720,15 +738,11 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 		watched->choice.skipped += copy.frames;
 		return TC_ACT_UNSPEC;
 	}
-	left = choose_remotes(skb, cfg);
-	mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | copy.tap << MARK_TAP_SHIFT;
-	for (__u32 remote = 0; remote < MAX_REMOTES && left; remote++, left >>= 1) {
-		if (!(left & 1))
-			continue;
-		watched->stat.pcnt += copy.frames;
-		watched->stat.bcnt += copy.bytes;
-		send_copy(skb, cfg->relay, mark | remote, copy.frames, copy.headers);
-	}
+	chosen = choose_remotes(skb, cfg);
+	copies = count_bits(chosen);
+	watched->stat.pcnt += (__u64)copies * copy.frames;
+	watched->stat.bcnt += copies * copy.bytes;
+	send_copies(skb, chosen, (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | copy.tap << MARK_TAP_SHIFT, copy.frames, copy.headers);
 	return TC_ACT_UNSPEC;
 }
 
@@ -1184,13 +1198,30 @@ int snif_fragment(struct __sk_buff *skb)
 	return remote->flags & REMOTE_L3 ? TC_ACT_OK : bpf_redirect(remote->ifindex, 0);
 }
 
+/* All fragments of `size` bytes but the last, each a clone that snif_fragment cuts. */
+__noinline int clone_fragments(struct __sk_buff *skb, __u32 size, __u32 payload)
+{
+	struct config *cfg = session();
+	__u32 offset = 0;
+
+	if (!cfg)
+		return -1;
+	for (int i = 0; i < MAX_FRAGMENTS && offset + size < payload; i++) {
+		skb->cb[CB_OFFSET] = offset;
+		if (bpf_clone_redirect(skb, cfg->peer, 0))
+			return -1;
+		offset += size;
+	}
+	return 0;
+}
+
 /*
  * Cut the outer IP packet of this frame into equal fragments, multiples of 8 bytes. Equal, because the kernel cannot cut
  * a packet below its transport header: a tiny last fragment would be lost. All but the last are clones.
  */
 static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, offset = 0, length, room;
+	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, offset, length, room;
 
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, 1);
@@ -1205,19 +1236,16 @@ static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *
 	if (!within_rate(copy->cfg, copy->payload + size * (__u64)(ETH_HLEN + ip_bytes(remote, copy)), size))
 		return drop(skb, copy, REASON(rate));
 	size = ((copy->payload + size - 1) / size + 7) & ~7U;
-	for (int i = 0; i < MAX_FRAGMENTS && offset + size < copy->payload; i++) {
-		skb->cb[CB_OFFSET] = offset;
-		skb->cb[CB_LENGTH] = size | (copy->truncated ? CB_TRUNCATED : 0);
-		skb->cb[CB_ID] = copy->id;
-		skb->cb[CB_PAYLOAD] = copy->payload;
-		skb->cb[CB_SUM] = copy->inner_sum;
-		if (bpf_clone_redirect(skb, copy->cfg->peer, 0))
-			return drop(skb, copy, REASON(fragment));
-		offset += size;
-	}
+	if (size == 0 || size >= copy->payload || (copy->payload - 1) / size > MAX_FRAGMENTS)
+		return drop(skb, copy, REASON(fragment));
+	offset = (copy->payload - 1) / size * size;
 	length = copy->payload - offset;
+	skb->cb[CB_LENGTH] = size | (copy->truncated ? CB_TRUNCATED : 0);
+	skb->cb[CB_ID] = copy->id;
+	skb->cb[CB_PAYLOAD] = copy->payload;
+	skb->cb[CB_SUM] = copy->inner_sum;
 	copy->fragment = offset / 8;
-	if (length > size || !offset || make_fragment(skb, remote, copy, length))
+	if (clone_fragments(skb, size, copy->payload) || make_fragment(skb, remote, copy, length))
 		return drop(skb, copy, REASON(fragment));
 	return sent(skb, remote, copy);
 }
