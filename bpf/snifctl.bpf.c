@@ -1147,23 +1147,37 @@ static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *
 	return push_outer(skb, remote, copy);
 }
 
+/*
+ * Leave `length` bytes from `offset` on, and `head` bytes of anything before them, without a copy of what stays: the
+ * kernel takes bytes out behind the Ethernet header, of IP packets only. If not, the bytes up to there are as they were.
+ */
+static __always_inline bool strip(struct __sk_buff *skb, __u32 head, __u32 offset, __u32 length)
+{
+	if (offset <= head || offset - head > ROOM_BYTES)
+		return false;
+	if (skb->len != offset + length && bpf_skb_change_tail(skb, offset + length, 0))
+		return false;
+	return !bpf_skb_adjust_room(skb, -(__s32)(offset - head), BPF_ADJ_ROOM_MAC, 0);
+}
+
 /* A later one is bytes from the middle of the frame behind an IP header only. */
 static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
 {
 	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, offset = (copy->fragment & 0x1fff) * 8;
 	__u32 head = ETH_HLEN + ip_bytes(remote, copy);
 	struct scratch *buffer = workspace();
+	bool moved;
 
 	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, buffer))
 		return -1;
-	if (bpf_skb_load_bytes(skb, offset - tunnel - 4 * buffer->tags.count, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)))
-		return -1;
-	if (shorten(skb, head + length))
+	offset -= tunnel + 4 * buffer->tags.count;
+	moved = strip(skb, head, offset, length);
+	if (!moved && (bpf_skb_load_bytes(skb, offset, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)) || shorten(skb, head + length)))
 		return -1;
 	fill_ip(&buffer->outer, remote, copy, head - ETH_HLEN + length);
 	if (remote->flags & REMOTE_IPV6 ? store_ipv6_fragment(skb, remote, &buffer->outer, copy) : store_outer(skb, &buffer->outer, head))
 		return -1;
-	return bpf_skb_store_bytes(skb, head, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
+	return moved ? 0 : bpf_skb_store_bytes(skb, head, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
 }
 
 static __always_inline int make_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)

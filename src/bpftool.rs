@@ -184,11 +184,20 @@ fn add(a: &Value, b: &Value, inside: bool) -> Value {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Attachment {
     pub ifindex: u32,
-    /// `clsact/ingress` and the like.
+    /// `clsact/ingress`, `tcx/ingress` and the like.
     pub kind: String,
     #[serde(default)]
     pub name: String,
+    /// Programs at tcx hooks have theirs by another name.
+    #[serde(alias = "prog_id")]
     pub id: u32,
+}
+
+impl Attachment {
+    /// At a hook whose programs run before those of tc, and can hide packets from them (kernel 6.6, bpftool 7.3).
+    pub fn is_tcx(&self) -> bool {
+        self.kind.starts_with("tcx")
+    }
 }
 
 #[derive(Deserialize)]

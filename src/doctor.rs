@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use crate::abi::Direction;
+use crate::bpftool::{self, Attachment};
 use crate::clang::Source;
 use crate::exec::{self, Cmd, Shell};
 use crate::ip::{self, Link};
@@ -284,10 +285,9 @@ fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
     }
     let name = &link.ifname;
     let listed = shell.read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name])).unwrap_or_default();
-    let tcx = serde_json::from_str::<serde_json::Value>(&listed).unwrap_or_default();
-    let found = tcx[0]["tc"].as_array().into_iter().flatten();
-    let found = found.filter(|at| at["kind"].as_str().is_some_and(|kind| kind.starts_with("tcx")));
-    let names: Vec<&str> = found.filter_map(|at| at["name"].as_str()).collect();
+    let found = serde_json::from_str(&listed).ok().and_then(|listed| bpftool::attachments(&listed).ok());
+    let found: Vec<Attachment> = found.unwrap_or_default().into_iter().filter(Attachment::is_tcx).collect();
+    let names: Vec<&str> = found.iter().map(|at| at.name.as_str()).collect();
     if !names.is_empty() {
         let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
         return Some(warn(name, detail, format!("bpftool net show dev {name}")));

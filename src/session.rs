@@ -21,7 +21,7 @@ use crate::route::{self, Resolved};
 use crate::state::{self, ALIAS, Home, Lock, handle};
 use crate::status::{self, Broken, Memory, Session};
 use crate::tc::{self, Hooks};
-use crate::teardown::{Target, teardown};
+use crate::teardown::{Target, holds_tap, is_left, teardown};
 use crate::{bpftool, doctor, filter, header, remotes};
 
 /// A relay must take any super-packet and any frame.
@@ -36,6 +36,15 @@ pub enum Outcome {
     Refreshed(Option<Session>),
     /// A dry run has printed what would be done; the outer headers.
     Shown(Vec<(IpAddr, Remote)>),
+}
+
+impl Outcome {
+    fn session(&self) -> Option<&Session> {
+        match self {
+            Outcome::Made(session) | Outcome::Same(session) | Outcome::Refreshed(session) => session.as_ref(),
+            Outcome::Shown(_) => None,
+        }
+    }
 }
 
 /// Makes the session, or finds it made. Returns what the user should know besides.
@@ -55,7 +64,16 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     let _lock = home.lock_to_write(shell)?;
     let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, &object, links));
     home.remove_if_empty();
-    Ok((outcome?, resolved.warnings))
+    let outcome = outcome?;
+    let mut warnings = resolved.warnings;
+    warnings.extend(outcome.session().and_then(tcx_warning));
+    Ok((outcome, warnings))
+}
+
+fn tcx_warning(session: &Session) -> Option<String> {
+    let what =
+        || format!("tcx programs run before the taps and can hide packets from them: {}", session.tcx.join(", "));
+    (!session.tcx.is_empty()).then(|| what() + "; look at them with: bpftool net show")
 }
 
 /// What every command that changes a running session needs.
@@ -100,11 +118,15 @@ fn up_locked(
         });
     }
     let target = Target::One(&plan.name);
-    if teardown(shell, home, &target, &links)? {
+    if is_left(home, &target, &links) && teardown(shell, home, &target, &links)? {
         links = ip::links(shell)?;
     }
-    let made = Making::new(shell, plan, resolved, home, &links).and_then(|making| making.make(shell, object));
-    if let Err(err) = made {
+    let mut making = Making::new(shell, plan, resolved, home, &links);
+    if making.as_ref().is_ok_and(|making| making.hooks.iter().any(|hooks| holds_tap(hooks, &plan.name))) {
+        teardown(shell, home, &target, &links)?;
+        making = Making::new(shell, plan, resolved, home, &links);
+    }
+    if let Err(err) = making.and_then(|making| making.make(shell, object)) {
         if let Err(undo) = ip::links(shell).and_then(|links| teardown(shell, home, &target, &links)) {
             return Err(
                 err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))
@@ -285,7 +307,7 @@ impl<'a> Making<'a> {
             lines.push(format!("link set dev {end} arp off gso_max_segs 1"));
         }
         ip_batch(shell, &lines)?;
-        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "tso", "off", "gso", "off"]))?;
+        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "sg", "off", "tso", "off", "gso", "off"]))?;
         let handle = handle(&self.plan.name);
         let filter = |dev: &str, direction, program: &str| {
             tc::add_filter(dev, direction, tc::FIRST_PREF, handle, &pins.join(program).to_string_lossy())

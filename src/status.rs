@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::abi::{self, Config, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::bpftool::{self, Attachment, Row};
 use crate::exec::Shell;
 use crate::ip::{self, Link};
@@ -113,6 +113,9 @@ pub struct Session {
     /// The relay and its programs are there.
     #[serde(skip)]
     pub relayed: bool,
+    /// Programs at tcx hooks of the watched interfaces: `NAME at INTERFACE DIRECTION`.
+    #[serde(skip)]
+    pub tcx: Vec<String>,
 }
 
 /// `pcnt` frames were to be copied, `dcnt` of them were dropped by our programs. In frames of the interface, `seen` is
@@ -297,6 +300,7 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         sample_flows: plan.sampling.flows,
         snaplen: plan.snaplen,
         max_rate: plan.max_rate.map(|rate| rate.to_string()),
+        tcx: kernel.tcx(links),
         taps: kernel.taps(links)?,
         relayed: kernel.is_relayed(links),
         remotes,
@@ -353,6 +357,20 @@ impl Kernel {
         self.attachments
             .iter()
             .any(|at| at.ifindex == ifindex && at.kind.ends_with(hook) && self.program_ids.contains(&at.id))
+    }
+
+    /// The programs that run before our taps.
+    fn tcx(&self, links: &[Link]) -> Vec<String> {
+        let mut found = Vec::new();
+        for at in self.attachments.iter().filter(|at| at.is_tcx()) {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let key = TapKey { ifindex: at.ifindex, direction };
+                if at.kind.ends_with(direction.hook()) && self.memory.watches(&key) {
+                    found.push(format!("{} at {} {}", at.name, name_of(links, at.ifindex), direction.hook()));
+                }
+            }
+        }
+        found
     }
 
     fn taps(&self, links: &[Link]) -> Result<Vec<TapStatus>> {

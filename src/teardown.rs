@@ -48,6 +48,16 @@ pub fn teardown(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> 
     Ok(removed)
 }
 
+/// Is there anything of these sessions but taps, which take long to look for where there are many interfaces?
+pub fn is_left(home: &Home, target: &Target, links: &[Link]) -> bool {
+    !pins(home, target).is_empty() || links.iter().any(|link| is_relay_of(link, target))
+}
+
+/// Does a tap of this session sit at these hooks?
+pub fn holds_tap(hooks: &Hooks, session: &str) -> bool {
+    !filters_of("", hooks, &Target::One(session), &BOTH).is_empty()
+}
+
 /// A relay without an alias was made by a run that ended before it could say whose it is.
 fn is_relay_of(link: &Link, target: &Target) -> bool {
     let number = link.ifname.strip_prefix("snif").map(|rest| rest.trim_end_matches('p'));

@@ -185,6 +185,48 @@ fn copies_leave_through_wireguard_and_arrive_decrypted() {
     lab.snifctl(["down"]).assert().success();
 }
 
+/// A program that another has put before ours, without any header file.
+const FOREIGN: &str = r#"__attribute__((section("classifier"))) int foreign(void *skb) { return -1; }"#;
+
+#[test]
+fn programs_at_tcx_hooks_are_told() {
+    let lab = roomy();
+    let before = lab.machine();
+    let path = format!("PATH={}:/usr/sbin:/usr/bin", std::env::var("NEWER_BPFTOOL").expect("set by tests/kernels/run"));
+    let [source, object] = ["foreign.c", "foreign.o"].map(|name| lab.dir().join(name).display().to_string());
+    std::fs::write(&source, FOREIGN).unwrap();
+    lab.host(&["clang", "-O2", "-target", "bpf", "-c", &source, "-o", &object]);
+    let pin = format!("/sys/fs/bpf/{}", lab.ns_name(Ns::Host));
+    let attach = ["env", &path, "bpftool", "net", "attach", "tcx_ingress", "pinned", &pin, "dev", "eth0"];
+    lab.host(&["bpftool", "prog", "load", &object, &pin, "type", "classifier"]);
+    let attached = lab.try_host(&attach).status.success();
+    std::fs::remove_file(&pin).unwrap();
+    assert_eq!(attached, has_tcx(), "tcx hooks are there from 6.6 on");
+
+    let by = |args: &[&str]| lab.said_by(&["env".into(), path.clone()], args);
+    let told = |text: &str| text.contains("foreign");
+    assert_eq!(told(&by(&["doctor", "eth0"]).stdout), attached);
+    let up = by(&["up", "eth0", "--tunnel", "gre", "--remote", &COLLECTOR_IP.to_string()]);
+    assert_eq!(told(&up.stderr), attached, "{}", up.stderr);
+    lab.send(Ns::Peer, "peer0", &series());
+    let status = poll(PATIENCE, || {
+        let status = lab.status();
+        (status["sessions"][0]["remotes"][0]["stat"]["pcnt"] == series().len()).then_some(status)
+    });
+    assert!(status.is_some(), "a program that passes packets on hides none: {:#}", lab.status());
+    by(&["down"]);
+    if attached {
+        lab.host(&["env", &path, "bpftool", "net", "detach", "tcx_ingress", "dev", "eth0"]);
+    }
+    lab.assert_as_before(&before);
+}
+
+fn has_tcx() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut parts = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next(), parts.next()) >= (Some(6), Some(6))
+}
+
 /// One end of a WireGuard tunnel.
 struct WireGuard {
     ns: Ns,
