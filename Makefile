@@ -13,7 +13,7 @@ TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo test test-kernels check install clean
+.PHONY: help build bpf deps demo test test-kernels bench check install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,14 @@ KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wiregu
 test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 newest" chooses (needs root and the network)
 	@$(call install,$(KERNEL_PACKAGES))
 	tests/kernels/run $(KERNELS)
+
+ONLY ?=
+ROUNDS ?= 10
+BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3 nftables
+
+bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n (needs root)
+	@$(call install,$(BENCH_PACKAGES))
+	$(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
 check: deps ## formatting and lints
 	$(CARGO) fmt --check
