@@ -30,7 +30,11 @@ pub fn run(report: &mut Report) {
         ("512 B egress", Way::Egress, 512),
         ("1500 B egress", Way::Egress, 1500),
     ] {
-        compare(&rig, report, case, main_modes(), &Load::new(way, size));
+        let mut modes = main_modes();
+        if size == 1500 {
+            modes.push(fragmenting());
+        }
+        compare(&rig, report, case, modes, &Load::new(way, size));
     }
     compare(&rig, report, SLOW, slow_modes(), &Load::slow());
 }
@@ -45,6 +49,10 @@ fn main_modes() -> Vec<Mode> {
         Mode::snifctl("snifctl vxlan", &["--tunnel", "vxlan"]),
         Mode::new("floor-bpf", What::Program("mirror")),
     ]
+}
+
+fn fragmenting() -> Mode {
+    Mode::snifctl("snifctl gre fragment", &["--tunnel", "gre", "--oversize", "fragment"])
 }
 
 /// Nothing is copied.
@@ -65,7 +73,7 @@ fn every_mode() -> Vec<Mode> {
     let mut modes = main_modes();
     modes.extend([
         Mode::new("nft dup to vxlan device", What::NftDup),
-        gre("snifctl gre fragment", &["--oversize", "fragment"]),
+        fragmenting(),
         gre("snifctl gre, 3 remotes", &["--remote", three]),
         gre("snifctl gre, filter of 1 host", &["--filter", "host 192.0.2.2"]),
         gre("snifctl gre, filter of 30 hosts", &["--filter", &thirty]),
