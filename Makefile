@@ -54,7 +54,7 @@ test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 n
 	tests/kernels/run $(KERNELS)
 
 ONLY ?=
-ROUNDS ?= 10
+ROUNDS ?= 8
 BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3 nftables
 
 bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n (needs root)

@@ -9,11 +9,19 @@ use crate::report::{Report, Row};
 
 /// A panel: its title, the rows it shows (group and case), and their figure.
 const PANELS: [(&str, [&str; 3]); 4] = [
-    ("ns added to a 64-byte frame that comes in, for each way to copy", ["cost", "64 B ingress", "added ns"]),
+    ("ns added to a 64-byte frame that comes in", ["cost", "64 B ingress", "added ns"]),
     ("ns added to a 1500-byte frame that comes in", ["cost", "1500 B ingress", "added ns"]),
     ("Gbit/s of a TCP connection while it is copied", ["tcp", "goodput of the watched flow", "Gbit/s"]),
-    ("ns added to a 64-byte frame, by the number of remotes", ["scale", "remotes, each gets every copy", "added ns"]),
+    (
+        "ns of each copy, by the number of remotes that get one",
+        ["scale", "remotes, each gets every copy", "per copy ns"],
+    ),
 ];
+
+/// Pixels: of a bar, of what is above and below a panel's bars, and of the part above.
+const BAR: usize = 22;
+const MARGINS: usize = 80;
+const TITLE: usize = 40;
 
 /// Writes bench/results.svg.
 pub fn draw(report: &Report) {
@@ -32,22 +40,24 @@ fn script(report: &Report, file: &Path) -> String {
         .map(|(title, bars)| (title, bars.clone(), bars.lines().count()))
         .collect();
     // Each bar as high as any other, whatever panel it is in.
-    let height = |count: usize| 70 + 22 * count;
+    let height = |count: usize| MARGINS + BAR * count;
     let total: usize = panels.iter().map(|(_, _, count)| height(*count)).sum();
     let mut text = format!(
         "set terminal svg size 900,{total} dynamic background rgb 'white' font 'sans-serif,13'\n\
          set output '{}'\nset multiplot\nset style fill solid 0.6 noborder\nset boxwidth 0.7\nunset key\n\
          set border 1\nset xtics nomirror out\nset ytics nomirror scale 0\nset grid xtics lt 1 lc rgb '#dddddd'\n\
-         set xrange [0:*]\nset lmargin 34\nset rmargin 4\n",
+         set xrange [0:*]\n",
         file.display()
     );
     let mut top = total;
     for (n, (title, bars, count)) in panels.iter().enumerate() {
+        let (above, below) = (top - TITLE, top + MARGINS - TITLE - height(*count));
+        let [above, below] = [above, below].map(|at| at as f64 / total as f64);
         top -= height(*count);
-        let (origin, size) = (top as f64 / total as f64, height(*count) as f64 / total as f64);
         writeln!(
             text,
-            "set origin 0,{origin:.5}\nset size 1,{size:.5}\nset title \"{title}\"\nset yrange [{count}-0.5:-0.5]\n\
+            "set margins screen 0.32, screen 0.96, screen {below:.5}, screen {above:.5}\n\
+             set title \"{title}\" offset 0,-0.5\nset yrange [{count}-0.5:-0.5]\n\
              $panel{n} << END\n{bars}END\n\
              plot $panel{n} using (0):0:(0):2:($0-0.35):($0+0.35):ytic(1) with boxxyerror lc rgb '#3b7dd8', \
              '' using 2:0:3:4 with xerrorbars pt 0 lw 1.5 lc rgb '#222222'"

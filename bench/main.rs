@@ -32,7 +32,7 @@ struct Args {
     /// What to measure; everything if nothing is named.
     only: Vec<Group>,
     /// Rounds of the cost group; the others make fewer.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
     /// Only draw the chart of the last run.
     #[arg(long)]
