@@ -91,7 +91,9 @@ pub struct Running<'a> {
 
 impl Running<'_> {
     pub fn measure(&mut self, load: &Load) -> Sample {
-        let sample = self.rig.measure(load, self.sink);
+        // tcpdump reads its last packets when its timeout of a second has passed.
+        let settle = if self.forwarder.is_some() { Duration::from_millis(1300) } else { load.settle };
+        let sample = self.rig.measure(&Load { settle, ..*load }, self.sink);
         Sample { copies: self.copies(), ..sample }
     }
 

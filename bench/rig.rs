@@ -47,7 +47,7 @@ impl Load {
 
     /// Frames with pauses, some 25,000 a second: below what any mode can take.
     pub fn slow() -> Load {
-        Load { count: 640, bursts: 40, settle: Duration::from_millis(300), ..Load::new(Way::Ingress, 64) }
+        Load { count: 640, bursts: 40, ..Load::new(Way::Ingress, 64) }
     }
 
     fn frames(&self) -> f64 {
