@@ -209,6 +209,11 @@ struct NetReply {
 /// The question for every TC program of this network namespace.
 pub const NET_QUESTION: &str = "net show";
 
+/// The question for those of one interface.
+pub fn net_question(dev: &str) -> String {
+    format!("net show dev {dev}")
+}
+
 pub fn attachments(answer: &Value) -> Result<Vec<Attachment>> {
     let replies: Vec<NetReply> =
         serde_json::from_value(answer.clone()).context("bpftool net gave JSON of another form")?;

@@ -123,14 +123,6 @@ fn check_tool(shell: &Shell, tool: &Tool) -> Check {
     }
 }
 
-/// All at once: clang alone takes 50 ms to say its version.
-fn check_tools(shell: &Shell) -> Vec<Check> {
-    std::thread::scope(|scope| {
-        let asked = TOOLS.each_ref().map(|tool| scope.spawn(move || check_tool(shell, tool)));
-        asked.into_iter().map(|check| check.join().expect("a check does not panic")).collect()
-    })
-}
-
 fn check_headers() -> Check {
     if Path::new(BPF_HELPERS).exists() {
         return ok("libbpf-dev", "headers are there");
@@ -149,7 +141,7 @@ pub fn ensure_tools(shell: &Shell, source: &Source) -> Result<()> {
         return ensure_present(&["bpftool", "tc", "ip", "ethtool"]);
     }
     let quiet = Shell { verbose: false, ..*shell };
-    let mut checks = check_tools(&quiet);
+    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(&quiet, tool)).collect();
     checks.push(check_headers());
     refuse(checks.into_iter().filter(|check| check.level == Level::Fail).collect())
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::bpftool::{self, Attachment, Row};
-use crate::exec::Shell;
+use crate::exec::{Failed, Shell};
 use crate::ip::{self, Link};
 use crate::plan::{Oversize, Plan, Spread, Tunnel, Watched};
 use crate::state::{Home, MAPS, PROGRAMS};
@@ -283,7 +283,7 @@ fn ensure_pinned(home: &Home, name: &str) -> Result<(), Broken> {
 /// One session, as the kernel has it. Fails with [`Broken`] where parts of it are gone.
 pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result<Session> {
     ensure_pinned(home, name)?;
-    let kernel = Kernel::ask(shell, home, name)?;
+    let kernel = Kernel::ask(shell, home, name, links)?;
     let plan = &kernel.memory.plan;
     let in_use = |remote: &RemoteStatus| kernel.config.remotes & (1 << remote.slot) != 0;
     let (remotes, leftovers) = kernel.remotes(links)?.into_iter().partition(in_use);
@@ -313,7 +313,10 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
     })
 }
 
-/// The answers about one session, taken in one bpftool.
+/// So many interfaces are asked for one by one.
+const FEW: usize = 16;
+
+/// The answers about one session, taken in one bpftool; in two where the machine has many interfaces.
 struct Kernel {
     program_ids: Vec<u32>,
     attachments: Vec<Attachment>,
@@ -326,29 +329,36 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn ask(shell: &Shell, home: &Home, name: &str) -> Result<Kernel> {
+    fn ask(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result<Kernel> {
         let dir = home.session(name);
         let mut lines: Vec<String> =
             PROGRAMS.map(|prog| format!("prog show pinned {}", dir.join(prog).display())).to_vec();
-        lines.push(bpftool::NET_QUESTION.into());
         let maps = ["request", "config", "taps", "remotes", "remote_stats", "drops"];
         lines.extend(maps.map(|map| bpftool::dump_question(&dir.join("maps").join(map))));
+        if links.len() <= FEW {
+            lines.push(bpftool::NET_QUESTION.into());
+        }
         let answers = bpftool::ask(shell, &lines)?;
         let (programs, rest) = answers.split_at(PROGRAMS.len());
-        let mut dumps = rest[1..].iter();
+        let (rest, all_hooks) = rest.split_at(maps.len());
+        let mut dumps = rest.iter();
         let mut next = || bpftool::rows(dumps.next().context("a dump is missing")?);
         let (request, config) = (next()?, next()?);
         let config = Config::decode(config.first().context("the session has no configuration")?.value()?)?;
+        let taps = next()?;
         Ok(Kernel {
             program_ids: programs.iter().filter_map(|program| program["id"].as_u64()).map(|id| id as u32).collect(),
-            attachments: bpftool::attachments(&rest[0])?,
+            attachments: match all_hooks {
+                [answer] => bpftool::attachments(answer)?,
+                _ => attachments(shell, links, &config, &taps)?,
+            },
             memory: memory(request, config.request)
                 .map_err(|err| Broken { name: name.into(), what: format!("its request cannot be read ({err})") })?,
             config,
-            taps: next()?,
+            taps,
             remotes: next()?,
             remote_stats: next()?,
-            drops: bpftool::formatted(&rest[6]),
+            drops: bpftool::formatted(&rest[5]),
         })
     }
 
@@ -434,6 +444,24 @@ impl Kernel {
         let up = |ifindex| links.iter().any(|link| link.ifindex == ifindex && link.is_up());
         hooks.iter().all(|(ifindex, hook)| up(*ifindex) && self.is_attached(*ifindex, hook))
     }
+}
+
+/// The programs at the hooks of a session's interfaces, where the machine has many others: `net show` of all takes a
+/// millisecond for each of them.
+fn attachments(shell: &Shell, links: &[Link], config: &Config, taps: &[Row]) -> Result<Vec<Attachment>> {
+    let taps = taps.iter().map(|row| Ok(TapKey::decode(&row.key)?.ifindex)).collect::<Result<Vec<_>>>()?;
+    let ours = |link: &&Link| [config.relay, config.peer].contains(&link.ifindex) || taps.contains(&link.ifindex);
+    let mut lines: Vec<String> = links.iter().filter(ours).map(|link| bpftool::net_question(&link.ifname)).collect();
+    // Each question lists all interfaces once.
+    if lines.len() > FEW {
+        lines = vec![bpftool::NET_QUESTION.into()];
+    }
+    let answers = match bpftool::ask(shell, &lines) {
+        // One of them has just gone.
+        Err(err) if err.is::<Failed>() => bpftool::ask(shell, &[bpftool::NET_QUESTION.into()])?,
+        answers => answers?,
+    };
+    Ok(answers.iter().map(bpftool::attachments).collect::<Result<Vec<_>>>()?.concat())
 }
 
 fn memory(mut rows: Vec<Row>, first: u16) -> Result<Memory> {

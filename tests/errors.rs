@@ -582,21 +582,28 @@ fn a_failure_without_a_word_is_told_too() {
 fn a_tool_that_answers_in_another_form_is_told_without_a_panic() {
     let lab = Lab::roomy();
     let before = lab.machine();
-    for (tool, case) in [
-        ("ip", "'-j'*link*"),
-        ("ip", "'-j'*route*"),
-        ("ip", "'-j'*neigh*"),
-        ("tc", "'-j'*"),
-        ("bpftool", "'-j'*"),
-        ("ethtool", "--json*"),
-    ] {
-        let fakes = lab.fakes();
-        let real = real(tool);
-        let answer = format!("case \"$*\" in {case}) echo nonsense; exit 0;; esac");
-        fakes.add(tool, &format!("#!/bin/sh\n{answer}\nexec {} \"$@\"\n", real.display()));
-        lab.said_by(&fakes.first_in_path(), &UP).refused(1, "JSON", "");
+    for (tool, case) in
+        [("ip", "'-j'*link*"), ("ip", "'-j'*route*"), ("ip", "'-j'*neigh*"), ("tc", "'-j'*"), ("ethtool", "--json*")]
+    {
+        lab.said_by(&nonsense(&lab, tool, case).first_in_path(), &UP).refused(1, "JSON", "");
         lab.assert_as_before(&before);
     }
+    // `up` asks bpftool last: then the session is up.
+    let fakes = nonsense(&lab, "bpftool", "'-j'*");
+    let said = lab.said_by(&fakes.first_in_path(), &UP);
+    assert!(said.status.success() && said.stderr.contains("its status could not be read"), "{said:#?}");
+    lab.said_by(&fakes.first_in_path(), &["status"]).refused(1, "JSON", "");
+    lab.assert_copied(1);
+    lab.said(&["down"]).quietly_ok();
+    lab.assert_as_before(&before);
+}
+
+/// A tool that answers such calls in another form.
+fn nonsense(lab: &Lab, tool: &str, case: &str) -> Fakes {
+    let fakes = lab.fakes();
+    let answer = format!("case \"$*\" in {case}) echo nonsense; exit 0;; esac");
+    fakes.add(tool, &format!("#!/bin/sh\n{answer}\nexec {} \"$@\"\n", real(tool).display()));
+    fakes
 }
 
 // ---- state that was half removed by hand ----
