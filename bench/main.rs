@@ -1,4 +1,4 @@
-//! `make bench`: what copying costs, beside the kernel's own ways and others. See bench/README-section.md.
+//! `make bench`: what copying costs, beside the kernel's own ways and others. See README.md, Benchmark.
 
 mod chart;
 mod commands;

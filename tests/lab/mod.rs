@@ -292,7 +292,7 @@ impl Lab {
 
     /// Runs several `ip` commands, one a line, in one process.
     pub fn ip_batch(&self, ns: Ns, lines: &str) {
-        feed(&mut self.command(ns, &["ip", "-batch", "-"]), lines);
+        feed(Command::new("ip").args(["-n", &self.ns_name(ns), "-batch", "-"]), lines);
     }
 
     /// Ends what still runs in the namespaces: a namespace lives as long as one of its processes.
@@ -318,7 +318,13 @@ impl Drop for Lab {
         for ns in Ns::ALL.into_iter().filter(|ns| self.ns_path(*ns).exists()) {
             self.end_processes(ns);
             self.remove_pins(ns);
-            let _ = Command::new("ip").args(["netns", "del", &self.ns_name(ns)]).status();
+        }
+        let mut ip = Command::new("ip");
+        ip.args(["-force", "-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Ok(mut child) = ip.spawn() {
+            let lines = self.each_ns(|ns| format!("netns del {ns}"));
+            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(lines.as_bytes()));
+            let _ = child.wait();
         }
     }
 }
