@@ -284,9 +284,9 @@ fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
         return None;
     }
     let name = &link.ifname;
-    let listed = shell.read(&Cmd::new("bpftool", ["-j", "net", "show", "dev", name])).unwrap_or_default();
-    let found = serde_json::from_str(&listed).ok().and_then(|listed| bpftool::attachments(&listed).ok());
-    let found: Vec<Attachment> = found.unwrap_or_default().into_iter().filter(Attachment::is_tcx).collect();
+    let answers = bpftool::ask(shell, &[bpftool::net_question(name)]).unwrap_or_default();
+    let found: Vec<Attachment> = answers.iter().flat_map(bpftool::attachments).flatten().collect();
+    let found: Vec<&Attachment> = found.iter().filter(|at| at.is_tcx()).collect();
     let names: Vec<&str> = found.iter().map(|at| at.name.as_str()).collect();
     if !names.is_empty() {
         let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
