@@ -23,7 +23,7 @@ build: ## build the release binary
 
 bpf: ## compile the kernel programs by themselves, every warning an error
 	@mkdir -p target
-	for name in snifctl match; do \
+	for name in snifctl taps match; do \
 		$(CLANG) -O2 -g -Wall -Wextra -Werror -target bpf -mcpu=v3 -I/usr/include/$(TRIPLET) \
 			-c bpf/$$name.bpf.c -o target/$$name.bpf.o || exit 1; done
 

@@ -49,7 +49,8 @@ fn remotes(report: &mut Report) {
 fn interfaces(report: &mut Report) {
     let rig = Rig::new(true);
     let names: Vec<String> = (1..1000).map(|n| format!("w{n}")).collect();
-    let pairs = names.iter().map(|name| format!("link add {name} type veth peer name {name}p"));
+    let away = rig.lab.ns_name(Ns::Peer);
+    let pairs = names.iter().map(|name| format!("link add {name} type veth peer name {name}p netns {away}"));
     rig.lab.ip_batch(Ns::Host, &pairs.collect::<Vec<_>>().join("\n"));
     let steps = [1, 10, 100, 1000].map(|count: u32| {
         let more = names.iter().take(count as usize - 1).map(String::as_str);

@@ -6,6 +6,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::*;
+use crate::clang::Source;
+use crate::exec::Shell;
 
 #[test]
 fn what_is_encoded_is_decoded() {
@@ -86,7 +88,8 @@ fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>
 
 #[test]
 fn the_layouts_are_those_of_the_compiled_object() {
-    let object = crate::clang::Source::datapath(None).object(&crate::exec::Shell::default(), &[]).unwrap();
+    let shell = Shell::default();
+    let object = Source::datapath(None, Vec::new()).begin(&shell).object(&shell, &[]).unwrap();
     let structs = btf_structs(&object);
     let expect = |name: &str, fields: &[(&str, u64)]| {
         let expected: HashMap<String, u64> = fields.iter().map(|(name, at)| (name.to_string(), *at)).collect();

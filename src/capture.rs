@@ -41,9 +41,10 @@ const AT_A_TIME: usize = 2000;
 pub fn test(shell: &Shell, expression: &str, file: &Path) -> Result<Verdict> {
     state::ensure_root()?;
     let source = Source::matcher(filter::compile(shell, "EXPR", expression)?);
+    let compiling = source.begin(shell);
     doctor::ensure_tools(shell, &source)?;
     let packets = read(shell, file)?;
-    let object = source.object(shell, &[])?;
+    let object = compiling.object(shell, &[])?;
     let home = Home::here()?;
     let pin = Pin::load(shell, &home, &object)?;
     let mut matched = Vec::new();

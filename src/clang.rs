@@ -6,19 +6,24 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
 
-use crate::exec::{Cmd, Failed, Shell, print};
+use crate::exec::{Cmd, Failed, Running, Shell, print};
 use crate::kernel;
 
-/// The sources by file name: the datapath, the layouts that it shares with this binary, what translated filters stand
-/// on, and a filter alone.
-const FILES: [(&str, &str); 4] = [
+/// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
+const FILES: [(&str, &str); 8] = [
     (DATAPATH, include_str!("../bpf/snifctl.bpf.c")),
+    (TAPS, include_str!("../bpf/taps.bpf.c")),
+    (MATCHER, include_str!("../bpf/match.bpf.c")),
+    ("tap.h", include_str!("../bpf/tap.h")),
+    ("relay.h", include_str!("../bpf/relay.h")),
+    ("common.h", include_str!("../bpf/common.h")),
     ("snifctl.h", include_str!("../bpf/snifctl.h")),
     ("classic.h", include_str!("../bpf/classic.h")),
-    (MATCHER, include_str!("../bpf/match.bpf.c")),
 ];
 const DATAPATH: &str = "snifctl.bpf.c";
+const TAPS: &str = "taps.bpf.c";
 const MATCHER: &str = "match.bpf.c";
 /// Where a translated filter goes; without it every packet is taken.
 const FILTER: &str = "expression.h";
@@ -35,17 +40,24 @@ const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-m
 pub struct Source {
     main: &'static str,
     filter: Option<String>,
+    /// What is left out: names of `bpf/common.h` without their `HAS_`.
+    without: Vec<&'static str>,
 }
 
 impl Source {
-    /// The session's programs.
-    pub fn datapath(filter: Option<String>) -> Source {
-        Source { main: DATAPATH, filter }
+    /// A session's programs.
+    pub fn datapath(filter: Option<String>, without: Vec<&'static str>) -> Source {
+        Source { main: DATAPATH, filter, without }
+    }
+
+    /// The taps of a running session, whatever it does besides.
+    pub fn taps(filter: Option<String>) -> Source {
+        Source { main: TAPS, filter, without: Vec::new() }
     }
 
     /// One program that says whether a packet passes the filter.
     pub fn matcher(filter: String) -> Source {
-        Source { main: MATCHER, filter: Some(filter) }
+        Source { main: MATCHER, filter: Some(filter), without: Vec::new() }
     }
 
     /// Writes the sources into `dir`, so that the commands of a dry run can be followed by hand.
@@ -69,51 +81,77 @@ impl Source {
         is_trusted(&self.cached())
     }
 
-    /// The object file for this machine, compiled if the cache has none. A dry run prints the commands for it, where
-    /// `words` are the options of `snifctl source` that write this source.
-    pub fn object(&self, shell: &Shell, words: &[&str]) -> Result<PathBuf> {
-        let cached = self.cached();
-        if is_trusted(&cached) {
-            return Ok(cached);
-        }
-        if shell.dry_run {
-            let dir = std::env::temp_dir().join("snifctl-source");
-            let place = dir.to_string_lossy();
-            let words = ["source", &place].into_iter().chain(words.iter().copied());
-            print(&format!("{}\n", Cmd::new("snifctl", words)));
-            print(&format!("mkdir -p -m 0755 {CACHE}\n"));
-            shell.write(&self.command(&dir, &cached))?;
-            return Ok(cached);
-        }
-        self.compile(shell, &cached)?;
-        Ok(cached)
+    /// Starts clang where the cache has no object. Whatever goes wrong is told by [`Compiling::object`].
+    pub fn begin(&self, shell: &Shell) -> Compiling {
+        let needed = !shell.dry_run && !self.is_cached();
+        Compiling { source: self.clone(), job: needed.then(|| self.start(shell)) }
     }
 
-    /// Compiles in a private directory and renames the result into the cache, so that no one sees half an object.
-    fn compile(&self, shell: &Shell, cached: &Path) -> Result<()> {
-        ensure_cache()?;
+    fn start(&self, shell: &Shell) -> Result<Job> {
         let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
         self.write(dir.path())?;
-        let built = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
-        let built = built.with_context(|| format!("cannot write into {CACHE}"))?;
-        if let Err(err) = shell.write(&self.command(dir.path(), built.path())) {
-            return Err(explain(err));
-        }
-        fs::set_permissions(built.path(), fs::Permissions::from_mode(0o644))?;
-        built.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
-        ensure!(is_trusted(cached), "{} is not root's alone; try: rm -r {CACHE}", cached.display());
-        forget_oldest();
-        Ok(())
+        let built = dir.path().join("built.o");
+        let clang = shell.start(&self.command(dir.path(), &built))?;
+        Ok(Job { clang, built, _dir: dir })
     }
 
     fn command(&self, source: &Path, object: &Path) -> Cmd {
         let mut args: Vec<String> = FLAGS.map(String::from).to_vec();
         args.push(source.join(self.main).to_string_lossy().into_owned());
         args.extend(["-o".into(), object.to_string_lossy().into_owned()]);
+        args.extend(self.without.iter().map(|what| format!("-DHAS_{what}=0")));
         args.extend(kernel_flag().map(String::from));
         args.extend(include_dir().map(|dir| format!("-I{dir}")));
         Cmd::new("clang", args)
+    }
+}
+
+/// An object that clang makes, or need not make, while something else is done.
+pub struct Compiling {
+    source: Source,
+    job: Option<Result<Job>>,
+}
+
+/// A run of clang in a private directory, and the object that it writes there.
+struct Job {
+    clang: Running,
+    built: PathBuf,
+    _dir: TempDir,
+}
+
+impl Compiling {
+    /// The object in the cache. A dry run prints the commands for it, where `words` are the options of `snifctl source`
+    /// that write this source.
+    pub fn object(self, shell: &Shell, words: &[&str]) -> Result<PathBuf> {
+        let cached = self.source.cached();
+        if let Some(job) = self.job {
+            job?.keep(&cached)?;
+        } else if shell.dry_run && !is_trusted(&cached) {
+            let dir = std::env::temp_dir().join("snifctl-source");
+            let place = dir.to_string_lossy();
+            let words = ["source", &place].into_iter().chain(words.iter().copied());
+            print(&format!("{}\n", Cmd::new("snifctl", words)));
+            print(&format!("mkdir -p -m 0755 {CACHE}\n"));
+            shell.write(&self.source.command(&dir, &cached))?;
+        }
+        Ok(cached)
+    }
+}
+
+impl Job {
+    /// Waits for clang, and renames the object into the cache, so that no one sees half of it.
+    fn keep(self, cached: &Path) -> Result<()> {
+        self.clang.wait().map_err(explain)?;
+        ensure_cache()?;
+        let kept = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
+        let kept = kept.with_context(|| format!("cannot write into {CACHE}"))?;
+        fs::copy(&self.built, kept.path()).with_context(|| format!("cannot write into {CACHE}"))?;
+        fs::set_permissions(kept.path(), fs::Permissions::from_mode(0o644))?;
+        kept.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
+        ensure!(is_trusted(cached), "{} is not root's alone; try: rm -r {CACHE}", cached.display());
+        forget_oldest();
+        Ok(())
     }
 }
 

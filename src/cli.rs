@@ -11,6 +11,7 @@ use indoc::indoc;
 use serde_json::Value;
 
 use crate::abi::{Direction, Remote};
+use crate::clang::Source;
 use crate::doctor::{self, Level};
 use crate::exec::{Shell, print};
 use crate::plan::{self, OuterOptions, Oversize, Request, Spread, Tunnel, TunnelOptions, Watch};
@@ -425,7 +426,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&shell),
         Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
         Command::Source { dir, filter } => {
-            session::source(&shell, "--filter", filter.as_deref())?.write(&dir).map(|()| ExitCode::SUCCESS)
+            let filter = session::compiled_filter(&shell, "--filter", filter.as_deref())?;
+            Source::datapath(filter, Vec::new()).write(&dir).map(|()| ExitCode::SUCCESS)
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::exec::{self, Background, Cmd, Shell, print};
-use crate::{clang, doctor, state};
+use crate::{doctor, state};
 
 const WATCHED: &str = "192.0.2.1";
 const PEER: &str = "192.0.2.2";
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Enters the sandbox: runs the demo in namespaces of its own.
 pub fn start(shell: &Shell) -> Result<ExitCode> {
     state::ensure_root()?;
-    doctor::ensure_tools(shell, &clang::Source::datapath(None))?;
+    doctor::ensure_present(&["bpftool", "tc", "ip", "ethtool"])?;
     let program = exec::own_path()?;
     let mut args = vec!["--mount", "--net", "--", &program, "demo", "inside"];
     if shell.verbose {

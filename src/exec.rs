@@ -126,6 +126,14 @@ impl Shell {
         run(cmd)
     }
 
+    /// Starts a command that changes nothing.
+    pub fn start(&self, cmd: &Cmd) -> Result<Running> {
+        if self.verbose {
+            eprintln!("+ {cmd}");
+        }
+        Running::start(cmd)
+    }
+
     /// Runs a command that changes the machine; a dry run prints it instead.
     pub fn write(&self, cmd: &Cmd) -> Result<String> {
         if self.dry_run {
@@ -150,34 +158,54 @@ impl Shell {
 }
 
 fn run(cmd: &Cmd) -> Result<Vec<u8>> {
-    let mut call = expression(cmd)?;
-    call = match &cmd.stdin {
-        Some(text) => call.stdin_bytes(text.clone()),
-        None => call.stdin_null(),
-    };
-    let call = call.stdout_capture().stderr_capture().unchecked();
-    let started = || format!("could not start {}", cmd.program);
-    let output = match cmd.patience {
-        None => call.run().with_context(started)?,
-        Some(patience) => {
-            let handle = call.start().with_context(started)?;
-            let Some(output) = handle.wait_timeout(patience)? else {
-                handle.kill()?;
-                bail!("{} took longer than {} s", cmd.program, patience.as_secs());
-            };
-            output.clone()
+    let running = Running::start(cmd)?;
+    if let Some(patience) = cmd.patience
+        && running.handle.wait_timeout(patience)?.is_none()
+    {
+        bail!("{} took longer than {} s", cmd.program, patience.as_secs());
+    }
+    running.wait()
+}
+
+/// A program that runs while we do something else, and is ended when this value goes.
+#[derive(Debug)]
+pub struct Running {
+    handle: duct::Handle,
+    words: String,
+}
+
+impl Running {
+    fn start(cmd: &Cmd) -> Result<Running> {
+        let call = expression(cmd)?;
+        let call = match &cmd.stdin {
+            Some(text) => call.stdin_bytes(text.clone()),
+            None => call.stdin_null(),
+        };
+        let call = call.stdout_capture().stderr_capture().unchecked();
+        let handle = call.start().with_context(|| format!("could not start {}", cmd.program))?;
+        Ok(Running { handle, words: cmd.words() })
+    }
+
+    /// Its standard output, once it has ended well.
+    pub fn wait(&self) -> Result<Vec<u8>> {
+        let output = self.handle.wait().with_context(|| format!("could not wait for `{}`", self.words))?;
+        if output.status.success() {
+            return Ok(output.stdout.clone());
         }
-    };
-    if output.status.success() {
-        return Ok(output.stdout);
+        let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+        Err(Failed {
+            command: self.words.clone(),
+            status: output.status.to_string(),
+            stderr: String::from_utf8_lossy(said).into_owned(),
+        }
+        .into())
     }
-    let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
-    Err(Failed {
-        command: cmd.words(),
-        status: output.status.to_string(),
-        stderr: String::from_utf8_lossy(said).into_owned(),
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.handle.kill();
     }
-    .into())
 }
 
 /// The call with an absolute path and nothing of our environment.

@@ -178,7 +178,7 @@ impl Drop for Loaded {
 /// One object with a TC program for each function: it returns what the function returns.
 fn load_all(programs: &[Vec<Instruction>]) -> Loaded {
     let dir = tempfile::tempdir().unwrap();
-    crate::clang::Source::datapath(None).write(dir.path()).unwrap();
+    crate::clang::Source::datapath(None, Vec::new()).write(dir.path()).unwrap();
     let mut text = "#define FRAME_AT 14\n#include \"classic.h\"\n".to_string();
     for (n, program) in programs.iter().enumerate() {
         text += &translate(program, &format!("f{n}")).unwrap();

@@ -90,6 +90,11 @@ impl TunnelOptions {
         }
     }
 
+    /// Where the kernel patches the tunnel header: not 0 for what it patches at all.
+    pub fn patched(&self) -> Positions {
+        self.header(Direction::Ingress).at
+    }
+
     /// The IP protocol number of the tunnel's packets.
     pub fn protocol(&self) -> u8 {
         match self.kind {

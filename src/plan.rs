@@ -199,6 +199,23 @@ pub struct Plan {
     pub outer: OuterOptions,
 }
 
+impl Plan {
+    /// What such a session never does, by the `HAS_` names of `bpf/common.h`: it is left out of its programs.
+    pub fn unused(&self) -> Vec<&'static str> {
+        let patched = self.tunnel.patched();
+        let parts = [
+            ("UDP", patched.udp != 0),
+            ("SEQUENCE", patched.sequence != 0),
+            ("ERSPAN", patched.vlan != 0 || patched.port != 0 || patched.time != 0),
+            ("CUT", self.snaplen.is_some() || self.oversize == Oversize::Truncate),
+            ("RATE", self.max_rate.is_some()),
+            ("SAMPLE", self.sampling.packets > 1 || self.sampling.flows > 1),
+            ("SPREAD", self.spread == Spread::Flow),
+        ];
+        parts.into_iter().filter(|(_, used)| !used).map(|(name, _)| name).collect()
+    }
+}
+
 /// What `up` was given, before any check.
 #[derive(Clone, Debug)]
 pub struct Request {

@@ -136,3 +136,35 @@ fn carriers_are_addresses_with_or_without_a_port() {
     assert_eq!(carriers(&["none".into()]).unwrap(), Some(vec![]));
     assert_eq!(carriers(&[]).unwrap(), None);
 }
+
+#[test]
+fn what_a_request_never_does_is_left_out_and_nothing_else() {
+    let unused = |change: &dyn Fn(&mut Request)| {
+        let mut request = request();
+        change(&mut request);
+        plan(request).unwrap().unused()
+    };
+    let all = unused(&|_| ());
+    let known = include_str!("../bpf/common.h").lines().filter_map(|line| line.strip_prefix("#ifndef HAS_"));
+    assert_eq!(all, known.collect::<Vec<_>>());
+    type Change = dyn Fn(&mut Request);
+    let cases: [(&Change, &[&str]); 13] = [
+        (&|request| request.tunnel.kind = Tunnel::Vxlan, &["UDP"]),
+        (&|request| request.tunnel.kind = Tunnel::Geneve, &["UDP"]),
+        (&|request| request.tunnel.sequence = true, &["SEQUENCE"]),
+        (&|request| request.tunnel.kind = Tunnel::Erspan1, &[]),
+        (&|request| request.tunnel.kind = Tunnel::Erspan2, &["SEQUENCE", "ERSPAN"]),
+        (&|request| request.tunnel.kind = Tunnel::Erspan3, &["SEQUENCE", "ERSPAN"]),
+        (&|request| request.snaplen = Some(100), &["CUT"]),
+        (&|request| request.oversize = Oversize::Truncate, &["CUT"]),
+        (&|request| request.oversize = Oversize::Fragment, &[]),
+        (&|request| request.max_rate = Some("1mbit".into()), &["RATE"]),
+        (&|request| request.sample = Some("1/2".into()), &["SAMPLE"]),
+        (&|request| request.sample_flows = Some("1/2".into()), &["SAMPLE"]),
+        (&|request| request.spread = Spread::Flow, &["SPREAD"]),
+    ];
+    for (change, used) in cases {
+        let left: Vec<&str> = all.iter().copied().filter(|name| !used.contains(name)).collect();
+        assert_eq!(unused(change), left);
+    }
+}

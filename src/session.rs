@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 
 use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
-use crate::clang::Source;
+use crate::clang::{Compiling, Source};
 use crate::exec::{Cmd, Shell};
 use crate::ip::{self, Link};
 use crate::plan::{Carrier, Plan, Rate, Spread, Watch, spelled};
@@ -52,17 +52,19 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     if !shell.dry_run {
         state::ensure_root()?;
     }
-    let source = source(shell, "--filter", plan.filter.as_deref())?;
-    let words: Vec<&str> = plan.filter.iter().flat_map(|filter| ["--filter", filter]).collect();
+    let filter = compiled_filter(shell, "--filter", plan.filter.as_deref())?;
+    let source = Source::datapath(filter, plan.unused());
+    let compiling = source.begin(shell);
     doctor::ensure_tools(shell, &source)?;
     let home = Home::here()?;
     let resolved = route::resolve(shell, plan, &ip::links(shell)?)?;
-    let object = source.object(shell, &words)?;
     if shell.dry_run {
+        let words: Vec<&str> = plan.filter.iter().flat_map(|filter| ["--filter", filter]).collect();
+        let object = compiling.object(shell, &words)?;
         return Ok((show(shell, plan, &resolved, &home, &object)?, resolved.warnings));
     }
     let _lock = home.lock_to_write(shell)?;
-    let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, &object, links));
+    let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, compiling, links));
     home.remove_if_empty();
     let outcome = outcome?;
     let mut warnings = resolved.warnings;
@@ -85,10 +87,9 @@ pub fn lock_to_change(shell: &Shell) -> Result<(Home, Lock)> {
     Ok((home, lock))
 }
 
-/// The session's programs with their filter, which the argument `what` gave, compiled in.
-pub fn source(shell: &Shell, what: &str, expression: Option<&str>) -> Result<Source> {
-    let filter = expression.map(|expression| filter::compile(shell, what, expression));
-    Ok(Source::datapath(filter.transpose()?))
+/// The C of a filter that the argument `what` gave.
+pub fn compiled_filter(shell: &Shell, what: &str, expression: Option<&str>) -> Result<Option<String>> {
+    expression.map(|expression| filter::compile(shell, what, expression)).transpose()
 }
 
 fn show(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
@@ -107,7 +108,7 @@ fn up_locked(
     plan: &Plan,
     resolved: &Resolved,
     home: &Home,
-    object: &Path,
+    compiling: Compiling,
     mut links: Vec<Link>,
 ) -> Result<Outcome> {
     let status = || ip::links(shell).and_then(|links| status::session(shell, home, &plan.name, &links)).ok();
@@ -126,7 +127,7 @@ fn up_locked(
         teardown(shell, home, &target, &links)?;
         making = Making::new(shell, plan, resolved, home, &links);
     }
-    if let Err(err) = making.and_then(|making| making.make(shell, object)) {
+    if let Err(err) = making.and_then(|making| making.make(shell, &compiling.object(shell, &[])?)) {
         if let Err(undo) = ip::links(shell).and_then(|links| teardown(shell, home, &target, &links)) {
             return Err(
                 err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))

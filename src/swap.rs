@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::clang::Source;
 use crate::exec::Shell;
 use crate::ip::{self, Link};
 use crate::plan;
@@ -21,9 +22,10 @@ use crate::{bpftool, doctor, tc};
 pub fn set(shell: &Shell, expression: Option<&str>, name: Option<&str>) -> Result<(String, bool)> {
     state::ensure_root()?;
     plan::ensure_filter(expression)?;
-    let source = session::source(shell, "EXPR", expression)?;
+    let source = Source::taps(session::compiled_filter(shell, "EXPR", expression)?);
+    let compiling = source.begin(shell);
     doctor::ensure_tools(shell, &source)?;
-    let object = source.object(shell, &[])?;
+    let object = compiling.object(shell, &[])?;
     let (home, _lock) = session::lock_to_change(shell)?;
     let done = set_locked(shell, &home, &object, expression, name);
     home.remove_if_empty();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use lab::capture::Direction;
-use lab::faults::{EMPTY_CACHE, Fakes, Fault, in_mounts};
+use lab::faults::{EMPTY_CACHE, Fakes, Fault, in_mounts, real};
 use lab::frames::{self, Ends};
 use lab::judge::{Said, UP};
 use lab::{Lab, Ns};
@@ -643,20 +643,24 @@ fn a_failure_of_one_session_leaves_the_others_alone() {
 #[test]
 fn a_compilation_that_was_killed_does_not_stop_the_next_up() {
     let lab = Lab::roomy();
-    let fakes = lab.counting_fakes();
-    let up = |script: &str| {
-        let tmp = format!("TMPDIR={}", lab.dir().display());
-        let by = [&in_mounts(script)[..], &fakes.first_in_path(), &[tmp]].concat();
-        assert_eq!(lab.said_by(&by, &UP).status.code(), Some(0));
-        fakes.calls()
-    };
-    let compiles = |call: &String| call.contains("-target bpf");
-    let calls = up(EMPTY_CACHE);
-    lab.said(&["down"]).quietly_ok();
-    let at = calls.iter().position(compiles).expect("a compilation") + 1;
-    fakes.arm(at, Fault::Kill { done: None });
-    let calls = up(&format!("{EMPTY_CACHE}; \"$@\" && exit 9"));
-    assert_eq!(calls.iter().filter(|call| compiles(call)).count(), 2, "{calls:#?}");
+    let (fakes, runs) = (lab.fakes(), lab.dir().join("runs"));
+    let script = format!(
+        r#"#!/bin/sh
+case "$*" in *-target*)
+    echo run >>{0}
+    [ "$(wc -l <{0})" != 1 ] || kill -9 "$PPID";;
+esac
+exec {1} "$@"
+"#,
+        runs.display(),
+        real("clang").display()
+    );
+    fakes.add("clang", &script);
+    let twice = in_mounts(&format!("{EMPTY_CACHE}; \"$@\" && exit 9"));
+    let tmp = format!("TMPDIR={}", lab.dir().display());
+    let by = [&twice[..], &fakes.first_in_path(), &[tmp]].concat();
+    assert_eq!(lab.said_by(&by, &UP).status.code(), Some(0));
+    assert_eq!(fs::read_to_string(&runs).expect("the runs of clang").lines().count(), 2);
     lab.assert_up(&["default"]);
 }
 

@@ -1,0 +1,664 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/* The relay's programs: what a copy gets, and by which way it goes on. */
+#ifndef RELAY_H
+#define RELAY_H
+
+#include "common.h"
+
+#define IP_MF 0x2000
+
+/* RFC 8200, section 4.5 */
+struct ipv6_fragment {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset; /* in units of 8 bytes in the upper 13 bits; bit 0: more follow */
+	__be32 id;
+};
+
+/* Bytes that bpf_csum_diff takes at once. */
+#define SUM_BYTES 512
+
+/*
+ * On to the out interface. One without Ethernet takes only packets whose network header is the outer IP header, and
+ * receiving is what sets that: such a copy goes through the relay's peer, back to the relay.
+ */
+static __always_inline int forward(struct __sk_buff *skb, struct config *cfg, struct remote *remote)
+{
+	if (!(remote->flags & REMOTE_L3))
+		return bpf_redirect(remote->ifindex, 0);
+	skb->cb[CB_LENGTH] = 0;
+	return bpf_redirect(cfg->peer, 0);
+}
+
+static __always_inline int sent(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	struct stat *stat = bpf_map_lookup_elem(&remote_stats, &copy->remote);
+
+	if (stat) {
+		stat->pcnt += copy->frames;
+		stat->bcnt += copy->bytes;
+	}
+	return forward(skb, copy->cfg, remote);
+}
+
+#if HAS_RATE
+/* What the bucket holds when it is full, in time: 2 % of a second, so that no second passes much more than its rate. */
+#define BUCKET_NS 20000000
+
+/* May copies of this cost, in bytes or packets, leave now? */
+__noinline int take_tokens(__u64 rate, __u64 cost)
+{
+	__u32 zero = 0;
+	struct bucket *state = bpf_map_lookup_elem(&bucket, &zero);
+	__u64 now = bpf_ktime_get_boot_ns(), passed;
+	__s64 full = rate * BUCKET_NS, tokens;
+	int enough;
+
+	if (!state)
+		return 0;
+	bpf_spin_lock(&state->lock);
+	passed = now > state->time ? now - state->time : 0;
+	/* After a longer time a division tells whether the bucket is full, as the product could be too large. */
+	if (passed > BUCKET_NS && (__u64)(full - state->tokens) / rate <= passed)
+		tokens = full;
+	else
+		tokens = state->tokens + (__s64)(rate * passed);
+	tokens = MIN(tokens, full);
+	enough = tokens > 0;
+	state->tokens = enough ? tokens - (__s64)(cost * 1000000000) : tokens;
+	state->time = now > state->time ? now : state->time;
+	bpf_spin_unlock(&state->lock);
+	return enough;
+}
+#endif
+
+/* `bytes` are those of the outer packets with their Ethernet headers. */
+static __always_inline bool within_rate(struct config *cfg, __u64 bytes, __u32 packets)
+{
+#if HAS_RATE
+	return !cfg->rate || take_tokens(cfg->rate, cfg->rate_packets ? packets : bytes);
+#else
+	(void)cfg, (void)bytes, (void)packets;
+	return true;
+#endif
+}
+
+/* What `counter`, one of a remote's, was before `count` was added. */
+static __always_inline __u32 fetch_add(struct remote_state *state, __u32 *counter, __u32 count)
+{
+#ifdef NO_ATOMIC_FETCH
+	__u32 before;
+
+	bpf_spin_lock(&state->lock);
+	before = *counter;
+	*counter = before + count;
+	bpf_spin_unlock(&state->lock);
+	return before;
+#else
+	(void)state;
+	return __sync_fetch_and_add(counter, count);
+#endif
+}
+
+/* First of `count` outer IP ids that no other packet to this remote has; 0 where DF makes ids meaningless. */
+static __always_inline __u32 take_ids(struct remote *remote, __u32 slot, __u32 count)
+{
+	struct remote_state *state;
+
+	if (remote->flags & REMOTE_DF)
+		return 0;
+	state = bpf_map_lookup_elem(&remote_state, &slot);
+	return state ? fetch_add(state, &state->ip_id, count) : 0;
+}
+
+/* ---- the outer header ---- */
+
+/*
+ * Move the VLAN tags that the kernel holds in metadata into the scratch memory, outermost first, with the MAC addresses before and
+ * the ethertype behind them. Each pop lifts the next tag of the frame into metadata, hence the loop.
+ */
+__noinline int take_tags(struct __sk_buff *skb)
+{
+	struct scratch *room = workspace();
+	struct tags *tags = room ? &room->tags : NULL;
+	__u32 count = 0;
+
+	if (!tags)
+		return -1;
+	if (bpf_skb_load_bytes(skb, 0, tags->head, 2 * ETH_ALEN))
+		return -1;
+#pragma unroll
+	for (int i = 0; i < MAX_TAGS; i++) {
+		__be16 proto, tci;
+
+		if (!skb->vlan_present)
+			break;
+		proto = skb->vlan_proto;
+		tci = bpf_htons(skb->vlan_tci);
+		__builtin_memcpy(tags->head + 2 * ETH_ALEN + 4 * i, &proto, 2);
+		__builtin_memcpy(tags->head + 2 * ETH_ALEN + 4 * i + 2, &tci, 2);
+		count = i + 1;
+		bpf_skb_vlan_pop(skb);
+	}
+	tags->count = count;
+	return skb->vlan_present ? -1 : 0;
+}
+
+static __always_inline __u32 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* Patches at a position that user space has chosen; byte by byte, as the position may be odd. */
+static __always_inline void put16(struct outer *outer, __u32 at, __u32 value)
+{
+	if (at == 0)
+		return;
+	at = BOUNDED(at, 128);
+	outer->bytes[at] = value >> 8;
+	outer->bytes[at + 1] = value;
+}
+
+static __always_inline void put32(struct outer *outer, __u32 at, __u32 value)
+{
+	if (at == 0)
+		return;
+	at = BOUNDED(at, 128);
+	outer->bytes[at] = value >> 24;
+	outer->bytes[at + 1] = value >> 16;
+	outer->bytes[at + 2] = value >> 8;
+	outer->bytes[at + 3] = value;
+}
+
+/* Bytes that the outer IP header and what stands between it and the tunnel header take in this packet. */
+static __always_inline __u32 ip_bytes(struct remote *remote, struct copy *copy)
+{
+	return remote->ip_len + (copy->fragment && remote->flags & REMOTE_IPV6 ? sizeof(struct ipv6_fragment) : 0);
+}
+
+/* Copy the template and write length, id, offset and checksum of the IP header. `ip_len` is this packet's. */
+static __always_inline void fill_ip(struct outer *outer, struct remote *remote, struct copy *copy, __u32 ip_len)
+{
+	struct iphdr *ip = (void *)outer->bytes + HEADER_L3;
+	struct ipv6hdr *ipv6 = (void *)ip;
+	__u32 sum = remote->sum;
+
+	__builtin_memcpy(outer->bytes, remote->header[copy->tap & 1], HEADER_BYTES);
+	if (remote->flags & REMOTE_IPV6) {
+		ipv6->payload_len = bpf_htons(ip_len - sizeof(*ipv6));
+		*(__be32 *)ipv6 |= bpf_htonl(copy->hash & 0xfffff);
+		if (copy->fragment)
+			ipv6->nexthdr = IPPROTO_FRAGMENT;
+		return;
+	}
+	ip->tot_len = bpf_htons(ip_len);
+	ip->id = bpf_htons(copy->id);
+	ip->frag_off |= bpf_htons(copy->fragment);
+	ip->check = ~fold((__u64)sum + ip->tot_len + ip->id + ip->frag_off);
+}
+
+static __always_inline void fill_udp(struct outer *outer, struct remote *remote, struct copy *copy)
+{
+	__u32 port = 49152 + (copy->hash & 0x3fff), check = 0; /* RFC 7348: the dynamic ports */
+
+	if (remote->flags & REMOTE_UDP_CHECKSUM) {
+		check = bpf_ntohs(fold((__u64)remote->udp_sum[copy->tap & 1] + copy->inner_sum + 2 * bpf_htons(copy->payload) + bpf_htons(port)));
+		check = check == 0xffff ? 0xffff : ~check & 0xffff; /* zero would say that there is none */
+	}
+	put16(outer, remote->udp_at, port);
+	put16(outer, remote->udp_at + 4, copy->payload);
+	put16(outer, remote->udp_at + 6, check);
+}
+
+/* The first word of an ERSPAN header: version and session id are the template's. */
+static __always_inline void fill_vlan(struct __sk_buff *skb, struct scratch *room, struct remote *remote, struct copy *copy)
+{
+	struct outer *outer = &room->outer;
+	struct tags *tags = &room->tags;
+	__u32 at = remote->vlan_at, tci = 0, tagged = 0;
+	__be16 tag[2];
+
+	if (tags->count) {
+		tci = tags->head[2 * ETH_ALEN + 2] << 8 | tags->head[2 * ETH_ALEN + 3];
+		tagged = 1;
+	} else if (!bpf_skb_load_bytes(skb, 2 * ETH_ALEN, tag, sizeof(tag)) &&
+		   (tag[0] == bpf_htons(ETH_P_8021Q) || tag[0] == bpf_htons(ETH_P_8021AD))) {
+		tci = bpf_ntohs(tag[1]);
+		tagged = 1;
+	}
+	at = BOUNDED(at, 128);
+	outer->bytes[at] |= tci >> 8 & 0xf;
+	outer->bytes[at + 1] = tci;
+	outer->bytes[at + 2] |= tci >> 13 << 5 | (tagged ? remote->tagged << 3 : 0) | copy->truncated << 2;
+}
+
+/* What the tunnel header says of this copy. The packet is still the bare frame. */
+static __always_inline void fill_tunnel(struct __sk_buff *skb, struct scratch *room, struct remote *remote, struct copy *copy)
+{
+	struct outer *outer = &room->outer;
+	struct remote_state *state;
+	__u64 now;
+
+	if (HAS_UDP && remote->udp_at)
+		fill_udp(outer, remote, copy);
+	if (HAS_SEQUENCE && remote->sequence_at) {
+		state = bpf_map_lookup_elem(&remote_state, &copy->remote);
+		put32(outer, remote->sequence_at, state ? fetch_add(state, &state->sequence, 1) : 0);
+	}
+	if (HAS_ERSPAN && remote->vlan_at)
+		fill_vlan(skb, room, remote, copy);
+	if (HAS_ERSPAN)
+		put16(outer, remote->port_at, copy->tap);
+	if (HAS_ERSPAN && remote->time_at) {
+		now = bpf_ktime_get_boot_ns() + copy->cfg->clock;
+		put32(outer, remote->time_at, now % 1000000000);
+		put32(outer, remote->seconds_at, now / 1000000000);
+	}
+}
+
+/* Write `len` bytes of the outer headers, from the Ethernet header on, to the front of the packet. */
+static __always_inline int store_outer(struct __sk_buff *skb, struct outer *outer, __u32 len)
+{
+	return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3 - ETH_HLEN, BOUNDED(len, 128), 0);
+}
+
+/* The headers of an IPv6 fragment: the fragment header goes between the IP header and what follows it. */
+static __always_inline int store_ipv6_fragment(struct __sk_buff *skb, struct remote *remote, struct outer *outer, struct copy *copy)
+{
+	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr), tunnel = remote->outer_len - at;
+	struct ipv6_fragment header = {
+		.next = *(__u8 *)(remote->header[0] + HEADER_L3 + offsetof(struct ipv6hdr, nexthdr)),
+		.offset = bpf_htons((copy->fragment & 0x1fff) << 3 | !!(copy->fragment & IP_MF)),
+		.id = bpf_htonl(copy->id),
+	};
+
+	if (store_outer(skb, outer, at) || bpf_skb_store_bytes(skb, at, &header, sizeof(header), 0))
+		return -1;
+	if (copy->fragment & 0x1fff)
+		return 0;
+	if (tunnel == 0 || tunnel > 32)
+		return -1;
+	return bpf_skb_store_bytes(skb, at + sizeof(header), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), BOUNDED(tunnel, 32), 0);
+}
+
+/* Put the outer headers, and the tags that were taken out, before the inner frame. */
+static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy), tag_len;
+	struct scratch *room = workspace();
+	struct outer *outer = room ? &room->outer : NULL;
+
+	if (!outer)
+		return -1;
+	tag_len = 4 * (room->tags.count & (2 * MAX_TAGS - 1));
+	fill_ip(outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
+	fill_tunnel(skb, room, remote, copy);
+	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
+		return -1;
+	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) : store_ipv6_fragment(skb, remote, outer, copy))
+		return -1;
+	if (!tag_len)
+		return 0;
+	return bpf_skb_store_bytes(skb, outer_len, room->tags.head, 2 * ETH_ALEN + 4 * BOUNDED(room->tags.count, MAX_TAGS), 0);
+}
+
+static __always_inline int untag(struct __sk_buff *skb, struct scratch *room)
+{
+	if (!room)
+		return -1;
+	room->tags.count = 0;
+	return skb->vlan_present ? take_tags(skb) : 0;
+}
+
+/* Bytes of outer IP packet that this frame needs. */
+static __always_inline __u32 need(struct __sk_buff *skb, struct remote *remote)
+{
+	return remote->outer_len - ETH_HLEN + skb->len + tag_bytes(skb);
+}
+
+static __always_inline bool fits(struct __sk_buff *skb, struct remote *remote)
+{
+	return need(skb, remote) <= remote->mtu && skb->len + HEADER_BYTES + 4 * MAX_TAGS <= SKB_BYTES;
+}
+
+#if HAS_UDP
+/* The inner frame's checksum, its tag included: 65,536 bytes at most, by parts that bpf_csum_diff takes. */
+__noinline __u32 sum_frame(struct __sk_buff *skb)
+{
+	__u32 offset = 0, length, sum = 0;
+	struct scratch *buffer = workspace();
+	__be16 tag[2] = { skb->vlan_proto, bpf_htons(skb->vlan_tci) };
+
+	if (!buffer)
+		return 0;
+	if (skb->vlan_present)
+		sum = bpf_csum_diff(NULL, 0, (void *)tag, sizeof(tag), sum);
+	for (int i = 0; i < 65536 / SUM_BYTES && offset + SUM_BYTES <= skb->len; i++) {
+		if (bpf_skb_load_bytes(skb, offset, buffer->bytes, SUM_BYTES))
+			return 0;
+		sum = bpf_csum_diff(NULL, 0, (void *)buffer->bytes, SUM_BYTES, sum);
+		offset += SUM_BYTES;
+	}
+	length = skb->len - offset;
+	if (length == 0 || length >= SUM_BYTES)
+		return fold(sum);
+	__builtin_memset(buffer->bytes, 0, SUM_BYTES);
+	if (bpf_skb_load_bytes(skb, offset, buffer->bytes, BOUNDED(length, SUM_BYTES)))
+		return 0;
+	sum = bpf_csum_diff(NULL, 0, (void *)buffer->bytes, SUM_BYTES, sum);
+	return fold(sum);
+}
+#endif
+
+/* What the outer header needs to know of the frame, while it is still whole. */
+static __always_inline void study(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	copy->payload = need(skb, remote) - remote->ip_len;
+	if (remote->flags & REMOTE_FLOW)
+		copy->hash = flow_hash(skb);
+#if HAS_UDP
+	if (remote->flags & REMOTE_UDP_CHECKSUM)
+		copy->inner_sum = sum_frame(skb);
+#endif
+}
+
+static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	if (!within_rate(copy->cfg, ETH_HLEN + need(skb, remote), 1))
+		return drop(skb, copy, REASON(rate));
+	study(skb, remote, copy);
+	copy->id = take_ids(remote, copy->remote, 1);
+	if (untag(skb, workspace()) || push_outer(skb, remote, copy))
+		return drop(skb, copy, REASON(resize));
+	return sent(skb, remote, copy);
+}
+
+/*
+ * A super-packet that the stack or the NIC cuts behind us. With FIXED_GSO the segments are those of the wire. Without,
+ * each gives up as many bytes as the headers add, so that it fits. Answers -1, with the packet as it was, where that
+ * cannot be done: then the relay makes wire frames of it.
+ */
+static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
+	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
+	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
+	__u64 cost;
+	struct scratch *parts = workspace();
+	__be16 ethertype;
+
+	if (!parts || remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
+	    (HAS_CUT && snaplen && wire_bytes(skb, copy->headers) > snaplen) || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
+		return -1;
+	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
+		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
+	} else if (copy->cfg->oversize == SEGMENT && size > room && copy->headers + size - ETH_HLEN <= remote->mtu) {
+		packets = (skb->len - copy->headers + size - room - 1) / (size - room);
+	} else {
+		return -1;
+	}
+	cost = (__u64)packets * (room + copy->headers) + skb->len - copy->headers;
+	study(skb, remote, copy);
+	copy->id = take_ids(remote, copy->remote, packets);
+	parts->tags.count = 0;
+	fill_ip(&parts->outer, remote, copy, room - ETH_HLEN + skb->len);
+	fill_tunnel(skb, parts, remote, copy);
+	if (bpf_skb_load_bytes(skb, 0, parts->tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
+		return -1;
+	if (!within_rate(copy->cfg, cost, packets))
+		return drop(skb, copy, REASON(rate)); /* not before: what the kernel refuses above leaves by another way */
+	if (tag && (take_tags(skb) || parts->tags.count != 1))
+		return drop(skb, copy, REASON(resize));
+	if (store_outer(skb, &parts->outer, remote->outer_len) ||
+	    bpf_skb_store_bytes(skb, remote->outer_len, parts->tags.head, 2 * ETH_ALEN + tag, 0) ||
+	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
+		return drop(skb, copy, REASON(resize));
+	return sent(skb, remote, copy);
+}
+
+/* Shorter than any frame with a checksum left to finish: Ethernet, IPv4, UDP. */
+#define SHORTEST_UNFINISHED (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
+
+SEC("tc")
+int snif_encap(struct __sk_buff *skb)
+{
+	struct config *cfg = session();
+	struct remote *remote;
+	struct copy copy;
+	int verdict;
+
+	if (!cfg || !is_copy(skb->mark))
+		return TC_ACT_SHOT; /* the relay carries copies only */
+	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
+	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	if (!remote)
+		return drop(skb, &copy, REASON(remote));
+	if (remote->flags & REMOTE_UNRESOLVED)
+		return drop(skb, &copy, REASON(unresolved));
+	if (remote->flags & REMOTE_FINISH && skb->len >= SHORTEST_UNFINISHED)
+		return TC_ACT_OK; /* cross the relay, which finishes checksums and segments */
+	if (skb->gso_size) {
+		verdict = send_super(skb, remote, &copy);
+		return verdict < 0 ? TC_ACT_OK : verdict;
+	}
+	if (!fits(skb, remote) || (HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
+		return TC_ACT_OK;
+	return send_frame(skb, remote, &copy);
+}
+
+/* An out interface without Ethernet: the copy has its headers, and receiving it has found its outer IP header. */
+SEC("tc")
+int snif_deliver(struct __sk_buff *skb)
+{
+	__u32 slot = skb->mark & MARK_REMOTE_MASK;
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
+
+	if (!is_copy(skb->mark))
+		return TC_ACT_SHOT;
+	return remote ? bpf_redirect(remote->ifindex, 0) : count_drop(skb->mark, 1, REASON(remote));
+}
+
+/* ---- frames that do not fit ---- */
+
+/* Bytes that bpf_skb_adjust_room takes out at once. */
+#define ROOM_BYTES 0xfff
+
+/*
+ * Make the packet `length` bytes long, whatever is in it then. The kernel does not cut the tail of a packet that has
+ * been encapsulated (skb->encapsulation; measured on 6.18), but it takes bytes out behind the Ethernet header.
+ */
+__noinline int shorten(struct __sk_buff *skb, __u32 length)
+{
+	if (!bpf_skb_change_tail(skb, length, 0))
+		return 0;
+	for (int i = 0; i < 65536 / ROOM_BYTES + 1 && skb->len > length; i++)
+		if (bpf_skb_adjust_room(skb, -(__s32)MIN(skb->len - length, ROOM_BYTES), BPF_ADJ_ROOM_MAC, 0))
+			return -1;
+	return skb->len == length ? 0 : -1;
+}
+
+/* Keep the first `length` bytes. */
+__noinline int cut(struct __sk_buff *skb, __u32 length)
+{
+	struct scratch *buffer = workspace();
+
+	if (!bpf_skb_change_tail(skb, length, 0))
+		return 0;
+	if (!buffer || length == 0 || length > SKB_BYTES)
+		return -1;
+	if (bpf_skb_load_bytes(skb, 0, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)) || shorten(skb, length))
+		return -1;
+	return bpf_skb_store_bytes(skb, 0, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
+}
+
+/* The first fragment is the frame's head behind the whole outer header. */
+static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
+{
+	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len;
+	struct scratch *room = workspace();
+
+	if (untag(skb, room) || cut(skb, length - tunnel - 4 * room->tags.count))
+		return -1;
+	return push_outer(skb, remote, copy);
+}
+
+/*
+ * Leave `length` bytes from `offset` on, and `head` bytes of anything before them, without a copy of what stays: the
+ * kernel takes bytes out behind the Ethernet header, of IP packets only. If not, the bytes up to there are as they were.
+ */
+static __always_inline bool strip(struct __sk_buff *skb, __u32 head, __u32 offset, __u32 length)
+{
+	if (offset <= head || offset - head > ROOM_BYTES)
+		return false;
+	if (skb->len != offset + length && bpf_skb_change_tail(skb, offset + length, 0))
+		return false;
+	return !bpf_skb_adjust_room(skb, -(__s32)(offset - head), BPF_ADJ_ROOM_MAC, 0);
+}
+
+/* A later one is bytes from the middle of the frame behind an IP header only. */
+static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
+{
+	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, offset = (copy->fragment & 0x1fff) * 8;
+	__u32 head = ETH_HLEN + ip_bytes(remote, copy);
+	struct scratch *buffer = workspace();
+	bool moved;
+
+	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, buffer))
+		return -1;
+	offset -= tunnel + 4 * buffer->tags.count;
+	moved = strip(skb, head, offset, length);
+	if (!moved && (bpf_skb_load_bytes(skb, offset, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)) || shorten(skb, head + length)))
+		return -1;
+	fill_ip(&buffer->outer, remote, copy, head - ETH_HLEN + length);
+	if (remote->flags & REMOTE_IPV6 ? store_ipv6_fragment(skb, remote, &buffer->outer, copy) : store_outer(skb, &buffer->outer, head))
+		return -1;
+	return moved ? 0 : bpf_skb_store_bytes(skb, head, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
+}
+
+static __always_inline int make_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
+{
+	if (copy->fragment & 0x1fff)
+		return later_fragment(skb, remote, copy, length);
+	return first_fragment(skb, remote, copy, length);
+}
+
+SEC("tc")
+int snif_fragment(struct __sk_buff *skb)
+{
+	struct config *cfg = session();
+	struct copy copy = describe(skb, cfg, 1, 0);
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	__u32 length = skb->cb[CB_LENGTH] & ~CB_TRUNCATED;
+
+	if (!is_copy(skb->mark) || !cfg || !remote)
+		return TC_ACT_SHOT;
+	if (!length)
+		return TC_ACT_OK; /* no fragment to make: on its way to snif_deliver */
+	copy.fragment = skb->cb[CB_OFFSET] / 8 | IP_MF;
+	copy.truncated = !!(skb->cb[CB_LENGTH] & CB_TRUNCATED);
+	copy.id = skb->cb[CB_ID];
+	copy.payload = skb->cb[CB_PAYLOAD];
+	copy.inner_sum = skb->cb[CB_SUM];
+	if (remote->flags & REMOTE_FLOW)
+		copy.hash = flow_hash(skb);
+	/* A drop here makes snif_wire's clone fail, which counts the whole copy once. */
+	if (make_fragment(skb, remote, &copy, length))
+		return TC_ACT_SHOT;
+	return remote->flags & REMOTE_L3 ? TC_ACT_OK : bpf_redirect(remote->ifindex, 0);
+}
+
+/* All fragments of `size` bytes but the last, each a clone that snif_fragment cuts. */
+__noinline int clone_fragments(struct __sk_buff *skb, __u32 size, __u32 payload)
+{
+	struct config *cfg = session();
+	__u32 offset = 0;
+
+	if (!cfg)
+		return -1;
+	for (int i = 0; i < MAX_FRAGMENTS && offset + size < payload; i++) {
+		skb->cb[CB_OFFSET] = offset;
+		if (bpf_clone_redirect(skb, cfg->peer, 0))
+			return -1;
+		offset += size;
+	}
+	return 0;
+}
+
+/*
+ * Cut the outer IP packet of this frame into equal fragments, multiples of 8 bytes. Equal, because the kernel cannot cut
+ * a packet below its transport header: a tiny last fragment would be lost. All but the last are clones.
+ */
+static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, offset, length, room;
+
+	study(skb, remote, copy);
+	copy->id = take_ids(remote, copy->remote, 1);
+	copy->fragment = IP_MF;
+	room = (mtu - ip_bytes(remote, copy)) & ~7U;
+	if (copy->payload > (remote->flags & REMOTE_IPV6 ? 0xffff : 0xffff - sizeof(struct iphdr)))
+		return drop(skb, copy, REASON(too_long));
+	if (room < 8 || room > SKB_BYTES)
+		return drop(skb, copy, REASON(oversize));
+	size = (copy->payload + room - 1) / room; /* fragments: two at least, as a frame too long to resize may fit one */
+	size = size < 2 ? 2 : size;
+	if (!within_rate(copy->cfg, copy->payload + size * (__u64)(ETH_HLEN + ip_bytes(remote, copy)), size))
+		return drop(skb, copy, REASON(rate));
+	size = ((copy->payload + size - 1) / size + 7) & ~7U;
+	if (size == 0 || size >= copy->payload || (copy->payload - 1) / size > MAX_FRAGMENTS)
+		return drop(skb, copy, REASON(fragment));
+	offset = (copy->payload - 1) / size * size;
+	length = copy->payload - offset;
+	skb->cb[CB_LENGTH] = size | (copy->truncated ? CB_TRUNCATED : 0);
+	skb->cb[CB_ID] = copy->id;
+	skb->cb[CB_PAYLOAD] = copy->payload;
+	skb->cb[CB_SUM] = copy->inner_sum;
+	copy->fragment = offset / 8;
+	if (clone_fragments(skb, size, copy->payload) || make_fragment(skb, remote, copy, length))
+		return drop(skb, copy, REASON(fragment));
+	return sent(skb, remote, copy);
+}
+
+/* Bytes of the frame that the copy is to have: all, or as many as --snaplen or the MTU of a truncating session allow. */
+static __always_inline __u32 wanted(struct __sk_buff *skb, struct remote *remote, struct config *cfg)
+{
+	__u32 length = wire_bytes(skb, 0);
+
+	if (cfg->snaplen)
+		length = MIN(length, cfg->snaplen);
+	if (cfg->oversize == TRUNCATE)
+		length = MIN(length, remote->mtu - (remote->outer_len - ETH_HLEN));
+	return length;
+}
+
+SEC("tc")
+int snif_wire(struct __sk_buff *skb)
+{
+	struct config *cfg = session();
+	struct copy copy = describe(skb, cfg, 1, 0);
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	__u32 length;
+
+	if (!cfg || !is_copy(skb->mark))
+		return TC_ACT_SHOT;
+	if (!remote)
+		return drop(skb, &copy, REASON(remote));
+	length = wanted(skb, remote, cfg);
+	if (HAS_CUT && length < wire_bytes(skb, 0)) {
+		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
+		if (cut(skb, length - tag_bytes(skb)))
+			return drop(skb, &copy, REASON(resize));
+		copy.truncated = 1;
+		copy.bytes = length;
+	}
+	if (fits(skb, remote))
+		return send_frame(skb, remote, &copy);
+	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
+		return drop(skb, &copy, REASON(oversize));
+	return send_fragments(skb, remote, &copy);
+}
+
+#endif
