@@ -23,7 +23,7 @@ pub fn run(report: &mut Report) {
     more_remotes(&rig, 3);
     compare(&rig, report, MAIN, every_mode(), &Load::new(Way::Ingress, 64));
     // Small differences: longer.
-    let load = Load { count: 100_000, bursts: 5, ..Load::new(Way::Ingress, 64) };
+    let load = Load { bursts: 40, ..Load::new(Way::Ingress, 64) };
     compare(&rig, report, IDLE, idle_modes(), &load);
     for (case, way, size) in [
         ("512 B ingress", Way::Ingress, 512),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::lab::{Lab, Ns};
-use crate::stats::median;
+use crate::stats::quantile;
 
 pub const SNIFCTL: &str = env!("CARGO_BIN_EXE_snifctl");
 /// Ticks a second in /proc/stat (USER_HZ), the same wherever Rust's Linux targets run.
@@ -30,7 +30,8 @@ pub struct Load {
     pub size: u32,
     /// Frames in a burst.
     pub count: u32,
-    /// The time is the median of so many bursts.
+    /// The time is the lower decile of so many bursts: what else runs on the same hardware only adds, and for longer than
+    /// a burst takes.
     pub bursts: u32,
     /// Frames that the receiver handles at a stretch: more copies than its backlog holds (1,000) would be lost.
     pub batch: u32,
@@ -42,7 +43,7 @@ pub struct Load {
 
 impl Load {
     pub fn new(way: Way, size: u32) -> Load {
-        Load { way, size, count: 50_000, bursts: 3, batch: 64, flows: 0, settle: Duration::from_millis(5) }
+        Load { way, size, count: 12_500, bursts: 12, batch: 64, flows: 0, settle: Duration::from_millis(5) }
     }
 
     /// Frames with pauses, some 25,000 a second: below what any mode can take.
@@ -164,7 +165,9 @@ impl Rig {
             Way::Egress => self.lab.host(&[&self.built("flood"), "eth0", &self.cpu, &size, &count, &bursts]),
         };
         let text = String::from_utf8_lossy(&out.stdout);
-        median(text.lines().map(|line| line.parse().expect("nanoseconds")))
+        let mut bursts: Vec<f64> = text.lines().map(|line| line.parse().expect("nanoseconds")).collect();
+        bursts.sort_by(f64::total_cmp);
+        quantile(&bursts, 0.1)
     }
 
     /// What all remotes of the session have been sent, as snifctl counts it.

@@ -41,7 +41,7 @@ fn remotes(report: &mut Report) {
     });
     let load = |count: u32| {
         let batch = (BACKLOG / count).clamp(1, 64);
-        Load { batch, count: if count > 3 { 10_000 } else { 50_000 }, ..Load::new(Way::Ingress, 64) }
+        Load { batch, count: if count > 3 { 2_500 } else { 12_500 }, ..Load::new(Way::Ingress, 64) }
     };
     measure(&rig, report, "remotes, each gets every copy", &steps, load);
 }

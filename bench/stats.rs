@@ -33,7 +33,3 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     below + (above - below) * at.fract()
 }
-
-pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    Spread::of(values).map_or(f64::NAN, |spread| spread.median)
-}
