@@ -41,6 +41,8 @@ static __always_inline __u32 tag_bytes(struct __sk_buff *skb)
 	return (skb->vlan_present & 1) * 4;
 }
 
+#if __has_include("expression.h")
+
 /* 1, 2 or 4 bytes of the frame in network order, or NOT_THERE, wherever they are: in the tag, or in paged data. */
 __noinline __u64 load_slowly(struct __sk_buff *skb, __u32 offset, __u32 size)
 {
@@ -84,7 +86,6 @@ static __always_inline bool load(struct __sk_buff *skb, __u32 tagged, __u64 offs
 }
 
 /* Does the filter take this frame of `length` bytes? Not 0 for yes. */
-#if __has_include("expression.h")
 #include "expression.h"
 #else
 static __always_inline __u32 filter(struct __sk_buff *skb, __u32 length)

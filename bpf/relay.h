@@ -127,7 +127,7 @@ __noinline int take_tags(struct __sk_buff *skb)
 		return -1;
 	if (bpf_skb_load_bytes(skb, 0, tags->head, 2 * ETH_ALEN))
 		return -1;
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < MAX_TAGS; i++) {
 		__be16 proto, tci;
 
@@ -617,7 +617,7 @@ static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *
 	skb->cb[CB_PAYLOAD] = copy->payload;
 	skb->cb[CB_SUM] = copy->inner_sum;
 	copy->fragment = offset / 8;
-	if (clone_fragments(skb, size, copy->payload) || make_fragment(skb, remote, copy, length))
+	if (clone_fragments(skb, size, copy->payload) || later_fragment(skb, remote, copy, length))
 		return drop(skb, copy, REASON(fragment));
 	return sent(skb, remote, copy);
 }

@@ -186,6 +186,8 @@ fn load_all(programs: &[Vec<Instruction>]) -> Loaded {
     }
     text += "char _license[] SEC(\"license\") = \"Dual MIT/GPL\";\n";
     std::fs::write(dir.path().join("all.c"), text).unwrap();
+    // What a filter stands on is there where a filter is.
+    std::fs::write(dir.path().join("expression.h"), "").unwrap();
     let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
     let words = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", &include, "-c", "all.c", "-o", "all.o"];
     let clang = Command::new("clang").args(words).current_dir(dir.path()).output().unwrap();

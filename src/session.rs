@@ -1,13 +1,13 @@
 //! Makes a session, or heals it.
 //!
-//! Order of making: load, write maps, relay, publish, and the taps last, so that no packet meets half a session. A
+//! Order of making: relay, load, write maps, publish, and the taps last, so that no packet meets half a session. A
 //! failure anywhere runs the same code as `down`, which also cleans up after a process that was killed half-way.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -98,7 +98,7 @@ fn show(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &P
         return Ok(Outcome::Same(Some(session)));
     }
     home.create(shell)?;
-    Making::new(shell, plan, resolved, home, &links)?.make(shell, object)?;
+    Making::new(shell, plan, resolved, home, &links)?.make(shell, || Ok(object.to_path_buf()))?;
     let headers = resolved.remotes.iter().map(|route| (route.outer.remote, header::remote(&route.outer)));
     Ok(Outcome::Shown(headers.collect()))
 }
@@ -127,7 +127,7 @@ fn up_locked(
         teardown(shell, home, &target, &links)?;
         making = Making::new(shell, plan, resolved, home, &links);
     }
-    if let Err(err) = making.and_then(|making| making.make(shell, &compiling.object(shell, &[])?)) {
+    if let Err(err) = making.and_then(|making| making.make(shell, || compiling.object(shell, &[]))) {
         if let Err(undo) = ip::links(shell).and_then(|links| teardown(shell, home, &target, &links)) {
             return Err(
                 err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))
@@ -266,12 +266,14 @@ impl<'a> Making<'a> {
         })
     }
 
-    fn make(&self, shell: &Shell, object: &Path) -> Result<()> {
+    /// The relay is made while clang may still run; nothing goes through it before its programs are there.
+    fn make(&self, shell: &Shell, object: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
         let building = self.home.building(&self.plan.name);
         shell.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
-        bpftool::load(shell, object, &building, self.plan.filter.is_some())?;
+        self.make_relay(shell)?;
+        bpftool::load(shell, &object()?, &building, self.plan.filter.is_some())?;
         bpftool::batch(shell, &self.map_updates(&building.join("maps"))?)?;
-        self.make_relay(shell, &building)?;
+        self.connect_relay(shell, &building)?;
         self.publish(shell, &building)?;
         self.attach(shell)
     }
@@ -294,7 +296,7 @@ impl<'a> Making<'a> {
 
     /// The pair that makes real wire frames of a copy: no segmentation, no checksums left open, any length. Its first
     /// end's egress hook is also where every other copy gets its header, without crossing.
-    fn make_relay(&self, shell: &Shell, pins: &Path) -> Result<()> {
+    fn make_relay(&self, shell: &Shell) -> Result<()> {
         let (relay, peer) = (&self.relay, format!("{}p", self.relay));
         let mut lines = vec![format!(
             "link add {relay} index {} mtu {RELAY_MTU} type veth peer name {peer} index {} mtu {RELAY_MTU}",
@@ -308,7 +310,11 @@ impl<'a> Making<'a> {
             lines.push(format!("link set dev {end} arp off gso_max_segs 1"));
         }
         ip_batch(shell, &lines)?;
-        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "sg", "off", "tso", "off", "gso", "off"]))?;
+        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "sg", "off", "tso", "off", "gso", "off"])).map(drop)
+    }
+
+    fn connect_relay(&self, shell: &Shell, pins: &Path) -> Result<()> {
+        let (relay, peer) = (&self.relay, format!("{}p", self.relay));
         let handle = handle(&self.plan.name);
         let filter = |dev: &str, direction, program: &str| {
             tc::add_filter(dev, direction, tc::FIRST_PREF, handle, &pins.join(program).to_string_lossy())
