@@ -89,7 +89,7 @@ fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>
 #[test]
 fn the_layouts_are_those_of_the_compiled_object() {
     let shell = Shell::default();
-    let object = Source::datapath(None, Vec::new()).begin(&shell).object(&shell, &[]).unwrap();
+    let object = Source::datapath(None, Vec::new()).begin(&shell).unwrap().object(&shell, &[]).unwrap();
     let structs = btf_structs(&object);
     let expect = |name: &str, fields: &[(&str, u64)]| {
         let expected: HashMap<String, u64> = fields.iter().map(|(name, at)| (name.to_string(), *at)).collect();

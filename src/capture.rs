@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::clang::Source;
 use crate::exec::{Cmd, Failed, Shell};
 use crate::state::{self, Home};
-use crate::{bpftool, doctor, filter};
+use crate::{bpftool, filter};
 
 /// One packet of a capture: what was kept of it, and its length on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +40,7 @@ const AT_A_TIME: usize = 2000;
 /// Runs an expression's program on every packet of `file`, a capture of Ethernet in a format that tcpdump reads.
 pub fn test(shell: &Shell, expression: &str, file: &Path) -> Result<Verdict> {
     state::ensure_root()?;
-    let source = Source::matcher(filter::compile(shell, "EXPR", expression)?);
-    let compiling = source.begin(shell);
-    doctor::ensure_tools(shell, &source)?;
+    let compiling = Source::matcher(filter::compile(shell, "EXPR", expression)?).begin(shell)?;
     let packets = read(shell, file)?;
     let object = compiling.object(shell, &[])?;
     let home = Home::here()?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::exec::{Cmd, Failed, Running, Shell, print};
-use crate::kernel;
+use crate::{doctor, kernel};
 
 /// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
 const FILES: [(&str, &str); 8] = [
@@ -76,15 +76,14 @@ impl Source {
         Path::new(CACHE).join(format!("{:016x}.o", hasher.finish()))
     }
 
-    /// Has this very source been compiled here before?
-    pub fn is_cached(&self) -> bool {
-        is_trusted(&self.cached())
-    }
-
-    /// Starts clang where the cache has no object. Whatever goes wrong is told by [`Compiling::object`].
-    pub fn begin(&self, shell: &Shell) -> Compiling {
-        let needed = !shell.dry_run && !self.is_cached();
-        Compiling { source: self.clone(), job: needed.then(|| self.start(shell)) }
+    /// Starts clang where the cache has no object, and looks meanwhile whether the tools are there. What goes wrong with
+    /// clang itself is told by [`Compiling::object`].
+    pub fn begin(self, shell: &Shell) -> Result<Compiling> {
+        let cached = self.cached();
+        let is_compiled = is_trusted(&cached);
+        let job = (!is_compiled && !shell.dry_run).then(|| self.start(shell));
+        doctor::ensure_tools(shell, is_compiled)?;
+        Ok(Compiling { source: self, cached, job })
     }
 
     fn start(&self, shell: &Shell) -> Result<Job> {
@@ -110,6 +109,8 @@ impl Source {
 /// An object that clang makes, or need not make, while something else is done.
 pub struct Compiling {
     source: Source,
+    /// Where the object is, or will be.
+    cached: PathBuf,
     job: Option<Result<Job>>,
 }
 
@@ -124,8 +125,8 @@ impl Compiling {
     /// The object in the cache. A dry run prints the commands for it, where `words` are the options of `snifctl source`
     /// that write this source.
     pub fn object(self, shell: &Shell, words: &[&str]) -> Result<PathBuf> {
-        let cached = self.source.cached();
-        if let Some(job) = self.job {
+        let Compiling { source, cached, job } = self;
+        if let Some(job) = job {
             job?.keep(&cached)?;
         } else if shell.dry_run && !is_trusted(&cached) {
             let dir = std::env::temp_dir().join("snifctl-source");
@@ -133,7 +134,7 @@ impl Compiling {
             let words = ["source", &place].into_iter().chain(words.iter().copied());
             print(&format!("{}\n", Cmd::new("snifctl", words)));
             print(&format!("mkdir -p -m 0755 {CACHE}\n"));
-            shell.write(&self.source.command(&dir, &cached))?;
+            shell.write(&source.command(&dir, &cached))?;
         }
         Ok(cached)
     }

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Enters the sandbox: runs the demo in namespaces of its own.
 pub fn start(shell: &Shell) -> Result<ExitCode> {
     state::ensure_root()?;
-    doctor::ensure_present(&["bpftool", "tc", "ip", "ethtool"])?;
+    doctor::ensure_tools(shell, false)?;
     let program = exec::own_path()?;
     let mut args = vec!["--mount", "--net", "--", &program, "demo", "inside"];
     if shell.verbose {

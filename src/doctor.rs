@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::abi::Direction;
 use crate::bpftool::{self, Attachment};
-use crate::clang::Source;
 use crate::exec::{self, Cmd, Shell};
 use crate::ip::{self, Link};
 use crate::kernel::{self, version};
@@ -105,6 +104,9 @@ const TCPDUMP: Tool = Tool {
     prevents: "filters cannot be read (only --filter and `filter` need it)",
 };
 
+/// What a session needs once its programs are compiled.
+pub const SESSION_TOOLS: [&str; 4] = ["bpftool", "tc", "ip", "ethtool"];
+
 const BPF_HELPERS: &str = "/usr/include/bpf/bpf_helpers.h";
 fn check_tool(shell: &Shell, tool: &Tool) -> Check {
     let (major, minor) = tool.minimum;
@@ -136,9 +138,9 @@ fn check_headers() -> Check {
 
 /// Refuses to begin while anything is missing or too old, naming all of it at once. Versions are asked once for each
 /// object, when it has to be compiled.
-pub fn ensure_tools(shell: &Shell, source: &Source) -> Result<()> {
-    if source.is_cached() {
-        return ensure_present(&["bpftool", "tc", "ip", "ethtool"]);
+pub fn ensure_tools(shell: &Shell, is_compiled: bool) -> Result<()> {
+    if is_compiled {
+        return ensure_present(&SESSION_TOOLS);
     }
     let quiet = Shell { verbose: false, ..*shell };
     let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(&quiet, tool)).collect();

@@ -53,9 +53,7 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
         state::ensure_root()?;
     }
     let filter = compiled_filter(shell, "--filter", plan.filter.as_deref())?;
-    let source = Source::datapath(filter, plan.unused());
-    let compiling = source.begin(shell);
-    doctor::ensure_tools(shell, &source)?;
+    let compiling = Source::datapath(filter, plan.unused()).begin(shell)?;
     let home = Home::here()?;
     let resolved = route::resolve(shell, plan, &ip::links(shell)?)?;
     if shell.dry_run {
@@ -81,7 +79,7 @@ fn tcx_warning(session: &Session) -> Option<String> {
 /// What every command that changes a running session needs.
 pub fn lock_to_change(shell: &Shell) -> Result<(Home, Lock)> {
     state::ensure_root()?;
-    doctor::ensure_present(&["bpftool", "tc", "ip", "ethtool"])?;
+    doctor::ensure_present(&doctor::SESSION_TOOLS)?;
     let home = Home::here()?;
     let lock = home.lock_to_write(shell)?;
     Ok((home, lock))

@@ -13,7 +13,7 @@ use crate::plan;
 use crate::session;
 use crate::state::{self, Home, TAPS, handle};
 use crate::status::{self, Memory, Session};
-use crate::{bpftool, doctor, tc};
+use crate::{bpftool, tc};
 
 /// Puts a filter in force, or none. Returns the session's name, and whether there was anything to do.
 ///
@@ -22,10 +22,8 @@ use crate::{bpftool, doctor, tc};
 pub fn set(shell: &Shell, expression: Option<&str>, name: Option<&str>) -> Result<(String, bool)> {
     state::ensure_root()?;
     plan::ensure_filter(expression)?;
-    let source = Source::taps(session::compiled_filter(shell, "EXPR", expression)?);
-    let compiling = source.begin(shell);
-    doctor::ensure_tools(shell, &source)?;
-    let object = compiling.object(shell, &[])?;
+    let filter = session::compiled_filter(shell, "EXPR", expression)?;
+    let object = Source::taps(filter).begin(shell)?.object(shell, &[])?;
     let (home, _lock) = session::lock_to_change(shell)?;
     let done = set_locked(shell, &home, &object, expression, name);
     home.remove_if_empty();

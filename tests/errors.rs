@@ -426,6 +426,9 @@ fn a_missing_tool_is_named_with_its_package() {
         let without = in_mounts(&format!("{EMPTY_CACHE}; {}", hide(&[tool])));
         let (names, ends) = (format!("{tool}: missing: "), format!("try: apt-get install {package}"));
         lab.said_by(&without, &UP).refused(1, &names, &ends);
+        let demo = lab.said_by(&without, &["demo"]);
+        assert!(demo.stderr.starts_with(&format!("snifctl: {names}")), "{demo:#?}");
+        demo.refused(1, &names, &ends);
         if down_too {
             lab.said_by(&without, &["down"]).refused(1, &names, &ends);
         }
