@@ -348,14 +348,14 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 mark, __u32 f
 	if (!room)
 		return 0;
 	crossing = &room->crossing;
-	crossing->entered = crossing->asked = crossing->met = crossing->again = 0;
+	crossing->entered = crossing->asked = crossing->met = crossing->again = crossing->headed = 0;
 	skb->mark = mark;
 	if (relay)
 		bpf_clone_redirect(skb, relay, 0);
 	if (!crossing->entered)
 		count_drop(mark, frames, REASON(clone));
 	else if (crossing->asked > crossing->met)
-		count_drop(mark, crossing->asked - crossing->met, REASON(relay));
+		count_drop(mark, crossing->headed ? frames : crossing->asked - crossing->met, REASON(relay));
 	return 0;
 }
 
