@@ -19,6 +19,7 @@ mod remotes;
 mod report;
 mod route;
 mod session;
+mod stack;
 mod state;
 mod status;
 mod swap;
