@@ -48,13 +48,16 @@ pub struct LinkInfo {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub struct LinkStats {
     #[serde(default)]
-    pub tx: Dropped,
+    pub tx: Lost,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct Dropped {
+pub struct Lost {
     #[serde(default)]
     pub dropped: u64,
+    /// Of a tunnel, also what the kernel found too deeply nested.
+    #[serde(default)]
+    pub errors: u64,
 }
 
 impl Link {
@@ -80,6 +83,11 @@ impl Link {
     /// A word of what only its kind has.
     pub fn detail(&self, key: &str) -> Option<&str> {
         self.linkinfo.info_data.get(key)?.as_str()
+    }
+
+    /// The interface that this one stands on, by name; a vxlan device has it elsewhere.
+    pub fn lower(&self) -> Option<&str> {
+        self.link.as_deref().or_else(|| self.detail("link"))
     }
 
     pub fn mac(&self) -> Option<[u8; 6]> {

@@ -50,6 +50,9 @@ pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
     find_neighbours(shell, &mut ways)?;
     let mut warnings: Vec<String> = watched.iter().filter_map(down_warning).collect();
     let carriers = carriers(shell, plan, &watched, &ways, links)?;
+    for (remote, way) in reached(plan, &ways) {
+        ensure_not_too_deep(shell, plan, &watched, *remote, way, links)?;
+    }
     let remotes =
         plan.remotes.iter().zip(ways).map(|(remote, way)| route(shell, plan, *remote, way, links, &mut warnings));
     let remotes = remotes.collect::<Result<Vec<_>>>()?;
@@ -90,6 +93,11 @@ struct Way {
     reply: RouteReply,
     next_hop: IpAddr,
     next_hop_mac: Option<[u8; 6]>,
+}
+
+/// The remotes of the request that have a route, with it.
+fn reached<'a>(plan: &'a Plan, ways: &'a [Result<Way, String>]) -> impl Iterator<Item = (&'a IpAddr, &'a Way)> {
+    plan.remotes.iter().zip(ways).filter_map(|(remote, way)| Some((remote, way.as_ref().ok()?)))
 }
 
 impl Way {
@@ -230,7 +238,7 @@ fn carriers(
     if plan.watched.iter().all(|watched| watched.direction == Watch::Ingress) {
         return Ok(found);
     }
-    for way in ways.iter().flatten() {
+    for (remote, way) in reached(plan, ways) {
         for hider in stack::mark_losers(links, &way.out, shell)? {
             let beside = watched.iter().filter(|link| link.ifindex != hider.ifindex);
             let beside: Vec<&str> = beside.map(|link| link.ifname.as_str()).collect();
@@ -238,20 +246,54 @@ fn carriers(
                 continue;
             }
             let endpoints = wireguard_endpoints(shell, hider);
-            found.extend(endpoints.with_context(|| carrier_question(way, hider, &beside.join(", ")))?);
+            found.extend(endpoints.with_context(|| carrier_question(*remote, way, hider, &beside.join(", ")))?);
         }
     }
     Ok(found)
 }
 
-fn carrier_question(way: &Way, hider: &Link, watched: &str) -> String {
+fn carrier_question(remote: IpAddr, way: &Way, hider: &Link, watched: &str) -> String {
     let name = &hider.ifname;
     let over = if way.out.ifindex == hider.ifindex { String::new() } else { format!(" over {name}") };
     format!(
-        "--remote {} is reached through {}{over}, a tunnel whose own packets may pass {watched}: each copy would be copied \
+        "--remote {remote} is reached through {}{over}, a tunnel whose own packets may pass {watched}: each copy would be copied \
          again; name where {name} sends them, or `none` if elsewhere, as in: --carrier 203.0.113.5:51820",
-        way.next_hop, way.out.ifname
+        way.out.ifname
     )
+}
+
+/// Tunnels of the kernel drop what comes to them out of more than four transmissions within one another. The relay takes
+/// three, the tunnel is the fourth: nothing may stand between the two, nor on an interface whose outgoing packets are
+/// watched, as what it sends is in a transmission already. What stands on it only to carry copies does not count.
+fn ensure_not_too_deep(
+    shell: &Shell,
+    plan: &Plan,
+    watched: &[Link],
+    remote: IpAddr,
+    way: &Way,
+    links: &[Link],
+) -> Result<()> {
+    let out = &way.out;
+    let depth = if kernel::limits_nesting() { stack::tunnel_depth(links, out, shell)? } else { 0 };
+    ensure!(
+        depth < 2,
+        "--remote {remote} is reached through {}, which stands on a tunnel of the kernel's, or is one over another: copies \
+         would be nested too deeply, and the kernel drops them; route it through another interface, as in: ip route add \
+         {remote} dev eth0",
+        out.ifname
+    );
+    let sending = watched.iter().zip(&plan.watched).filter(|(_, watched)| watched.direction != Watch::Ingress);
+    for (link, _) in sending.filter(|_| depth > 0) {
+        let Some(upper) = stack::stands_on(links, link).filter(|upper| upper.ifindex != out.ifindex) else { continue };
+        bail!(
+            "--remote {remote} is reached through the tunnel {}, and {} stands on {}: copies of what it sends would be nested \
+             too deeply, and the kernel drops them; watch {1} itself, as in: snifctl up {1}",
+            out.ifname,
+            upper.ifname,
+            link.ifname
+        );
+    }
+    Ok(())
 }
 
 /// The endpoints of a WireGuard interface, by `wg`, if that is what it is and the tool is there.

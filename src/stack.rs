@@ -85,7 +85,7 @@ const KEEPS_MARK: [&str; 11] =
 /// which one it will take.
 fn below<'a>(links: &'a [Link], link: &Link) -> Vec<&'a Link> {
     if UPPER.contains(&link.kind()) {
-        return named(links, link.link.as_deref()).into_iter().collect();
+        return named(links, link.lower()).into_iter().collect();
     }
     links.iter().filter(|port| port.master.as_ref() == Some(&link.ifname)).collect()
 }
@@ -146,6 +146,32 @@ pub fn mark_losers<'a>(links: &'a [Link], out: &'a Link, facts: &impl Facts) -> 
     Ok(found)
 }
 
+/// How many devices a packet passes from this interface to the lowest tunnel of the kernel's on its way, that one
+/// included; 0 where there is none. Those tunnels drop what comes to them out of too many transmissions within one another.
+pub fn tunnel_depth(links: &[Link], out: &Link, facts: &impl Facts) -> Result<usize> {
+    let (mut deepest, mut seen, mut left) = (0, Vec::new(), vec![(out, 1)]);
+    while let Some((link, depth)) = left.pop() {
+        if seen.contains(&link.ifindex) {
+            continue;
+        }
+        seen.push(link.ifindex);
+        if TUNNELS.contains(&link.kind()) {
+            deepest = deepest.max(depth);
+        }
+        left.extend(carriers_of(links, link, facts)?.into_iter().flatten().map(|lower| (lower, depth + 1)));
+    }
+    Ok(deepest)
+}
+
+/// A virtual device that sends its packets by this interface.
+pub fn stands_on<'a>(links: &'a [Link], base: &Link) -> Option<&'a Link> {
+    let is_upper = |link: &&Link| {
+        let kinds = UPPER.iter().chain(&TUNNELS);
+        link.lower() == Some(&base.ifname) && kinds.into_iter().any(|kind| *kind == link.kind())
+    };
+    named(links, base.master.as_deref()).or_else(|| links.iter().find(is_upper))
+}
+
 /// The devices that carry this one's packets on, their mark kept; none if that cannot be said.
 fn carriers_of<'a>(links: &'a [Link], link: &Link, facts: &impl Facts) -> Result<Option<Vec<&'a Link>>> {
     let kind = link.kind();
@@ -158,7 +184,7 @@ fn carriers_of<'a>(links: &'a [Link], link: &Link, facts: &impl Facts) -> Result
 
 /// The device that a tunnel's packets leave by: the one it is bound to, or that of the route to its other end.
 fn tunnel_carrier<'a>(links: &'a [Link], link: &Link, facts: &impl Facts) -> Result<Option<&'a Link>> {
-    if let Some(lower) = named(links, link.link.as_deref()) {
+    if let Some(lower) = named(links, link.lower()) {
         return Ok(Some(lower));
     }
     let remote = ["remote", "remote6"].iter().find_map(|key| link.detail(key)?.parse().ok());

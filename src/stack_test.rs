@@ -57,6 +57,10 @@ impl Machine {
         leaves_unfinished(&self.links, self.link(out), self).unwrap()
     }
 
+    fn depth(&self, out: &str) -> usize {
+        tunnel_depth(&self.links, self.link(out), self).unwrap()
+    }
+
     fn asks_for(&self, out: &str) -> Vec<&str> {
         let mut names: Vec<&str> =
             mark_losers(&self.links, self.link(out), self).unwrap().iter().map(|link| link.ifname.as_str()).collect();
@@ -240,5 +244,39 @@ fn a_tunnel_to_nobody_knows_where_is_asked_for() {
     for end in ends {
         let machine = Machine::with(json!([data(virt("vx0", "vxlan"), end.clone())]));
         assert_eq!(machine.asks_for("vx0"), ["vx0"], "{end}");
+    }
+}
+
+#[test]
+fn a_tunnel_is_as_deep_as_what_stands_on_it() {
+    let machine = Machine::with(json!([
+        nic("eth0", "pci"),
+        over("vlan0", "vlan", "eth0"),
+        data(virt("vx0", "vxlan"), json!({"id": 7, "link": "vlan0"})),
+        port(over("mac0", "macvlan", "vx0"), "br0"),
+        virt("br0", "bridge"),
+        over("vx1", "vxlan", "vx0"),
+        over("self", "gretap", "self"),
+    ]));
+    for (out, depth) in [("eth0", 0), ("vlan0", 0), ("vx0", 1), ("mac0", 2), ("br0", 3), ("vx1", 2), ("self", 1)] {
+        assert_eq!(machine.depth(out), depth, "{out}");
+    }
+}
+
+#[test]
+fn what_stands_on_an_interface_is_found() {
+    let machine = Machine::with(json!([
+        port(nic("eth0", "pci"), "br0"),
+        virt("br0", "bridge"),
+        nic("eth1", "pci"),
+        over("vlan0", "vlan", "eth1"),
+        over("veth0", "veth", "veth1"),
+        over("veth1", "veth", "veth0"),
+    ]));
+    let upper = |base| stands_on(&machine.links, machine.link(base)).map(|link| link.ifname.as_str());
+    for (base, found) in
+        [("eth0", Some("br0")), ("eth1", Some("vlan0")), ("br0", None), ("vlan0", None), ("veth0", None)]
+    {
+        assert_eq!(upper(base), found, "{base}");
     }
 }

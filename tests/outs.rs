@@ -3,6 +3,8 @@
 
 mod lab;
 
+use std::net::IpAddr;
+
 use lab::capture::{Capture, Direction, tshark_fields};
 use lab::decode::{Copy, Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
 use lab::traffic::Background;
@@ -380,4 +382,96 @@ fn a_remote_behind_a_tap_is_not_added_without_a_word() {
     out.lab.host(&["ping", "-c", "1", "-W", "5", &PEER_IP.to_string()]);
     // Two frames, each to both remotes. The copies to the collector pass out0, which is watched too.
     assert_eq!(all_sent(&out.lab, "ping"), 4);
+}
+
+// ---- many devices above one another ----
+
+/// The ends of what stands on the watched link.
+const NEAR_TOP: &str = "203.0.113.129";
+const FAR_TOP: [u8; 4] = [203, 0, 113, 130];
+
+/// Devices over eth0, the first at the bottom, each with its line. A packet to FAR_TOP passes all of them.
+const STACK: [&str; 4] = [
+    "link add w1 mtu 1400 type vxlan id 7 local 192.0.2.1 remote 192.0.2.2 dstport 4790 dev eth0",
+    "link add w2 mtu 1400 type bridge mcast_snooping 0\nlink set dev w1 master w2",
+    "link add w3 link w2 type macvlan mode private",
+    "link add w4 mtu 1400 type bridge mcast_snooping 0\nlink set dev w3 master w4",
+];
+
+/// Builds the lowest `height` of them. The peer has only the bottom's other end.
+fn make_stack(lab: &Lab, height: usize) {
+    let [near, far] = [[2, 0, 0, 0, 4, 1], [2, 0, 0, 0, 4, 2]].map(mac_text);
+    let mut lines: Vec<String> = STACK[..height].iter().map(|line| line.to_string()).collect();
+    for level in 1..=height {
+        let mac = if level == height { near.clone() } else { mac_text([2, 0, 0, 0, 5, level as u8]) };
+        lines.push(format!("link set dev w{level} addrgenmode none address {mac}\nlink set dev w{level} up"));
+    }
+    lines.push(format!("address add {NEAR_TOP}/25 dev w{height}"));
+    let to = IpAddr::from(FAR_TOP);
+    lines.push(format!("neigh replace {to} lladdr {far} nud permanent dev w{height}"));
+    lab.ip_batch(Ns::Host, &lines.join("\n"));
+    lab.ip_batch(
+        Ns::Peer,
+        &format!(
+            "link add w1 address {far} mtu 1400 type vxlan id 7 local 192.0.2.2 remote 192.0.2.1 dstport 4790 dev peer0\n\
+             link set dev w1 addrgenmode none\nlink set dev w1 up\naddress add {to}/25 dev w1\n\
+             neigh replace {NEAR_TOP} lladdr {near} nud permanent dev w1"
+        ),
+    );
+}
+
+/// What the host sends through a stack, watched at its top or at its bottom, leaves whole by other devices.
+#[test]
+fn copies_of_a_stack_of_devices_are_whole() {
+    for out in [bridge(), macvlan(), vxlan_over("out0", ""), vxlan_over("br0", &moved_to("br0", BRIDGE))] {
+        let by_tunnel = out.at.1 == "vx0";
+        for height in 1..=3 {
+            make_stack(&out.lab, height);
+            let top = format!("w{height}");
+            for mode in ["segment", "fragment"] {
+                assert_stack_whole(&out, &top, mode);
+                match by_tunnel {
+                    true => assert_refused_below_a_stack(&out, mode),
+                    false => assert_stack_whole(&out, "eth0", mode),
+                }
+            }
+            for level in (1..=height).rev() {
+                out.lab.host(&["ip", "link", "del", "dev", &format!("w{level}")]);
+            }
+            out.lab.peer(&["ip", "link", "del", "dev", "w1"]);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_stack_whole(out: &Out, watch: &str, mode: &str) {
+    let what = format!("{watch} {mode}");
+    out.lab.said(&["up", watch, "--tunnel", "gre", "--remote", &out.remote, "--oversize", mode]).ok();
+    let mut capture = out.capture();
+    out.lab.tcp_transfer_at(BYTES / 4, Ns::Host, Ns::Peer, FAR_TOP.into());
+    let sent = all_sent(&out.lab, &what);
+    let copies = copies(out, &mut capture);
+    assert!(copies.len() as u64 >= sent, "{what}: {} of {sent} copies arrived", copies.len());
+    copies.iter().for_each(|copy| verify_checksums(&copy.frame));
+    assert_no_fault(&what, &capture);
+    out.lab.said(&["down"]).ok();
+}
+
+/// From Linux 6.12 on, what the host sends by a device that stands on the watched one would be lost.
+#[track_caller]
+fn assert_refused_below_a_stack(out: &Out, mode: &str) {
+    let up = ["up", "eth0", "--tunnel", "gre", "--remote", &out.remote, "--oversize", mode];
+    out.lab.said(&up).refused(1, "through the tunnel vx0, and w1 stands on eth0", "as in: snifctl up w1");
+    // What comes in has not been through any of them.
+    out.lab.said(&[&up[..], &["--direction", "ingress"]].concat()).ok();
+    out.lab.said(&["down"]).ok();
+}
+
+#[test]
+fn what_stands_on_a_tunnel_of_the_kernels_is_no_way_out() {
+    let out = vxlan_over("out0", "");
+    let lines = "address flush dev vx0\nlink add mv1 link vx0 type macvlan mode private\n";
+    out.lab.ip_batch(Ns::Host, &format!("{lines}{}", addressed("mv1")));
+    let up = ["up", "eth0", "--tunnel", "gre", "--remote", &out.remote];
+    out.lab.said(&up).refused(1, "through mv1, which stands on a tunnel", "ip route add 203.0.113.2 dev eth0");
 }
