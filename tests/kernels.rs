@@ -185,6 +185,45 @@ fn copies_leave_through_wireguard_and_arrive_decrypted() {
     lab.snifctl(["down"]).assert().success();
 }
 
+/// Pings the peer twice, and panics unless each frame is copied once to each remote: WireGuard's own packets pass out0.
+#[track_caller]
+fn assert_pings_copied_once(lab: &Lab, remotes: u64) {
+    for pings in 1..=2 {
+        lab.host(&["ping", "-c", "1", "-W", "5", &lab::PEER_IP.to_string()]);
+        let session = &lab.status()["sessions"][0];
+        let asked: u64 =
+            session["taps"].as_array().unwrap().iter().map(|tap| tap["stat"]["pcnt"].as_u64().unwrap()).sum();
+        assert_eq!(asked, 2 * pings * remotes, "{session:#}");
+    }
+}
+
+#[test]
+fn a_route_that_moves_to_wireguard_and_a_remote_behind_it_make_no_loop() {
+    let lab = roomy();
+    let [host, collector] = [Ns::Host, Ns::Collector].map(|ns| WireGuard::make(&lab, ns));
+    lab.ip_batch(Ns::Collector, &format!("address add {COLLECTOR_IP}/24 dev col0"));
+    host.meet(&lab, &collector, "10.99.0.1", Some(&format!("{COLLECTOR_IP}:51820")));
+    collector.meet(&lab, &host, "10.99.0.2", None);
+    lab.host(&["ping", "-c", "1", "-W", "5", "10.99.0.2"]);
+    let up = |remote: &str| {
+        let filter = ["--filter", "icmp or udp"]; // no ARP of the collector's
+        lab.said(&[&["up", "eth0", "out0", "--tunnel", "gre", "--remote", remote], &filter[..]].concat()).ok();
+    };
+    let other = ["10.99.0.2/32", "via", &COLLECTOR_IP.to_string(), "dev", "out0"];
+    lab.host(&[&["ip", "route", "add"], &other[..]].concat());
+    up("10.99.0.2");
+    lab.host(&[&["ip", "route", "del"], &other[..]].concat());
+    up("10.99.0.2");
+    assert_eq!(lab.status()["sessions"][0]["remotes"][0]["interface"], "wg0");
+    assert_pings_copied_once(&lab, 1);
+    lab.snifctl(["down"]).assert().success();
+
+    up(&COLLECTOR_IP.to_string());
+    lab.snifctl(["remote", "add", "10.99.0.2"]).assert().success();
+    assert_pings_copied_once(&lab, 2);
+    lab.snifctl(["down"]).assert().success();
+}
+
 /// A program that another has put before ours, without any header file.
 const FOREIGN: &str = r#"__attribute__((section("classifier"))) int foreign(void *skb) { return -1; }"#;
 

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use lab::capture::{Capture, Direction, tshark_fields};
 use lab::decode::{Copy, Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
 use lab::traffic::Background;
-use lab::tunnels::raw_packets;
-use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, Options, PEER_IP, mac_text, poll};
+use lab::tunnels::{self, Kind, raw_packets};
+use lab::{COLLECTOR_IP, COLLECTOR_IP6, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_IP6, Options, PEER_IP, mac_text, poll};
 use serde_json::Value;
 
 /// Through each out interface, each way.
@@ -288,6 +288,62 @@ fn copies_leave_a_tap_finished_and_whole() {
 #[test]
 fn copies_leave_a_tun_finished_and_whole() {
     assert_whole(&tun());
+}
+
+/// Of each tunnel and outer family: what gets its header before it is cut and finished, and what only after.
+const TUNNELS: [(&[&str], Kind); 7] = [
+    (&["gre", "--id", "7"], Kind::Gre),
+    (&["vxlan"], Kind::Vxlan(4789)),
+    (&["vxlan", "--udp-checksum"], Kind::Vxlan(4789)),
+    (&["geneve"], Kind::Geneve(6081)),
+    (&["erspan1"], Kind::Erspan1),
+    (&["erspan2"], Kind::Erspan2),
+    (&["erspan3"], Kind::Erspan3),
+];
+
+#[test]
+fn copies_in_every_tunnel_leave_a_bridge_finished_and_whole() {
+    let out = bridge();
+    out.lab.ip_batch(
+        Ns::Host,
+        &format!(
+            "address add {OUT_IP6}/64 dev br0 nodad\nneigh replace {COLLECTOR_IP6} lladdr {} nud permanent dev br0",
+            mac_text(COLLECTOR_MAC)
+        ),
+    );
+    let (v4, v6) = (IpAddr::from(COLLECTOR_IP), IpAddr::from(COLLECTOR_IP6));
+    for (mtu, remotes) in [(1500, &[v4, v6][..]), (1600, &[v4])] {
+        for dev in ["out0", "br0"] {
+            out.lab.host(&["ip", "link", "set", "dev", dev, "mtu", &mtu.to_string()]);
+        }
+        out.lab.collector(&["ip", "link", "set", "dev", "col0", "mtu", &mtu.to_string()]);
+        for (tunnel, kind) in TUNNELS {
+            for remote in remotes {
+                assert_tunnel_whole(&out, mtu, tunnel, kind, *remote);
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn assert_tunnel_whole(out: &Out, mtu: usize, tunnel: &[&str], kind: Kind, remote: IpAddr) {
+    let what = format!("{tunnel:?} to {remote}, MTU {mtu}");
+    out.lab.said(&[&["up", "eth0", "--remote", &remote.to_string(), "--tunnel"], tunnel].concat()).ok();
+    let mut capture = out.capture();
+    let transfer = out.lab.tcp_transfer(BYTES / 4, Ns::Host, Ns::Peer);
+    let sent = all_sent(&out.lab, &what) as usize;
+    capture.settle();
+    let copies = tunnels::decap(kind, &tunnels::packets_to(&capture.stop(), remote));
+    assert!(copies.iter().flat_map(|copy| &copy.outer.lens).all(|len| *len <= mtu), "{what}");
+    assert!(
+        if mtu == 1600 { copies.len() == sent } else { copies.len() >= sent },
+        "{what}: {} of {sent}",
+        copies.len()
+    );
+    let inner = tunnels::inner(&copies);
+    inner.iter().for_each(|frame| verify_checksums(frame));
+    assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "{what}: the copied stream differs");
+    out.lab.said(&["down"]).ok();
 }
 
 /// A super-packet of which a part is lost is lost as a whole, and counts by its wire frames.
