@@ -12,6 +12,7 @@ mod filter;
 mod header;
 mod ip;
 mod kernel;
+mod mend;
 mod outs;
 mod plan;
 mod relay;

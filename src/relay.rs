@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::abi::{Config, Direction};
+use crate::abi::{Config, Direction, device};
+use crate::bpftool;
 use crate::exec::{Cmd, Failed, Shell};
 use crate::ip::{self, Link};
 use crate::state::{ALIAS, handle};
@@ -106,6 +107,12 @@ pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result
     tc::batch(shell, &hooks)?;
     let up: Vec<String> = all.iter().rev().map(|device| format!("link set dev {device} up")).collect();
     ip::batch(shell, &up)
+}
+
+/// The batch lines after which copies go through this relay.
+pub fn updates(maps: &Path, config: &Config) -> [String; 2] {
+    [(device::RELAY, config.relay), (device::PEER, config.peer)]
+        .map(|(key, ifindex)| bpftool::update(&maps.join("devices"), &key.to_ne_bytes(), &ifindex.to_ne_bytes()))
 }
 
 /// What is wrong with a relay: each a half sentence. `attached` tells whether one of the session's programs is at an

@@ -159,9 +159,13 @@ impl RemoteStatus {
 impl Session {
     /// Everything that `up` made is in place.
     pub fn is_complete(&self) -> bool {
+        self.faults.is_empty() && self.has_all_rows() && self.taps.iter().all(|tap| tap.attached)
+    }
+
+    /// The maps have a row for each tap and each remote of the request.
+    pub fn has_all_rows(&self) -> bool {
         let taps: usize = self.memory.plan.watched.iter().map(|watched| watched.direction.directions().len()).sum();
-        let attached = self.taps.iter().filter(|tap| tap.attached).count();
-        self.faults.is_empty() && self.remotes.len() == self.memory.plan.remotes.len() && attached == taps
+        self.taps.len() == taps && self.remotes.len() == self.memory.plan.remotes.len()
     }
 }
 
@@ -291,7 +295,7 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
     let plan = &kernel.memory.plan;
     let in_use = |remote: &RemoteStatus| kernel.config.remotes & (1 << remote.slot) != 0;
     let (remotes, leftovers) = kernel.remotes(links)?.into_iter().partition(in_use);
-    let outs = kernel.outs()?;
+    let (outs, drops) = (kernel.outs()?, kernel.drops()?);
     Ok(Session {
         name: name.to_string(),
         tunnel: plan.tunnel.kind,
@@ -311,7 +315,7 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         leftovers,
         removed: kernel.memory.removed,
         removed_taps: kernel.memory.removed_taps,
-        drops: kernel.drops()?,
+        drops,
         config: kernel.config,
         memory: kernel.memory,
     })
