@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod exec;
 mod filter;
+mod firewall;
 mod header;
 mod ip;
 mod kernel;

@@ -15,6 +15,7 @@ use anyhow::{Result, ensure};
 use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::clang::{Compiling, Source};
 use crate::exec::Shell;
+use crate::firewall::{self, Obstacle};
 use crate::ip::{self, Link};
 use crate::plan::{Carrier, Plan, Rate, Spread, Watch, spelled};
 use crate::route::{self, Resolved};
@@ -66,6 +67,7 @@ pub fn up(shell: &Shell, plan: &Plan, keep: bool) -> Result<(Outcome, Vec<String
     let (outcome, queues) = outcome?;
     let mut warnings = [resolved.warnings, queues].concat();
     warnings.extend(outcome.session().and_then(tcx_warning));
+    warnings.extend(firewall::obstacles(shell).iter().map(Obstacle::warning));
     Ok((outcome, warnings))
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::bpftool::{self, Attachment, Row};
 use crate::exec::{Failed, Shell};
+use crate::firewall::{self, Obstacle};
 use crate::header::{self, Outer};
 use crate::ip::{self, Link};
 use crate::plan::{Oversize, Plan, Spread, Tunnel, Watched};
@@ -106,6 +107,9 @@ pub struct Session {
     pub config: Config,
     #[serde(skip)]
     pub outs: Vec<(u32, Out)>,
+    /// Chains of the bridge family that can have dropped copies; looked for only where some were lost in the relay.
+    #[serde(skip)]
+    pub obstacles: Vec<Obstacle>,
     /// Programs at tcx hooks of the watched interfaces: `NAME at INTERFACE DIRECTION`.
     #[serde(skip)]
     pub tcx: Vec<String>,
@@ -315,6 +319,7 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         leftovers,
         removed: kernel.memory.removed,
         removed_taps: kernel.memory.removed_taps,
+        obstacles: if drops.get("relay").is_some_and(|lost| *lost > 0) { firewall::obstacles(shell) } else { vec![] },
         drops,
         config: kernel.config,
         memory: kernel.memory,
