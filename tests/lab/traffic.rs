@@ -59,6 +59,12 @@ impl Lab {
         self.transfer(bytes, from, to, IpAddr::from(if to == Ns::Host { HOST_IP6 } else { PEER_IP6 }))
     }
 
+    /// The same to another address of the receiver's.
+    #[track_caller]
+    pub fn tcp_transfer_at(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
+        self.transfer(bytes, from, to, address)
+    }
+
     #[track_caller]
     fn transfer(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
         assert!(
@@ -149,4 +155,23 @@ fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
         state.to_le_bytes()
     });
     words.take(bytes.div_ceil(8)).flatten().take(bytes).collect()
+}
+
+/// A program in the background, ended with this.
+pub struct Background(Child);
+
+impl Lab {
+    /// Starts a program that runs as long as what this returns is there.
+    pub fn background(&self, ns: Ns, argv: &[&str]) -> Background {
+        let log = File::create(self.fresh_path("background.err")).expect("make the file for its messages");
+        let child = self.command(ns, argv).stdout(Stdio::null()).stderr(log).spawn();
+        Background(child.unwrap_or_else(|err| panic!("could not start {argv:?}: {err}")))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
