@@ -1,0 +1,344 @@
+//! One combination of what can change the way that a copy takes, and the traffic that must come out of it in order.
+
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use super::decode::verify_checksums;
+use super::order::{Missing, Seen, assert_in_order};
+use super::traffic::Cpus;
+use super::tunnels::{Kind, Tunnelled, decap, inner, packets_to};
+use super::{COLLECTOR_IP, COLLECTOR_MAC, HOST_IP6, Lab, Ns, OUT_MAC, Options, PATIENCE, PEER_IP, PEER_MAC};
+use super::{mac_text, poll};
+
+/// By what the copies leave. The lab's out0 is beneath it, or eth0 itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Out {
+    Veth,
+    Bridge,
+    Macvlan,
+    Vxlan,
+    Watched,
+}
+
+impl Out {
+    pub const ALL: [Out; 5] = [Out::Veth, Out::Bridge, Out::Macvlan, Out::Vxlan, Out::Watched];
+}
+
+/// `--max-rate`: none, one that nothing reaches, one that drops some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    None,
+    Loose,
+    Tight,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub tunnel: (&'static str, Kind, usize),
+    pub oversize: &'static str,
+    pub snaplen: Option<usize>,
+    pub rate: Rate,
+    /// Whether eth0, peer0 and out0 offload checksums and super-packets. An out0 that does not stands for a NIC.
+    pub host_gso: bool,
+    pub peer_gso: bool,
+    pub out_gso: bool,
+    pub watched_mtu: usize,
+    pub out_mtu: usize,
+    pub out: Out,
+    pub remotes: usize,
+    /// The filter changes meanwhile, between two that take everything.
+    pub swaps: bool,
+}
+
+/// Name, what decodes it, bytes that it adds over IPv4.
+pub const TUNNELS: [(&str, Kind, usize); 6] = [
+    ("gre", Kind::Gre, 24),
+    ("vxlan", Kind::Vxlan(4789), 36),
+    ("geneve", Kind::Geneve(6081), 36),
+    ("erspan1", Kind::Erspan1, 24),
+    ("erspan2", Kind::Erspan2, 36),
+    ("erspan3", Kind::Erspan3, 48),
+];
+
+pub const PLAIN: Case = Case {
+    tunnel: TUNNELS[0],
+    oversize: "segment",
+    snaplen: None,
+    rate: Rate::None,
+    host_gso: false,
+    peer_gso: false,
+    out_gso: false,
+    watched_mtu: 1500,
+    out_mtu: 1500,
+    out: Out::Veth,
+    remotes: 1,
+    swaps: false,
+};
+
+/// The kernel's own tunnel, when it is the out interface.
+const VXLAN_PORT: u16 = 8472;
+const VXLAN_BYTES: usize = 50;
+
+/// Bodies of the HTTP responses, 4 to 20 KB.
+const DOWNLOADS: [usize; 8] = [4096, 6161, 8229, 10301, 12377, 14449, 17011, 20480];
+
+impl Case {
+    /// Makes the lab, watches it, and panics unless all copies are in order and what is missing is counted.
+    pub fn run(&self) {
+        let lab = self.lab();
+        self.up(&lab);
+        self.request_and_answer(&lab);
+        self.download(&lab, &DOWNLOADS);
+        lab.said(&["down"]).quietly_ok();
+    }
+
+    /// Pings of sizes around every threshold: each packet causes the next, so there is one order on any CPUs.
+    pub fn request_and_answer(&self, lab: &Lab) {
+        let passed = self.passed(lab, || {
+            lab.ping_each(Ns::Host, PEER_IP.into(), &self.ping_sizes(42));
+            lab.ping_each(Ns::Peer, HOST_IP6.into(), &self.ping_sizes(62));
+        });
+        self.assert_in_order(&passed);
+    }
+
+    /// HTTP downloads by the watched host. Where copies are dropped, all is done by one CPU, so that the rest is known
+    /// to be in order; else by two.
+    pub fn download(&self, lab: &Lab, sizes: &[usize]) {
+        let cpus = if self.drops() { Cpus::One } else { Cpus::Two };
+        let server = lab.http_server(cpus, sizes);
+        let passed = self.passed(lab, || lab.download_all(&server, cpus));
+        if self.drops() {
+            self.assert_in_order(&passed);
+        } else {
+            self.assert_reads_the_same(lab, &passed, sizes.len());
+        }
+    }
+
+    pub fn lab(&self) -> Lab {
+        let below = if self.out == Out::Vxlan { VXLAN_BYTES } else { 0 };
+        let (watched_mtu, out_mtu) = (self.watched_mtu as u32, (self.out_mtu + below) as u32);
+        let lab = Lab::with(Options { watched_mtu, out_mtu, peer_offloads_off: !self.peer_gso, ..Options::default() });
+        match (self.host_gso, self.peer_gso) {
+            (true, _) => {}
+            (false, false) => lab.offloads_off(Ns::Host, "eth0"),
+            // Were all off, libpcap would not expect the peer's super-packets, and cut them.
+            (false, true) => drop(lab.host(&["ethtool", "-K", "eth0", "tso", "off"])),
+        }
+        if self.out_gso {
+            lab.host(&["ethtool", "-K", "out0", "tx", "on", "sg", "on", "tso", "on", "gso", "on"]);
+        }
+        lab.ip_batch(Ns::Host, &self.out_lines());
+        lab
+    }
+
+    pub fn up(&self, lab: &Lab) {
+        let remotes = self.remotes().iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+        let mut args = vec!["up", "eth0", "--remote", &remotes, "--tunnel", self.tunnel.0, "--oversize", self.oversize];
+        let snaplen = self.snaplen.map(|snaplen| snaplen.to_string());
+        args.extend(snaplen.iter().flat_map(|snaplen| ["--snaplen", snaplen]));
+        match self.rate {
+            Rate::None => {}
+            Rate::Loose => args.extend(["--max-rate", "50gbit"]),
+            Rate::Tight => args.extend(["--max-rate", "4mbit"]),
+        }
+        lab.said(&args).ok();
+    }
+
+    /// Whether copies may be missing, each counted.
+    pub fn drops(&self) -> bool {
+        self.oversize == "drop" || self.rate == Rate::Tight
+    }
+
+    /// No copied frame is longer.
+    fn limit(&self, remote: IpAddr) -> usize {
+        let fitting = self.out_mtu - self.tunnel.2 - if remote.is_ipv6() { 20 } else { 0 };
+        let truncated = if self.oversize == "truncate" { fitting } else { usize::MAX };
+        truncated.min(self.snaplen.unwrap_or(usize::MAX))
+    }
+
+    /// Data bytes of pings whose frames have sizes around every threshold; `headers` are the frame's other bytes.
+    fn ping_sizes(&self, headers: usize) -> Vec<usize> {
+        let largest = self.watched_mtu + 14;
+        let fitting = [0, 20].map(|family| self.out_mtu - self.tunnel.2 - family);
+        let two_fragments = 2 * ((self.out_mtu - 20) & !7) - (self.tunnel.2 - 20);
+        let snaplen = self.snaplen.unwrap_or(60);
+        let around =
+            [60, snaplen, fitting[0], fitting[1], two_fragments, largest].map(|size| [size - 1, size, size + 1]);
+        let mut sizes = around.concat();
+        sizes.extend([750, fitting[0] + 8]);
+        sizes.retain(|size| (headers..=largest).contains(size));
+        // More than fits the link: IP fragments.
+        sizes.push(largest + 1000);
+        sizes.iter().map(|size| size - headers).collect()
+    }
+
+    // ---- the way out ----
+
+    fn out_dev(&self) -> &'static str {
+        match self.out {
+            Out::Veth => "out0",
+            Out::Bridge => "br1",
+            Out::Macvlan => "mv1",
+            Out::Vxlan => "vx1",
+            Out::Watched => "eth0",
+        }
+    }
+
+    /// Makes the out interface over out0, and its neighbours.
+    fn out_lines(&self) -> String {
+        let (mac, mtu) = (mac_text(OUT_MAC), self.out_mtu);
+        let flush = "address flush dev out0\naddress flush dev out0 scope link";
+        let made = match self.out {
+            Out::Veth | Out::Watched => String::new(),
+            Out::Bridge => format!(
+                "{flush}\nlink add br1 address {mac} type bridge stp_state 0 mcast_snooping 0\n\
+                 link set dev out0 master br1\nlink set dev br1 mtu {mtu}"
+            ),
+            Out::Macvlan => format!("{flush}\nlink add mv1 link out0 mtu {mtu} type macvlan mode bridge"),
+            Out::Vxlan => format!(
+                "link add vx1 mtu {mtu} type vxlan id 7 local 198.51.100.1 remote 198.51.100.2 dstport {VXLAN_PORT} \
+                 srcport 49152 65535 dev out0"
+            ),
+        };
+        [made, self.address_lines(), self.neighbour_lines()].join("\n")
+    }
+
+    fn address_lines(&self) -> String {
+        if matches!(self.out, Out::Veth | Out::Watched) {
+            return String::new();
+        }
+        let (dev, [v4, v6]) = (self.out_dev(), self.nets());
+        format!(
+            "link set dev {dev} addrgenmode none\naddress add {v4}1/24 dev {dev}\n\
+             address add {v6}1/64 dev {dev} nodad\nlink set dev {dev} up"
+        )
+    }
+
+    fn neighbour_lines(&self) -> String {
+        let mac = mac_text(if self.out == Out::Watched { PEER_MAC } else { COLLECTOR_MAC });
+        let remotes = self.remotes().into_iter();
+        let line = |to| format!("neigh replace {to} lladdr {mac} nud permanent dev {}", self.out_dev());
+        remotes.map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What the addresses on the out interface's link begin with.
+    fn nets(&self) -> [&'static str; 2] {
+        match self.out {
+            Out::Watched => ["192.0.2.", "2001:db8::"],
+            Out::Vxlan => ["203.0.113.", "2001:db8:2::"],
+            _ => ["198.51.100.", "2001:db8:1::"],
+        }
+    }
+
+    /// Nobody has these addresses, so nobody answers a copy.
+    pub fn remotes(&self) -> Vec<IpAddr> {
+        let [v4, v6] = self.nets();
+        let all = [format!("{v4}7"), format!("{v4}8"), format!("{v6}7")].map(|text| text.parse().expect("an address"));
+        all[..self.remotes].to_vec()
+    }
+
+    // ---- what passed ----
+
+    /// Does something under the eyes of both captures, while the filter changes if that is asked for.
+    fn passed(&self, lab: &Lab, traffic: impl FnOnce()) -> Passed {
+        let before = drops(&settled(lab));
+        // Copies are captured beneath devices that only pass them on: there they are on the wire.
+        let mut watch = lab.watch_order(if self.out == Out::Watched { "eth0" } else { "out0" });
+        if self.swaps {
+            while_swapping(lab, traffic);
+        } else {
+            traffic();
+        }
+        let dropped = drops(&settled(lab)) - before;
+        Passed { seen: watch.stop(&self.remotes()), dropped }
+    }
+
+    /// What was copied to a remote.
+    fn copies(&self, passed: &Passed, remote: IpAddr) -> Vec<Tunnelled> {
+        let below = match self.out {
+            Out::Vxlan => inner(&decap(Kind::Vxlan(VXLAN_PORT), &packets_to(&passed.seen.out, COLLECTOR_IP.into()))),
+            _ => passed.seen.out.clone(),
+        };
+        let copies = decap(self.tunnel.1, &packets_to(&below, remote));
+        let longest = copies.iter().flat_map(|copy| &copy.outer.lens).max().copied().unwrap_or(0);
+        assert!(longest <= self.out_mtu, "an outer packet of {longest} bytes");
+        if self.limit(remote) == usize::MAX {
+            copies.iter().for_each(|copy| verify_checksums(&copy.frame));
+        }
+        copies
+    }
+
+    fn assert_in_order(&self, passed: &Passed) {
+        let wire = &passed.seen.wire;
+        let mut lost = 0;
+        for remote in self.remotes() {
+            let copies = self.copies(passed, remote);
+            assert!(copies.is_sorted_by_key(|copy| copy.header.sequence), "sequence numbers are in order");
+            let missing = assert_in_order(wire, &inner(&copies), self.limit(remote));
+            assert!(self.drops() || missing == Missing::default(), "to {remote}: {missing:?} of {}", wire.len());
+            lost += missing.whole as u64;
+        }
+        // Of a super-packet the capture does not tell how many frames it is.
+        if !self.host_gso && !self.peer_gso {
+            assert_eq!(lost, passed.dropped, "copies that are missing, and drops that are counted");
+        }
+    }
+
+    fn assert_reads_the_same(&self, lab: &Lab, passed: &Passed, responses: usize) {
+        for remote in self.remotes() {
+            let copies = inner(&self.copies(passed, remote));
+            let cut = self.limit(remote) < self.watched_mtu + 14;
+            let read = lab.assert_tcp_reads_the_same(&passed.seen.wire, &copies, cut);
+            assert_eq!(read, responses, "HTTP responses that passed");
+        }
+        assert_eq!(passed.dropped, 0);
+    }
+}
+
+struct Passed {
+    seen: Seen,
+    dropped: u64,
+}
+
+/// Changes the filter again and again while something happens. Nothing is lost, as both filters take everything.
+fn while_swapping(lab: &Lab, traffic: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let swaps = scope.spawn(|| {
+            let mut swaps = 0;
+            while !done.load(Ordering::Relaxed) {
+                lab.said(&["filter", "set", "ip or ip6 or arp"]).quietly_ok();
+                lab.said(&["filter", "clear"]).quietly_ok();
+                swaps += 2;
+            }
+            swaps
+        });
+        let ended = catch_unwind(AssertUnwindSafe(traffic));
+        done.store(true, Ordering::Relaxed);
+        assert!(swaps.join().expect("every swap succeeds") > 0);
+        ended.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+}
+
+/// The session once every copy asked for is sent or dropped.
+#[track_caller]
+fn settled(lab: &Lab) -> Value {
+    let session = || lab.status()["sessions"][0].clone();
+    let asked = |session: &Value| total(&session["taps"]);
+    let settled = poll(PATIENCE, || Some(session()).filter(|now| asked(now) == total(&now["remotes"]) + drops(now)));
+    settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", session()))
+}
+
+fn total(rows: &Value) -> u64 {
+    rows.as_array().expect("rows").iter().map(|row| row["stat"]["pcnt"].as_u64().expect("a counter")).sum()
+}
+
+/// Copies that our programs dropped; `out` is what the out interface dropped of those that were sent.
+fn drops(session: &Value) -> u64 {
+    let counts = session["drops"].as_object().expect("drops").iter().filter(|(reason, _)| *reason != "out");
+    counts.map(|(_, count)| count.as_u64().expect("a counter")).sum()
+}
