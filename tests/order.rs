@@ -2,10 +2,7 @@
 
 mod lab;
 
-use lab::order::{Missing, assert_in_order};
 use lab::order_case::{Case, Out, PLAIN, Rate, TUNNELS};
-use lab::traffic::Cpus;
-use lab::tunnels::{decap, inner, packets_to};
 
 /// Bodies of HTTP responses: 40 of 4 to 20 KB.
 fn forty() -> Vec<usize> {
@@ -54,20 +51,15 @@ fn requests_and_answers_of_every_size_leave_in_order() {
     }
 }
 
-/// On one CPU there is one order of all packets, so that a TCP connection's is known, too.
+/// On one CPU there is one order of all packets, a TCP connection's, too.
 #[test]
-fn a_connection_on_one_cpu_leaves_packet_by_packet_in_order() {
-    let case = Case { oversize: "fragment", ..PLAIN };
-    let lab = case.lab();
-    case.up(&lab);
-    let server = lab.http_server(Cpus::One, &[20480, 4096]);
-    let mut watch = lab.watch_order("out0");
-    lab.download_all(&server, Cpus::One);
-    let remotes = case.remotes();
-    let seen = watch.stop(&remotes);
-    let copies = inner(&decap(case.tunnel.1, &packets_to(&seen.out, remotes[0])));
-    assert_eq!(assert_in_order(&seen.wire, &copies, usize::MAX), Missing::default());
-    assert!(seen.wire == copies, "byte by byte");
+fn downloads_on_one_cpu_leave_packet_by_packet_in_order() {
+    for (out, oversize) in [(Out::Watched, "fragment"), (Out::Veth, "segment")] {
+        let case = Case { out, oversize, ..PLAIN };
+        let lab = case.lab();
+        case.up(&lab);
+        case.download_on_one_cpu(&lab, &[4096, 20480, 1024]);
+    }
 }
 
 /// Cases that together have each tunnel, oversize mode, out interface, MTU and way to lose copies.
