@@ -154,15 +154,18 @@ fn span(frame: &[u8]) -> u32 {
 
 fn show(frame: &[u8]) -> String {
     match Segment::of(frame) {
-        Some(Segment { flow, seq, ack, .. }) => format!("TCP {flow:?}, sequence {seq} and {}, ack {ack},", span(frame)),
+        Some(Segment { flow, seq, ack, .. }) => {
+            let ports = (be16(flow, 8), be16(flow, 10));
+            format!("TCP, ports {ports:?}, sequence {seq} and {}, ack {ack},", span(frame))
+        }
         None => format!("{} bytes {:02x?}", frame.len(), &frame[..frame.len().min(48)]),
     }
 }
 
 /// A TCP segment over IPv4, perhaps cut, and its place in the stream.
 struct Segment<'a> {
-    /// Ports, from and to.
-    flow: (u16, u16),
+    /// Addresses and ports.
+    flow: &'a [u8],
     seq: u32,
     ack: u32,
     /// Of the sequence numbers, SYN and FIN take one each.
@@ -183,7 +186,7 @@ impl Segment<'_> {
         }
         let (end, header) = (14 + usize::from(be16(ip, 2)), 34 + usize::from(tcp[12] >> 4) * 4);
         Some(Segment {
-            flow: (be16(tcp, 0), be16(tcp, 2)),
+            flow: &frame[26..38],
             seq: be32(tcp, 4),
             ack: be32(tcp, 8),
             flags: u32::from(tcp[13] & 1) + u32::from(tcp[13] >> 1 & 1),
@@ -214,9 +217,9 @@ const STRANGE: [&str; 5] = ["retransmission", "out_of_order", "lost_segment", "a
 /// What a receiver reads in a sequence of frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// What is strange, and the ports of the connection in which it is.
+    /// What is strange, and the connection in which it is.
     pub strange: BTreeSet<(&'static str, String)>,
-    /// Connections, by their ports.
+    /// Connections, by the addresses and ports of both ends.
     pub connections: BTreeSet<String>,
     /// HTTP responses that are whole.
     pub responses: usize,
@@ -230,7 +233,8 @@ impl Lab {
         pcap::write_cut(&path, frames, |frame| Segment::of(frame).map_or(frame.len(), |segment| segment.end));
         let mut tshark = Command::new("tshark");
         tshark.env("HOME", "/tmp").env("LC_ALL", "C").arg("-n").arg("-r").arg(&path);
-        tshark.args(["-Y", "tcp", "-T", "fields", "-E", "separator=/t", "-e", "tcp.port", "-e", "http.response.code"]);
+        tshark.args(["-Y", "tcp", "-T", "fields", "-E", "separator=/t", "-e", "http.response.code"]);
+        tshark.args(["-e", "ip.src", "-e", "tcp.srcport", "-e", "ip.dst", "-e", "tcp.dstport"]);
         tshark.args(STRANGE.iter().flat_map(|name| ["-e".into(), format!("tcp.analysis.{name}")]));
         let out = check_output("tshark", tshark.output());
         let mut reading = Reading::default();
@@ -239,30 +243,30 @@ impl Lab {
     }
 
     /// Panics if tshark finds anything strange in the copies of a connection in which it finds nothing strange where it
-    /// passed, or fewer responses; says how many responses there are. `cut` copies hold no whole response.
+    /// passed, or not a response in each. `cut` copies hold no whole response.
     #[track_caller]
-    pub fn assert_tcp_reads_the_same(&self, wire: &[Vec<u8>], copies: &[Vec<u8>], cut: bool) -> usize {
+    pub fn assert_tcp_reads_the_same(&self, wire: &[Vec<u8>], copies: &[Vec<u8>], cut: bool) {
         let (wire, copies) = (self.read_tcp(wire), self.read_tcp(copies));
-        assert_eq!(copies.connections, wire.connections, "connections, by their ports");
-        let strange_there: BTreeSet<&String> = wire.strange.iter().map(|(_, ports)| ports).collect();
-        let strange = copies.strange.iter().filter(|(_, ports)| !strange_there.contains(ports)).collect::<Vec<_>>();
+        assert_eq!(copies.connections, wire.connections, "connections");
+        let strange_there: BTreeSet<&String> = wire.strange.iter().map(|(_, ends)| ends).collect();
+        let strange = copies.strange.iter().filter(|(_, ends)| !strange_there.contains(ends)).collect::<Vec<_>>();
         assert!(strange.is_empty(), "in the copies alone: {strange:?}");
         assert!(strange_there.len() < wire.connections.len(), "every watched connection is strange: {wire:#?}");
-        assert!(cut || copies.responses == wire.responses, "{} of {} responses", copies.responses, wire.responses);
-        wire.responses
+        let responses = [wire.responses, if cut { wire.responses } else { copies.responses }];
+        assert_eq!(responses, [wire.connections.len(); 2], "responses that passed and were copied, one a connection");
     }
 }
 
 impl Reading {
-    /// A line of tshark: ports, response code, and a field for each thing that may be strange.
+    /// A line of tshark: response code, both ends, and a field for each thing that may be strange.
     fn add(&mut self, line: &str) {
         let fields: Vec<&str> = line.split('\t').collect();
-        let mut ports: Vec<&str> = fields[0].split(',').collect();
-        ports.sort_unstable();
-        let ports = ports.join(" ");
-        self.responses += usize::from(fields[1] == "200");
-        let found = STRANGE.iter().zip(&fields[2..]).filter(|(_, field)| !field.is_empty());
-        self.strange.extend(found.map(|(name, _)| (*name, ports.clone())));
-        self.connections.insert(ports);
+        let mut ends = [fields[1..3].join(":"), fields[3..5].join(":")];
+        ends.sort_unstable();
+        let ends = ends.join(" ");
+        self.responses += usize::from(fields[0] == "200");
+        let found = STRANGE.iter().zip(&fields[5..]).filter(|(_, field)| !field.is_empty());
+        self.strange.extend(found.map(|(name, _)| (*name, ends.clone())));
+        self.connections.insert(ends);
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
+use super::check::assert_same_frames;
 use super::decode::verify_checksums;
 use super::order::{Missing, Seen, assert_in_order};
 use super::traffic::Cpus;
@@ -105,21 +106,19 @@ impl Case {
         self.assert_in_order(&passed);
     }
 
-    /// HTTP downloads by the watched host, with both CPUs at work: a receiver must read the copies as it reads the wire.
-    /// Where copies are dropped it cannot; there all is done by one CPU.
+    /// HTTP downloads with both CPUs at work: a receiver must read the copies as it reads the wire. Where copies are
+    /// dropped it cannot; there all is done by one CPU.
     pub fn download(&self, lab: &Lab, sizes: &[usize]) {
         if self.drops() {
             return self.download_on_one_cpu(lab, sizes);
         }
-        let server = lab.http_server(Cpus::Two, sizes);
-        let passed = self.passed(lab, || lab.download_all(&server, Cpus::Two));
-        self.assert_reads_the_same(lab, &passed, sizes.len());
+        let passed = self.passed(lab, || download_both_ways(lab, Cpus::Two, sizes));
+        self.assert_reads_the_same(lab, &passed);
     }
 
-    /// HTTP downloads by the watched host: one CPU does everything, so that there is one order of all packets.
+    /// HTTP downloads of which one CPU does everything, so that there is one order of all packets.
     pub fn download_on_one_cpu(&self, lab: &Lab, sizes: &[usize]) {
-        let server = lab.http_server(Cpus::One, sizes);
-        let passed = self.passed(lab, || lab.download_all(&server, Cpus::One));
+        let passed = self.passed(lab, || download_both_ways(lab, Cpus::One, sizes));
         self.assert_in_order(&passed);
     }
 
@@ -289,8 +288,10 @@ impl Case {
         for (number, remote) in self.remotes().into_iter().enumerate() {
             let copies = self.copies(passed, number);
             assert!(copies.is_sorted_by_key(|copy| copy.header.sequence), "sequence numbers are in order");
-            let missing = assert_in_order(wire, &inner(&copies), self.limit(remote));
+            let copies = inner(&copies);
+            let missing = assert_in_order(wire, &copies, self.limit(remote));
             assert!(self.drops() || missing == Missing::default(), "to {remote}: {missing:?} of {}", wire.len());
+            assert!(self.drops() || !self.is_exact(remote) || *wire == copies, "byte by byte");
             lost += missing.whole as u64;
         }
         // Of a super-packet the capture does not tell how many frames it is.
@@ -299,14 +300,31 @@ impl Case {
         }
     }
 
-    fn assert_reads_the_same(&self, lab: &Lab, passed: &Passed, responses: usize) {
+    fn assert_reads_the_same(&self, lab: &Lab, passed: &Passed) {
+        let wire = &passed.seen.wire;
         for (number, remote) in self.remotes().into_iter().enumerate() {
             let copies = inner(&self.copies(passed, number));
+            if self.is_exact(remote) {
+                assert_same_frames(wire, &copies);
+            }
             let cut = self.limit(remote) < self.watched_mtu + 14;
-            let read = lab.assert_tcp_reads_the_same(&passed.seen.wire, &copies, cut);
-            assert_eq!(read, responses, "HTTP responses that passed");
+            lab.assert_tcp_reads_the_same(wire, &copies, cut);
         }
         assert_eq!(passed.dropped, 0);
+    }
+
+    /// Whether the copies are byte for byte what the capture of the watched interface shows: finished frames.
+    fn is_exact(&self, remote: IpAddr) -> bool {
+        !self.host_gso && !self.peer_gso && self.limit(remote) >= self.watched_mtu + 14
+    }
+}
+
+/// By the watched host, and some by the peer: the copies' super-packets are incoming and outgoing.
+fn download_both_ways(lab: &Lab, cpus: Cpus, sizes: &[usize]) {
+    let some: Vec<usize> = sizes.iter().copied().skip(1).step_by(3).collect();
+    for (at, sizes) in [(Ns::Peer, sizes), (Ns::Host, &some)] {
+        let server = lab.http_server(at, cpus, sizes);
+        lab.download_all(&server, cpus);
     }
 }
 

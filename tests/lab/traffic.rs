@@ -19,8 +19,9 @@ pub struct Transfer {
     pub data: Vec<u8>,
 }
 
-/// An HTTP server on the peer, port 80; ends with its lab at the latest.
+/// An HTTP server on the host or the peer, port 80. Ends when it is dropped.
 pub struct HttpServer {
+    at: Ns,
     _socat: Socat,
     /// What it has, by name: header and body.
     responses: Vec<(String, Vec<u8>)>,
@@ -46,7 +47,7 @@ impl Cpus {
 impl Lab {
     /// Starts a server of one response for each of these body sizes.
     #[track_caller]
-    pub fn http_server(&self, cpus: Cpus, sizes: &[usize]) -> HttpServer {
+    pub fn http_server(&self, at: Ns, cpus: Cpus, sizes: &[usize]) -> HttpServer {
         let dir = self.fresh_path("www");
         fs::create_dir(&dir).expect("make the server's directory");
         let responses: Vec<(String, Vec<u8>)> = sizes.iter().map(|size| (size.to_string(), response(*size))).collect();
@@ -55,21 +56,32 @@ impl Lab {
         }
         let answer = format!("SYSTEM:read -r _ path _; cat {}$path", dir.display());
         let argv = ["taskset", "-c", cpus.each()[0], "socat", "-d", "-d", "-t", "10"];
-        let mut socat = self.start_socat(Ns::Peer, &argv, "TCP4-LISTEN:80,reuseaddr,fork", &answer);
+        let mut socat = self.start_socat(at, &argv, "TCP4-LISTEN:80,reuseaddr,fork", &answer);
         socat.wait_until("listening on");
-        HttpServer { _socat: socat, responses }
+        HttpServer { at, _socat: socat, responses }
     }
 
-    /// Has the host get each response of the server, one after the other, over a connection each; panics unless all
-    /// are right.
+    /// Gets each response of the server from the link's other end, one after the other, over a connection each, and waits
+    /// until the last packet has passed; panics unless all are right.
     #[track_caller]
     pub fn download_all(&self, server: &HttpServer, cpus: Cpus) {
         const GET: &str = r#"printf 'GET /%s HTTP/1.0\r\n\r\n' "$1" | socat -t 10 - TCP4:$2:80"#;
+        let (client, address) = if server.at == Ns::Peer { (Ns::Host, PEER_IP) } else { (Ns::Peer, HOST_IP) };
+        let get = ["taskset", "-c", cpus.each()[1], "sh", "-c", GET, "sh"];
         for (name, response) in &server.responses {
-            let got = self.host(&["taskset", "-c", cpus.each()[1], "sh", "-c", GET, "sh", name, &PEER_IP.to_string()]);
+            let got = self.run(client, &[&get[..], &[name, &address.to_string()]].concat());
             assert!(got.stdout == *response, "the response of {name} bytes differs");
             self.let_captures_rest();
         }
+        self.wait_for_closed_connections();
+    }
+
+    /// Waits until both ends of every connection know that it is closed: no packet follows.
+    #[track_caller]
+    fn wait_for_closed_connections(&self) {
+        let ss = ["ss", "-Htn", "state", "connected", "exclude", "time-wait"];
+        let closed = || [Ns::Host, Ns::Peer].iter().all(|ns| self.run(*ns, &ss).stdout.is_empty());
+        poll(PATIENCE, || closed().then_some(())).expect("every connection is closed");
     }
 
     /// Sends pings of these sizes, each after the answer to the one before; panics unless each is answered.
