@@ -155,12 +155,35 @@ struct {
 	__type(value, struct bucket);
 } bucket SEC(".maps");
 
+/* Kept by ifindex, and kept when the interface goes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct out);
+} outs SEC(".maps");
+
+/* Devices that programs send to. The kernel takes a row out when its device goes, or leaves this namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, DEVICES);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} devices SEC(".maps");
+
+/* The ifindex of a device, or 0 where it is gone. */
+static __always_inline __u32 device(__u32 key)
+{
+	__u32 *ifindex = bpf_map_lookup_elem(&devices, &key);
+
+	return ifindex ? *ifindex : 0;
+}
+
 /* A template made ready for one packet, with room for any length that the verifier takes for possible. */
 struct outer {
-	__u8 bytes[HEADER_L3 + 128] __attribute__((aligned(8)));
+	__u8 bytes[HEADER_L3 + 128] __attribute__((aligned(8))); /* or clang clears it byte by byte */
 };
-
-#define SCRATCH_BYTES 16384 /* SKB_BYTES, as a power of two */
 
 /* The VLAN tags of a copy, taken out of it. */
 struct tags {
@@ -168,9 +191,30 @@ struct tags {
 	__u8 head[2 * ETH_ALEN + 4 * MAX_TAGS + 2]; /* the inner MAC addresses, tags and ethertype */
 };
 
-/* Where headers and later fragments are put together: the stack has 512 bytes. */
+/*
+ * How one copy fares in the relay. All of it happens inside the tap's own call, on one CPU, so the tap sets this to zero,
+ * clones, and reads what has become of the clone.
+ */
+struct crossing {
+	__u32 entered; /* not 0: it has reached snif_encap */
+	__u32 asked; /* wire frames that it stands for, if it was sent on into the bridge */
+	__u32 met; /* of these, that have reached snif_wire */
+	__u32 again; /* not 0: a frame goes through the bridge once more, to be finished */
+};
+
+/* A frame that leaves in outer fragments. */
+struct train {
+	__u32 payload; /* bytes behind the outer IP headers of all of them */
+	__u32 size; /* of these, in each but the last */
+	__u32 id; /* outer IP id */
+	__u32 hash; /* of the flow */
+	__s32 failed; /* what the first that failed was answered: above zero, by the out interface */
+};
+
+/* Where headers are put together: the stack has 512 bytes. */
 struct scratch {
-	__u8 bytes[SCRATCH_BYTES] __attribute__((aligned(8))); /* or clang clears it byte by byte */
+	struct crossing crossing;
+	struct train train;
 	struct outer outer;
 	struct tags tags;
 };
@@ -189,24 +233,35 @@ static __always_inline struct scratch *workspace(void)
 	return bpf_map_lookup_elem(&scratch, &zero);
 }
 
-/* What the tap tells the relay's egress hook through skb->cb, and snif_wire tells snif_fragment. */
+/* What all fragments of one copy carry, in parts; a part's end is the beginning of the next. */
+struct chunk {
+	__u8 bytes[CHUNK_BYTES + PIECE_BYTES] __attribute__((aligned(8)));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, CHUNKS);
+	__type(key, __u32);
+	__type(value, struct chunk);
+} payload SEC(".maps");
+
+static __always_inline struct chunk *chunk(__u32 number)
+{
+	return bpf_map_lookup_elem(&payload, &number);
+}
+
+/* What the tap tells the relay's egress hook through skb->cb, which does not survive the bridge. */
 enum cb_slot {
 	CB_SEGS = 0, /* wire frames in this packet */
 	CB_HEADERS = 1, /* bytes of headers that every segment of a super-packet repeats, 0: not known */
-	CB_PAYLOAD = 0, /* fragment: bytes of payload of all fragments together */
-	CB_SUM = 1, /* fragment: checksum of the inner frame */
-	CB_OFFSET = 2, /* fragment: offset of its payload in the outer IP payload */
-	CB_LENGTH = 3, /* fragment: bytes of its payload, 0: not a fragment to make; and CB_TRUNCATED */
-	CB_ID = 4, /* fragment: outer IP id */
 };
-
-#define CB_TRUNCATED 0x80000000U /* the frame has been cut */
 
 struct copy {
 	struct config *cfg;
 	__u64 bytes; /* of its frames, as on the wire */
 	__u32 tap; /* slot; odd for egress */
 	__u32 remote; /* slot */
+	__u32 out; /* ifindex of the out interface */
 	__u32 frames; /* wire frames in it */
 	__u32 headers; /* see CB_HEADERS */
 	__u32 hash; /* of its flow, where the outer header carries it */

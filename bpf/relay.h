@@ -18,19 +18,26 @@ struct ipv6_fragment {
 /* Bytes that bpf_csum_diff takes at once. */
 #define SUM_BYTES 512
 
+#define ENOTSUPP 524 /* the kernel's own; no header for programs has it */
+
 /*
- * On to the out interface. One without Ethernet takes only packets whose network header is the outer IP header, and
- * receiving is what sets that: such a copy goes through the relay's peer, back to the relay.
+ * On to the out interface. One without Ethernet takes only packets that say they are IP, which snif_deliver sees to, at
+ * the peer's egress hook.
  */
-static __always_inline int forward(struct __sk_buff *skb, struct config *cfg, struct remote *remote)
+static __always_inline int forward(struct copy *copy)
 {
-	if (!(remote->flags & REMOTE_L3))
-		return bpf_redirect(remote->ifindex, 0);
-	skb->cb[CB_LENGTH] = 0;
-	return bpf_redirect(cfg->peer, 0);
+	return bpf_redirect(copy->out, 0);
 }
 
-static __always_inline int sent(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+/* Where copies to this remote go from here: 0 where the device is gone. */
+static __always_inline __u32 way_out(struct remote *remote)
+{
+	__u32 out = device(remote->device);
+
+	return out && remote->flags & REMOTE_L3 ? device(DEVICE_PEER) : out;
+}
+
+static __always_inline void count_sent(struct copy *copy)
 {
 	struct stat *stat = bpf_map_lookup_elem(&remote_stats, &copy->remote);
 
@@ -38,7 +45,12 @@ static __always_inline int sent(struct __sk_buff *skb, struct remote *remote, st
 		stat->pcnt += copy->frames;
 		stat->bcnt += copy->bytes;
 	}
-	return forward(skb, copy->cfg, remote);
+}
+
+static __always_inline int sent(struct copy *copy)
+{
+	count_sent(copy);
+	return forward(copy);
 }
 
 #if HAS_RATE
@@ -265,29 +277,22 @@ static __always_inline int store_outer(struct __sk_buff *skb, struct outer *oute
 	return bpf_skb_store_bytes(skb, 0, outer->bytes + HEADER_L3 - ETH_HLEN, BOUNDED(len, 128), 0);
 }
 
-/* The headers of an IPv6 fragment: the fragment header goes between the IP header and what follows it. */
-static __always_inline int store_ipv6_fragment(struct __sk_buff *skb, struct remote *remote, struct outer *outer, struct copy *copy)
+/* The header of an IPv6 fragment, which goes between the IP header and what follows it. */
+static __always_inline int store_fragment_header(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr), tunnel = remote->outer_len - at;
 	struct ipv6_fragment header = {
 		.next = *(__u8 *)(remote->header[0] + HEADER_L3 + offsetof(struct ipv6hdr, nexthdr)),
 		.offset = bpf_htons((copy->fragment & 0x1fff) << 3 | !!(copy->fragment & IP_MF)),
 		.id = bpf_htonl(copy->id),
 	};
 
-	if (store_outer(skb, outer, at) || bpf_skb_store_bytes(skb, at, &header, sizeof(header), 0))
-		return -1;
-	if (copy->fragment & 0x1fff)
-		return 0;
-	if (tunnel == 0 || tunnel > 32)
-		return -1;
-	return bpf_skb_store_bytes(skb, at + sizeof(header), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), BOUNDED(tunnel, 32), 0);
+	return bpf_skb_store_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr), &header, sizeof(header), 0);
 }
 
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
 static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy), tag_len;
+	__u32 outer_len = remote->outer_len, tag_len;
 	struct scratch *room = workspace();
 	struct outer *outer = room ? &room->outer : NULL;
 
@@ -296,9 +301,7 @@ static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, s
 	tag_len = 4 * (room->tags.count & (2 * MAX_TAGS - 1));
 	fill_ip(outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
 	fill_tunnel(skb, room, remote, copy);
-	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
-		return -1;
-	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) : store_ipv6_fragment(skb, remote, outer, copy))
+	if (bpf_skb_change_head(skb, outer_len + tag_len, 0) || store_outer(skb, outer, outer_len))
 		return -1;
 	if (!tag_len)
 		return 0;
@@ -329,7 +332,7 @@ static __always_inline bool fits(struct __sk_buff *skb, struct remote *remote)
 __noinline __u32 sum_frame(struct __sk_buff *skb)
 {
 	__u32 offset = 0, length, sum = 0;
-	struct scratch *buffer = workspace();
+	struct chunk *buffer = chunk(0);
 	__be16 tag[2] = { skb->vlan_proto, bpf_htons(skb->vlan_tci) };
 
 	if (!buffer)
@@ -373,7 +376,7 @@ static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remo
 	copy->id = take_ids(remote, copy->remote, 1);
 	if (untag(skb, workspace()) || push_outer(skb, remote, copy))
 		return drop(skb, copy, REASON(resize));
-	return sent(skb, remote, copy);
+	return sent(copy);
 }
 
 /*
@@ -416,49 +419,51 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	    bpf_skb_store_bytes(skb, remote->outer_len, parts->tags.head, 2 * ETH_ALEN + tag, 0) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
 		return drop(skb, copy, REASON(resize));
-	return sent(skb, remote, copy);
+	return sent(copy);
 }
 
 /* Shorter than any frame with a checksum left to finish: Ethernet, IPv4, UDP. */
 #define SHORTEST_UNFINISHED (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
 
+/* Send a copy on into the bridge: on its way there the kernel cuts it into wire frames and finishes them. */
+static __always_inline int cross(struct crossing *crossing, struct copy *copy)
+{
+	crossing->asked += copy->frames;
+	return TC_ACT_OK;
+}
+
 SEC("tc")
 int snif_encap(struct __sk_buff *skb)
 {
 	struct config *cfg = session();
+	struct scratch *room = workspace();
 	struct remote *remote;
 	struct copy copy;
 	int verdict;
 
-	if (!cfg || !is_copy(skb->mark))
+	if (!cfg || !room || !is_copy(skb->mark))
 		return TC_ACT_SHOT; /* the relay carries copies only */
+	if (room->crossing.again)
+		return TC_ACT_OK;
+	room->crossing.entered = 1;
 	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
 	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
 	if (!remote)
 		return drop(skb, &copy, REASON(remote));
 	if (remote->flags & REMOTE_UNRESOLVED)
 		return drop(skb, &copy, REASON(unresolved));
+	copy.out = way_out(remote);
+	if (!copy.out)
+		return drop(skb, &copy, REASON(gone));
 	if (remote->flags & REMOTE_FINISH && skb->len >= SHORTEST_UNFINISHED)
-		return TC_ACT_OK; /* cross the relay, which finishes checksums and segments */
+		return cross(&room->crossing, &copy);
 	if (skb->gso_size) {
 		verdict = send_super(skb, remote, &copy);
-		return verdict < 0 ? TC_ACT_OK : verdict;
+		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
 	}
 	if (!fits(skb, remote) || (HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
-		return TC_ACT_OK;
+		return cross(&room->crossing, &copy);
 	return send_frame(skb, remote, &copy);
-}
-
-/* An out interface without Ethernet: the copy has its headers, and receiving it has found its outer IP header. */
-SEC("tc")
-int snif_deliver(struct __sk_buff *skb)
-{
-	__u32 slot = skb->mark & MARK_REMOTE_MASK;
-	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
-
-	if (!is_copy(skb->mark))
-		return TC_ACT_SHOT;
-	return remote ? bpf_redirect(remote->ifindex, 0) : count_drop(skb->mark, 1, REASON(remote));
 }
 
 /* ---- frames that do not fit ---- */
@@ -468,11 +473,12 @@ int snif_deliver(struct __sk_buff *skb)
 
 /*
  * Make the packet `length` bytes long, whatever is in it then. The kernel does not cut the tail of a packet that has
- * been encapsulated (skb->encapsulation; measured on 6.18), but it takes bytes out behind the Ethernet header.
+ * been encapsulated (skb->encapsulation; measured on 6.18), nor below its transport header, but it takes bytes out behind
+ * the Ethernet header.
  */
-__noinline int shorten(struct __sk_buff *skb, __u32 length)
+__noinline int resize(struct __sk_buff *skb, __u32 length)
 {
-	if (!bpf_skb_change_tail(skb, length, 0))
+	if (skb->len == length || !bpf_skb_change_tail(skb, length, 0))
 		return 0;
 	for (int i = 0; i < 65536 / ROOM_BYTES + 1 && skb->len > length; i++)
 		if (bpf_skb_adjust_room(skb, -(__s32)MIN(skb->len - length, ROOM_BYTES), BPF_ADJ_ROOM_MAC, 0))
@@ -483,143 +489,204 @@ __noinline int shorten(struct __sk_buff *skb, __u32 length)
 /* Keep the first `length` bytes. */
 __noinline int cut(struct __sk_buff *skb, __u32 length)
 {
-	struct scratch *buffer = workspace();
+	struct chunk *buffer = chunk(0);
 
 	if (!bpf_skb_change_tail(skb, length, 0))
 		return 0;
 	if (!buffer || length == 0 || length > SKB_BYTES)
 		return -1;
-	if (bpf_skb_load_bytes(skb, 0, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)) || shorten(skb, length))
+	if (bpf_skb_load_bytes(skb, 0, buffer->bytes, BOUNDED(length, CHUNK_BYTES)) || resize(skb, length))
 		return -1;
-	return bpf_skb_store_bytes(skb, 0, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
-}
-
-/* The first fragment is the frame's head behind the whole outer header. */
-static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
-{
-	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len;
-	struct scratch *room = workspace();
-
-	if (untag(skb, room) || cut(skb, length - tunnel - 4 * room->tags.count))
-		return -1;
-	return push_outer(skb, remote, copy);
+	return bpf_skb_store_bytes(skb, 0, buffer->bytes, BOUNDED(length, CHUNK_BYTES), 0);
 }
 
 /*
- * Leave `length` bytes from `offset` on, and `head` bytes of anything before them, without a copy of what stays: the
- * kernel takes bytes out behind the Ethernet header, of IP packets only. If not, the bytes up to there are as they were.
+ * Load the frame, whose tags are out, into the payload map from its byte `base` on. A part also holds the beginning of
+ * the next one.
  */
-static __always_inline bool strip(struct __sk_buff *skb, __u32 head, __u32 offset, __u32 length)
+__noinline int load_frame(struct __sk_buff *skb, __u32 base)
 {
-	if (offset <= head || offset - head > ROOM_BYTES)
-		return false;
-	if (skb->len != offset + length && bpf_skb_change_tail(skb, offset + length, 0))
-		return false;
-	return !bpf_skb_adjust_room(skb, -(__s32)(offset - head), BPF_ADJ_ROOM_MAC, 0);
-}
+	__u32 length = skb->len;
 
-/* A later one is bytes from the middle of the frame behind an IP header only. */
-static __noinline int later_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
-{
-	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, offset = (copy->fragment & 0x1fff) * 8;
-	__u32 head = ETH_HLEN + ip_bytes(remote, copy);
-	struct scratch *buffer = workspace();
-	bool moved;
-
-	if (!buffer || length == 0 || length > SKB_BYTES || untag(skb, buffer))
+	if (base > HEADER_BYTES)
 		return -1;
-	offset -= tunnel + 4 * buffer->tags.count;
-	moved = strip(skb, head, offset, length);
-	if (!moved && (bpf_skb_load_bytes(skb, offset, buffer->bytes, BOUNDED(length, SCRATCH_BYTES)) || shorten(skb, head + length)))
-		return -1;
-	fill_ip(&buffer->outer, remote, copy, head - ETH_HLEN + length);
-	if (remote->flags & REMOTE_IPV6 ? store_ipv6_fragment(skb, remote, &buffer->outer, copy) : store_outer(skb, &buffer->outer, head))
-		return -1;
-	return moved ? 0 : bpf_skb_store_bytes(skb, head, buffer->bytes, BOUNDED(length, SCRATCH_BYTES), 0);
-}
+	for (__u32 number = 0; number < CHUNKS; number++) {
+		__u32 at = number ? 0 : base, from = number * CHUNK_BYTES - (number ? base : 0), bytes;
+		struct chunk *part = chunk(number);
 
-static __always_inline int make_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 length)
-{
-	if (copy->fragment & 0x1fff)
-		return later_fragment(skb, remote, copy, length);
-	return first_fragment(skb, remote, copy, length);
-}
-
-SEC("tc")
-int snif_fragment(struct __sk_buff *skb)
-{
-	struct config *cfg = session();
-	struct copy copy = describe(skb, cfg, 1, 0);
-	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
-	__u32 length = skb->cb[CB_LENGTH] & ~CB_TRUNCATED;
-
-	if (!is_copy(skb->mark) || !cfg || !remote)
-		return TC_ACT_SHOT;
-	if (!length)
-		return TC_ACT_OK; /* no fragment to make: on its way to snif_deliver */
-	copy.fragment = skb->cb[CB_OFFSET] / 8 | IP_MF;
-	copy.truncated = !!(skb->cb[CB_LENGTH] & CB_TRUNCATED);
-	copy.id = skb->cb[CB_ID];
-	copy.payload = skb->cb[CB_PAYLOAD];
-	copy.inner_sum = skb->cb[CB_SUM];
-	if (remote->flags & REMOTE_FLOW)
-		copy.hash = flow_hash(skb);
-	/* A drop here makes snif_wire's clone fail, which counts the whole copy once. */
-	if (make_fragment(skb, remote, &copy, length))
-		return TC_ACT_SHOT;
-	return remote->flags & REMOTE_L3 ? TC_ACT_OK : bpf_redirect(remote->ifindex, 0);
-}
-
-/* All fragments of `size` bytes but the last, each a clone that snif_fragment cuts. */
-__noinline int clone_fragments(struct __sk_buff *skb, __u32 size, __u32 payload)
-{
-	struct config *cfg = session();
-	__u32 offset = 0;
-
-	if (!cfg)
-		return -1;
-	for (int i = 0; i < MAX_FRAGMENTS && offset + size < payload; i++) {
-		skb->cb[CB_OFFSET] = offset;
-		if (bpf_clone_redirect(skb, cfg->peer, 0))
+		if (!part || from >= length)
+			break;
+		OPAQUE(at);
+		at &= 127;
+		bytes = MIN(length - from, CHUNK_BYTES - at);
+		if (bpf_skb_load_bytes(skb, from, part->bytes + at, BOUNDED(bytes, CHUNK_BYTES)))
 			return -1;
-		offset += size;
+		from += bytes;
+		if (from >= length)
+			break;
+		bytes = MIN(length - from, PIECE_BYTES);
+		if (bpf_skb_load_bytes(skb, from, part->bytes + CHUNK_BYTES, BOUNDED(bytes, PIECE_BYTES)))
+			return -1;
+	}
+	return 0;
+}
+
+#define TUNNEL_BYTES 32 /* room for any tunnel header */
+
+/* Put the MAC addresses and the tags behind `tunnel` bytes of the payload. */
+__noinline int put_tags(__u32 tunnel, __u32 tags)
+{
+	struct scratch *room = workspace();
+	struct chunk *first = chunk(0);
+	__u8 *to;
+
+	if (!room || !first || tunnel > TUNNEL_BYTES)
+		return -1;
+	OPAQUE(tunnel);
+	to = first->bytes + (tunnel & (2 * TUNNEL_BYTES - 1));
+	__builtin_memcpy(to, room->tags.head, 2 * ETH_ALEN);
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_TAGS; i++) {
+		if (i >= tags)
+			break;
+		__builtin_memcpy(to + 2 * ETH_ALEN + 4 * i, room->tags.head + 2 * ETH_ALEN + 4 * i, 4);
+	}
+	return 0;
+}
+
+/* Put together what the outer IP packet carries: the tunnel header, the MAC addresses, the tags, the rest of the frame. */
+static __noinline int save_payload(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, tags;
+	struct scratch *room = workspace();
+	struct chunk *first = chunk(0);
+
+	if (!room || !first || untag(skb, room))
+		return -1;
+	tags = room->tags.count;
+	fill_ip(&room->outer, remote, copy, remote->ip_len);
+	fill_tunnel(skb, room, remote, copy);
+	/* More than there is of it: the frame overwrites that. */
+	if (remote->flags & REMOTE_IPV6)
+		__builtin_memcpy(first->bytes, room->outer.bytes + HEADER_L3 + sizeof(struct ipv6hdr), TUNNEL_BYTES);
+	else
+		__builtin_memcpy(first->bytes, room->outer.bytes + HEADER_L3 + sizeof(struct iphdr), TUNNEL_BYTES);
+	if (load_frame(skb, tunnel + 4 * tags))
+		return -1;
+	return tags ? put_tags(tunnel, tags) : 0;
+}
+
+/* Store `length` bytes of the payload, from its byte `offset` on, at byte `at` of the packet. */
+__noinline int store_payload(struct __sk_buff *skb, __u32 at, __u32 offset, __u32 length)
+{
+	for (int i = 0; i < SKB_BYTES / PIECE_BYTES + 1 && length; i++) {
+		__u32 bytes = MIN(length, PIECE_BYTES), from = offset & (CHUNK_BYTES - 1);
+		struct chunk *part = chunk(offset / CHUNK_BYTES);
+
+		OPAQUE(from);
+		from &= CHUNK_BYTES - 1;
+		if (!part || bpf_skb_store_bytes(skb, at, part->bytes + from, BOUNDED(bytes, PIECE_BYTES), 0))
+			return -1;
+		at += bytes;
+		offset += bytes;
+		length -= bytes;
 	}
 	return 0;
 }
 
 /*
- * Cut the outer IP packet of this frame into equal fragments, multiples of 8 bytes. Equal, because the kernel cannot cut
- * a packet below its transport header: a tiny last fragment would be lost. All but the last are clones.
+ * Make the fragment of the packet that begins with this byte of the payload, and send a clone of it. Answers 0, or what
+ * the helpers said: above zero the out interface refused it.
  */
-static __always_inline int send_fragments(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+__noinline int send_fragment(struct __sk_buff *skb, __u32 offset)
 {
-	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, offset, length, room;
+	__u32 slot = skb->mark & MARK_REMOTE_MASK, head, out, length;
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
+	struct scratch *room = workspace();
+	struct copy copy = { .tap = skb->mark >> MARK_TAP_SHIFT & MARK_TAP_MASK };
+	bool more;
+
+	if (!remote || !room)
+		return -1;
+	more = room->train.payload - offset > room->train.size;
+	length = more ? room->train.size : room->train.payload - offset;
+	copy.hash = room->train.hash;
+	copy.id = room->train.id;
+	copy.fragment = offset / 8 | (more ? IP_MF : 0);
+	out = way_out(remote);
+	head = ETH_HLEN + ip_bytes(remote, &copy);
+	if (!out || resize(skb, head + length))
+		return -1;
+	fill_ip(&room->outer, remote, &copy, head - ETH_HLEN + length);
+	if (store_outer(skb, &room->outer, ETH_HLEN + remote->ip_len))
+		return -1;
+	if (remote->flags & REMOTE_IPV6 && store_fragment_header(skb, remote, &copy))
+		return -1;
+	if (store_payload(skb, head, offset, length))
+		return -1;
+	return bpf_clone_redirect(skb, out, 0);
+}
+
+/* The next of them, from this byte of the payload on. Answers where the one behind it begins. */
+__noinline int send_next(struct __sk_buff *skb, __u32 offset)
+{
+	struct scratch *room = workspace();
+	int err;
+
+	if (!room || offset >= room->train.payload)
+		return offset;
+	err = send_fragment(skb, offset);
+	if (!room->train.failed)
+		room->train.failed = err;
+	return offset + room->train.size;
+}
+
+__noinline int send_train(struct __sk_buff *skb)
+{
+	__u32 offset = 0;
+
+	for (int i = 0; i < MAX_FRAGMENTS; i++) {
+		__u32 next = send_next(skb, offset);
+
+		if (next == offset)
+			break;
+		offset = next;
+	}
+	return 0;
+}
+
+/*
+ * Cut the outer IP packet of this frame into fragments of the same size, a multiple of 8 bytes. All are clones, so that
+ * what becomes of them is known: the copy is sent if all of them are.
+ */
+static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, most;
+	struct scratch *room = workspace();
 
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, 1);
 	copy->fragment = IP_MF;
-	room = (mtu - ip_bytes(remote, copy)) & ~7U;
+	most = (mtu - ip_bytes(remote, copy)) & ~7U;
 	if (copy->payload > (remote->flags & REMOTE_IPV6 ? 0xffff : 0xffff - sizeof(struct iphdr)))
 		return drop(skb, copy, REASON(too_long));
-	if (room < 8 || room > SKB_BYTES)
+	if (most < 8 || most > SKB_BYTES)
 		return drop(skb, copy, REASON(oversize));
-	size = (copy->payload + room - 1) / room; /* fragments: two at least, as a frame too long to resize may fit one */
+	size = (copy->payload + most - 1) / most; /* fragments: two at least, as a frame too long to resize may fit one */
 	size = size < 2 ? 2 : size;
 	if (!within_rate(copy->cfg, copy->payload + size * (__u64)(ETH_HLEN + ip_bytes(remote, copy)), size))
 		return drop(skb, copy, REASON(rate));
 	size = ((copy->payload + size - 1) / size + 7) & ~7U;
-	if (size == 0 || size >= copy->payload || (copy->payload - 1) / size > MAX_FRAGMENTS)
+	if (size == 0 || size >= copy->payload || (copy->payload - 1) / size >= MAX_FRAGMENTS)
 		return drop(skb, copy, REASON(fragment));
-	offset = (copy->payload - 1) / size * size;
-	length = copy->payload - offset;
-	skb->cb[CB_LENGTH] = size | (copy->truncated ? CB_TRUNCATED : 0);
-	skb->cb[CB_ID] = copy->id;
-	skb->cb[CB_PAYLOAD] = copy->payload;
-	skb->cb[CB_SUM] = copy->inner_sum;
-	copy->fragment = offset / 8;
-	if (clone_fragments(skb, size, copy->payload) || later_fragment(skb, remote, copy, length))
-		return drop(skb, copy, REASON(fragment));
-	return sent(skb, remote, copy);
+	if (!room || save_payload(skb, remote, copy))
+		return drop(skb, copy, REASON(resize));
+	room->train = (struct train){ .payload = copy->payload, .size = size, .id = copy->id, .hash = copy->hash };
+	send_train(skb);
+	if (room->train.failed)
+		return drop(skb, copy, room->train.failed > 0 ? REASON(out) : REASON(fragment));
+	count_sent(copy);
+	return TC_ACT_SHOT; /* what has been sent were clones */
 }
 
 /* Bytes of the frame that the copy is to have: all, or as many as --snaplen or the MTU of a truncating session allow. */
@@ -634,18 +701,43 @@ static __always_inline __u32 wanted(struct __sk_buff *skb, struct remote *remote
 	return length;
 }
 
+/*
+ * Is a checksum still to be finished? Frames that were cut out of a super-packet of the frag-list kind are left so. There
+ * is no field that tells, but the helpers do: none can be said to be verified, unless the device has summed it all up.
+ */
+static __always_inline bool is_unfinished(struct __sk_buff *skb)
+{
+	bool unfinished;
+
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_INC);
+	unfinished = bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0;
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_RESET);
+	return unfinished && bpf_csum_update(skb, 0) == -ENOTSUPP;
+}
+
 SEC("tc")
 int snif_wire(struct __sk_buff *skb)
 {
 	struct config *cfg = session();
 	struct copy copy = describe(skb, cfg, 1, 0);
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	struct scratch *room = workspace();
 	__u32 length;
 
-	if (!cfg || !is_copy(skb->mark))
+	if (!cfg || !room || !is_copy(skb->mark))
 		return TC_ACT_SHOT;
+	if (!room->crossing.again && is_unfinished(skb)) {
+		room->crossing.again = 1;
+		bpf_clone_redirect(skb, device(DEVICE_RELAY), 0);
+		room->crossing.again = 0;
+		return TC_ACT_SHOT;
+	}
+	room->crossing.met++;
 	if (!remote)
 		return drop(skb, &copy, REASON(remote));
+	copy.out = way_out(remote);
+	if (!copy.out)
+		return drop(skb, &copy, REASON(gone));
 	length = wanted(skb, remote, cfg);
 	if (HAS_CUT && length < wire_bytes(skb, 0)) {
 		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
@@ -658,7 +750,40 @@ int snif_wire(struct __sk_buff *skb)
 		return send_frame(skb, remote, &copy);
 	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
 		return drop(skb, &copy, REASON(oversize));
-	return send_fragments(skb, remote, &copy);
+	return fragment(skb, remote, &copy);
+}
+
+/* ---- out interfaces without Ethernet ---- */
+
+/*
+ * Makes skb->protocol say what the outer IP header is, as WireGuard and others compare the two. There is no helper for it,
+ * but a tag that is pushed into the frame and taken out again makes the kernel read the ethertype anew. Two, as the first
+ * one would only go into metadata.
+ */
+static __always_inline int renew_protocol(struct __sk_buff *skb)
+{
+	__be16 tag = bpf_htons(ETH_P_8021Q);
+
+	if (bpf_skb_vlan_push(skb, tag, 1) || bpf_skb_vlan_push(skb, tag, 1))
+		return -1;
+	return bpf_skb_vlan_pop(skb) || bpf_skb_vlan_pop(skb) ? -1 : 0;
+}
+
+/* The whole outer packet with an Ethernet header, which goes: bpf_redirect_neigh finds the IP header behind it. */
+SEC("tc")
+int snif_deliver(struct __sk_buff *skb)
+{
+	__u32 slot = skb->mark & MARK_REMOTE_MASK, out;
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
+	__be16 protocol;
+
+	if (!is_copy(skb->mark) || !remote)
+		return TC_ACT_SHOT;
+	out = device(remote->device);
+	protocol = remote->flags & REMOTE_IPV6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	if (!out || (skb->protocol != protocol && renew_protocol(skb)))
+		return TC_ACT_SHOT;
+	return bpf_redirect_neigh(out, NULL, 0, 0);
 }
 
 #endif

@@ -8,7 +8,7 @@
 
 /*
  * The mark of a copy: 15 bits of magic, 11 bits of tap slot, 6 bits of remote slot. It tells our copies from watched
- * traffic at every hook, and it survives the veth crossing inside one namespace.
+ * traffic at every hook, and it survives the relay.
  */
 enum mark_layout {
 	MARK_MAGIC = 0x5e1f,
@@ -25,6 +25,10 @@ enum limits {
 	MAX_TAGS = 8, /* VLAN tags that are moved from metadata into a copy */
 	HEADER_BYTES = 96, /* room for a template */
 	HEADER_L3 = 16, /* where the outer IP header starts in a template; the Ethernet header ends there */
+	DEVICES = 256,
+	CHUNK_BYTES = 16384, /* of a frame's outer payload that is kept in one element of the payload map */
+	CHUNKS = 4,
+	PIECE_BYTES = 2048, /* of the next element that an element holds too: what is stored at once */
 	SKB_BYTES = 16000, /* longest frame that the kernel's resize helpers take (SKB_MAX_ALLOC, rounded down) */
 	SPREAD_BYTES = 64, /* buckets in one element of the spread map */
 	SPREAD_CHUNKS = 64,
@@ -55,6 +59,10 @@ struct drops {
 	__u64 resize; /* the kernel refused to grow, cut or untag the copy */
 	__u64 fragment; /* a fragment of the copy could not be made */
 	__u64 rate; /* more than --max-rate lets through */
+	__u64 relay; /* lost between the relay's two programs: a rule of the bridge family, or a part that is down */
+	__u64 depth; /* already inside two tunnel headers of this session's: a copy of a copy */
+	__u64 gone; /* the out interface no longer exists */
+	__u64 out; /* the out interface or its queue refused it; known of fragmented copies only */
 };
 
 /* The article's counters: packets, bytes, drops. Packets and bytes are those of wire frames. */
@@ -64,11 +72,12 @@ struct stat {
 	__u64 dcnt;
 };
 
-/* What a tap has met, in wire frames: seen = filtered + skipped + those that are copied. */
+/* What a tap has met, in wire frames: seen = filtered + skipped + those that are copied; seen + own = all. */
 struct choice {
 	__u64 seen; /* all but the session's own packets */
 	__u64 filtered; /* the filter did not take them */
 	__u64 skipped; /* sampling left them out */
+	__u64 own; /* copies, and other packets of the session's tunnels */
 };
 
 /* Which remotes get a copy. */
@@ -81,19 +90,23 @@ struct config {
 	__u64 remotes; /* bit n: slot n is in use */
 	__u64 clock; /* nanoseconds to add to the time since boot for the time since 1970 */
 	__u64 rate; /* bytes, or packets, that may leave in a second; 0 for any */
-	__u32 relay; /* ifindex of the relay, whose egress hook encapsulates */
-	__u32 peer; /* ifindex of the relay's peer, whose ingress hook sees real wire frames */
+	__u32 relay; /* ifindex of the bridge, whose egress hook encapsulates */
+	__u32 port; /* ifindex of its port, whose egress hook sees real wire frames */
+	__u32 peer; /* ifindex of the port's veth peer, whose egress hook leads to out interfaces without Ethernet */
 	__u32 sample; /* one of so many packets is copied; 0 or 1: all */
 	__u32 sample_flows; /* the same of flows */
 	__u32 snaplen; /* bytes of a frame that are copied; 0: all */
 	__u8 oversize; /* enum oversize */
 	__u8 protocol; /* IP protocol of the tunnel */
-	__u16 port; /* UDP destination port of the tunnel, 0 for a tunnel without UDP */
+	__u16 udp_port; /* UDP destination port of the tunnel, 0 for a tunnel without UDP */
 	__u8 spread; /* enum spread */
 	__u8 carriers; /* not 0: the carriers map has entries */
 	__u16 request; /* key of the first chunk of the request in force */
 	__u8 rate_packets; /* not 0: `rate` is of packets */
-	__u8 unused[3];
+	__u8 keyed; /* not 0: GRE with a key */
+	__u16 gre; /* GRE protocol type of the tunnel, 0 for a tunnel over UDP */
+	__u32 key[2]; /* GRE keys, by direction */
+	__u32 unused;
 };
 
 /* A part of the flow table: the remote slot of each bucket. A flow's bucket is its hash modulo the table's size. */
@@ -104,6 +117,16 @@ struct spread_chunk {
 /* What was asked for, as JSON in chunks: user space's own memory of the session. The last one is padded with zeros. */
 struct request {
 	char json[REQUEST_BYTES];
+};
+
+/*
+ * Keys of the devices map, which names devices by a reference that dies with the device: an ifindex may be given to
+ * another one. A remote has two keys, used in turn, so that one write of the remote moves it to another interface.
+ */
+enum device_key {
+	DEVICE_RELAY = 0,
+	DEVICE_PEER = 1,
+	DEVICE_REMOTE = 2, /* of remote slot n: this plus 2n, or one more */
 };
 
 struct tap_key {
@@ -135,7 +158,7 @@ enum remote_flag {
  */
 struct remote {
 	__u64 room_flags; /* BPF_F_ADJ_ROOM_ENCAP_* of the tunnel */
-	__u32 ifindex; /* out interface */
+	__u32 ifindex; /* out interface, for user space: programs go by `device` */
 	__u32 mtu; /* bytes of the largest outer IP packet */
 	__u32 sum; /* unfolded checksum of the outer IPv4 header, its length, id, offset and checksum zero */
 	__u32 udp_sum[2]; /* the same of the UDP checksum's constant words, pseudo header included, by direction */
@@ -149,7 +172,7 @@ struct remote {
 	__u8 time_at; /* u32: nanoseconds */
 	__u8 seconds_at; /* u32 */
 	__u8 tagged; /* ERSPAN's encapsulation field for a frame that has its tag inside */
-	__u8 unused;
+	__u8 device; /* key of the out interface in the devices map */
 	__u8 header[2][HEADER_BYTES]; /* by direction, network order; the IP header at HEADER_L3, Ethernet right before */
 };
 
@@ -171,6 +194,13 @@ struct carrier_key {
 enum carrier {
 	CARRIER_ANY = 1, /* every packet of this key */
 	CARRIER_FRAGMENTS = 2, /* fragments only: the port that tells is in another fragment */
+};
+
+/* What an out interface and its queue have dropped of all their traffic: user space's own memory. */
+struct out {
+	__u64 device; /* what the device said when it was last asked */
+	__u64 queue; /* the same of its qdiscs */
+	__u64 dropped; /* since the session uses it; never falls */
 };
 
 /* Outer addresses of a tunnel of ours, to know its packets when the mark is lost. IPv4 is ::ffff:a.b.c.d. */

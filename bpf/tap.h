@@ -15,20 +15,111 @@ enum icmp_error {
 	ICMPV6_LAST_ERROR = 127, /* RFC 4443 */
 };
 
+/* GRE, RFC 2890. */
+enum gre_flag {
+	GRE_CHECKSUM = 0x8000,
+	GRE_KEY = 0x2000,
+	GRE_SEQUENCE = 0x1000,
+};
+
+#define ETH_P_TRANSPARENT 0x6558 /* an Ethernet frame inside GRE or Geneve */
+#define ETH_P_ERSPAN_II 0x88be /* type I without a sequence number */
+#define ETH_P_ERSPAN_III 0x22eb
+#define PORT_VXLAN 4789
+#define PORT_GENEVE 6081
+
+/* What is known of a tunnel header that has a frame behind it: its bytes, and */
+enum tunnel_fact {
+	TUNNEL_BYTES_MASK = 0x3ff,
+	TUNNEL_OF_KIND = 0x400, /* of this session's kind of tunnel */
+	TUNNEL_KEYED = 0x800, /* and with its key, if it has one */
+};
+
+static __always_inline __u32 read_gre(struct __sk_buff *skb, struct config *cfg, __u32 offset)
+{
+	__u32 bytes = 4, facts = 0;
+	__be16 head[2];
+	__be32 key = 0;
+	__u8 last;
+
+	if (bpf_skb_load_bytes(skb, offset, head, sizeof(head)))
+		return 0;
+	bytes += head[0] & bpf_htons(GRE_CHECKSUM) ? 4 : 0;
+	if (head[0] & bpf_htons(GRE_KEY)) {
+		if (bpf_skb_load_bytes(skb, offset + bytes, &key, sizeof(key)))
+			return 0;
+		bytes += 4;
+	}
+	bytes += head[0] & bpf_htons(GRE_SEQUENCE) ? 4 : 0;
+	if (cfg->gre && head[1] == bpf_htons(cfg->gre)) {
+		facts = TUNNEL_OF_KIND;
+		if (!cfg->keyed == !(head[0] & bpf_htons(GRE_KEY)) &&
+		    (!cfg->keyed || bpf_ntohl(key) == cfg->key[INGRESS] || bpf_ntohl(key) == cfg->key[EGRESS]))
+			facts |= TUNNEL_KEYED;
+	}
+	if (head[1] == bpf_htons(ETH_P_ERSPAN_II))
+		bytes += head[0] & bpf_htons(GRE_SEQUENCE) ? 8 : 0;
+	else if (head[1] == bpf_htons(ETH_P_ERSPAN_III) && !bpf_skb_load_bytes(skb, offset + bytes + 11, &last, 1))
+		bytes += last & 1 ? 20 : 12;
+	else if (head[1] != bpf_htons(ETH_P_TRANSPARENT))
+		return facts;
+	return bytes | facts;
+}
+
+static __always_inline __u32 read_udp_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset)
+{
+	__u32 bytes = sizeof(struct udphdr) + 8, facts = 0;
+	__u8 options;
+	__be16 port;
+
+	if (bpf_skb_load_bytes(skb, offset + 2, &port, 2))
+		return 0;
+	if (cfg->udp_port && port == bpf_htons(cfg->udp_port))
+		facts = TUNNEL_OF_KIND | TUNNEL_KEYED;
+	else if (port != bpf_htons(PORT_VXLAN) && port != bpf_htons(PORT_GENEVE))
+		return 0;
+	/* Of Geneve the first byte counts the words of options. VXLAN has its flags there, 8. */
+	if (port != bpf_htons(PORT_VXLAN) && !bpf_skb_load_bytes(skb, offset + sizeof(struct udphdr), &options, 1) && options != 8)
+		bytes += (options & 0x3f) * 4;
+	return bytes | facts;
+}
+
+/* The tunnel header at `offset`, behind an IP header with this protocol: enum tunnel_fact, 0 for none that we know. */
+__noinline int read_tunnel(struct __sk_buff *skb, __u32 protocol, __u32 offset)
+{
+	struct config *cfg = session();
+
+	if (!cfg)
+		return 0;
+	if (protocol == IPPROTO_GRE)
+		return read_gre(skb, cfg, offset);
+	return protocol == IPPROTO_UDP ? read_udp_tunnel(skb, cfg, offset) : 0;
+}
+
+/* Between us and one of the remotes, whoever sends. */
+static __always_inline bool is_our_pair(struct tunnel_key *key)
+{
+	struct tunnel_key back;
+
+	if (bpf_map_lookup_elem(&tunnels, key))
+		return true;
+	__builtin_memcpy(back.source, key->remote, sizeof(back.source));
+	__builtin_memcpy(back.remote, key->source, sizeof(back.remote));
+	return bpf_map_lookup_elem(&tunnels, &back);
+}
+
 /*
- * Is this a tunnel packet of ours? Copies carry the mark; this knows them where a device in between has cleared it, and
- * where an ICMP error quotes them. Of a fragmented one only the first fragment has a port, so the port is not asked.
+ * Is this a packet of our tunnel: a copy of ours, or of the remote's own to us? Copies of ours carry the mark; this knows
+ * them where a device in between has cleared it, and where an ICMP error quotes them. Of a fragmented packet only the
+ * first fragment has a tunnel header, so that is not asked.
  */
 static __always_inline bool is_our_tunnel(struct __sk_buff *skb, struct config *cfg, struct ip_facts *facts)
 {
-	__be16 port;
-
 	if (facts->protocol != cfg->protocol)
 		return false;
-	if (cfg->port && !facts->fragment &&
-	    (bpf_skb_load_bytes(skb, facts->transport + 2, &port, 2) || port != bpf_htons(cfg->port)))
+	if (!facts->fragment && !(read_tunnel(skb, facts->protocol, facts->transport) & TUNNEL_KEYED))
 		return false;
-	return bpf_map_lookup_elem(&tunnels, &facts->key);
+	return is_our_pair(&facts->key);
 }
 
 static __always_inline bool is_icmp_error(__u8 type)
@@ -73,48 +164,130 @@ static __noinline bool is_carrier(struct __sk_buff *skb, struct ip_facts *facts,
 	return bpf_map_lookup_elem(&carriers, &key);
 }
 
-/* The protocols whose packets may be ours; all others pass without a closer look. */
-static __always_inline bool may_be_ours(struct config *cfg, __u8 protocol)
+/* Whose a packet is. */
+enum owner {
+	OTHERS = 0, /* traffic */
+	OURS = 1, /* the session's own */
+	DEEP = 2, /* traffic that is already inside two tunnel headers of ours */
+};
+
+#define INNER_IPV6 0x80000000U
+
+/* The offset of the IP header in the frame at `offset`, behind two VLAN tags at most, and INNER_IPV6; 0 for none. */
+__noinline int inner_ip(struct __sk_buff *skb, __u32 offset)
 {
-	return protocol == cfg->protocol || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 ||
-	       protocol == IPPROTO_FRAGMENT || cfg->carriers;
+	__be16 ethertype;
+
+	offset += 2 * ETH_ALEN;
+	for (int i = 0; i < 3; i++) {
+		if (bpf_skb_load_bytes(skb, offset, &ethertype, 2))
+			return 0;
+		offset += 2;
+		if (ethertype != bpf_htons(ETH_P_8021Q) && ethertype != bpf_htons(ETH_P_8021AD))
+			break;
+		offset += 2;
+	}
+	if (ethertype == bpf_htons(ETH_P_IPV6))
+		return offset | INNER_IPV6;
+	return ethertype == bpf_htons(ETH_P_IP) ? offset : 0;
+}
+
+/*
+ * Does a tunnel packet of ours begin with the IP header at `offset`? Of our kind with whatever key and addresses, as both
+ * may have been translated, or of any kind between us and a remote. Answers where the frame in it begins, or 0.
+ */
+__noinline int tunnelled(struct __sk_buff *skb, __u32 offset, __u32 ipv6)
+{
+	struct ip_facts facts;
+	__u32 header;
+
+	if (read_ip(skb, offset, !!ipv6, &facts) || facts.fragment)
+		return 0;
+	header = read_tunnel(skb, facts.protocol, facts.transport);
+	if (!(header & TUNNEL_BYTES_MASK) || !(header & TUNNEL_OF_KIND || is_our_pair(&facts.key)))
+		return 0;
+	return facts.transport + (header & TUNNEL_BYTES_MASK);
+}
+
+/* Is the packet a copy of a copy, seen where its addresses are no longer known? */
+static __always_inline bool is_deep(struct __sk_buff *skb, __u32 ipv6)
+{
+	__u32 frame = tunnelled(skb, ETH_HLEN, ipv6), ip;
+
+	if (!frame)
+		return false;
+	ip = inner_ip(skb, frame);
+	return ip && tunnelled(skb, ip & ~INNER_IPV6, ip & INNER_IPV6);
 }
 
 /* Of a packet whose protocol may be ours. */
-__noinline int is_own_ip(struct __sk_buff *skb, __u32 ipv6, __u32 egress)
+__noinline int owner_of_ip(struct __sk_buff *skb, __u32 ipv6, __u32 egress)
 {
 	struct config *cfg = session();
 	struct ip_facts facts;
 
 	if (!cfg || read_ip(skb, ETH_HLEN, ipv6, &facts))
-		return false;
+		return OTHERS;
 	if (facts.protocol == (ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
-		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6);
+		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6) ? OURS : OTHERS;
 	if (cfg->carriers && is_carrier(skb, &facts, egress))
-		return true;
-	return is_our_tunnel(skb, cfg, &facts);
+		return OURS;
+	if (is_our_tunnel(skb, cfg, &facts))
+		return OURS;
+	return is_deep(skb, ipv6) ? DEEP : OTHERS;
 }
 
+/* May a UDP datagram to this port be ours, or a tunnel's? */
+static __always_inline bool is_tunnel_port(struct config *cfg, __be16 port)
+{
+	return port == bpf_htons(PORT_VXLAN) || port == bpf_htons(PORT_GENEVE) || (cfg->udp_port && port == bpf_htons(cfg->udp_port));
+}
+
+/*
+ * The protocols whose packets may be ours; all others pass without a closer look. `udp` is where the port stands if the
+ * IP header has no options, or null where that is not known.
+ */
+static __always_inline bool may_be_ours(struct config *cfg, __u8 protocol, __u8 *udp)
+{
+	__be16 port;
+
+	if (cfg->carriers)
+		return true;
+	if (protocol == IPPROTO_UDP && udp) {
+		__builtin_memcpy(&port, udp, 2);
+		return is_tunnel_port(cfg, port);
+	}
+	return protocol == IPPROTO_GRE || protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP ||
+	       protocol == IPPROTO_ICMPV6 || protocol == IPPROTO_FRAGMENT;
+}
+
+#define HEAD_BYTES (ETH_HLEN + sizeof(struct ipv6hdr) + 4) /* up to a UDP destination port */
+#define IPV4_PLAIN 0x45 /* version and length of a header without options */
+
 /* Direct access to the few bytes that decide for nearly every packet. */
-static __always_inline bool is_own_traffic(struct __sk_buff *skb, struct config *cfg, enum direction direction)
+static __always_inline enum owner owner_of(struct __sk_buff *skb, struct config *cfg, enum direction direction)
 {
 	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	__u8 short_head[24], *head = data;
+	__u8 short_head[24], *head = data, *udp4 = NULL, *udp6 = NULL;
 	__be16 ethertype;
 
-	if (data + sizeof(short_head) > end) {
+	if (data + HEAD_BYTES <= end) {
+		udp6 = data + HEAD_BYTES - 2;
+		if (data[ETH_HLEN] == IPV4_PLAIN && !(data[ETH_HLEN + 6] & 0x3f) && !data[ETH_HLEN + 7])
+			udp4 = data + ETH_HLEN + sizeof(struct iphdr) + 2;
+	} else {
 		if (bpf_skb_load_bytes(skb, 0, short_head, sizeof(short_head)))
-			return false;
+			return OTHERS;
 		head = short_head;
 	}
 	__builtin_memcpy(&ethertype, head + 2 * ETH_ALEN, 2);
 	if (ethertype == bpf_htons(ETH_P_IP))
-		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct iphdr, protocol)]) &&
-		       is_own_ip(skb, 0, direction);
+		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct iphdr, protocol)], udp4) ? owner_of_ip(skb, 0, direction) :
+												  OTHERS;
 	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)]) &&
-		       is_own_ip(skb, 1, direction);
-	return false;
+		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)], udp6) ? owner_of_ip(skb, 1, direction) :
+												   OTHERS;
+	return OTHERS;
 }
 
 /* Bytes of headers that each segment of this super-packet will carry, where it is plain TCP or UDP over IP; else 0. */
@@ -163,34 +336,53 @@ static __always_inline __u32 wire_frames(struct __sk_buff *skb, __u32 headers)
 }
 
 /*
- * Clone the packet to the relay, once for each remote of the set. Its mark and cb carry the copy's description there,
- * and are put back. A global function, so that verifiers look at it once and not for each way that a tap gets here.
+ * Clone the packet to the relay, with the copy's mark. The clone has left when the helper returns, and what became of it
+ * on the way stands in the scratch memory. (The helper's own answer is no witness: it says success whatever happens behind
+ * the bridge.) Global functions, here and below, so that verifiers look at them once and not for each way to them.
+ */
+__noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 mark, __u32 frames)
+{
+	struct scratch *room = workspace();
+	struct crossing *crossing;
+
+	if (!room)
+		return 0;
+	crossing = &room->crossing;
+	crossing->entered = crossing->asked = crossing->met = crossing->again = 0;
+	skb->mark = mark;
+	if (relay)
+		bpf_clone_redirect(skb, relay, 0);
+	if (!crossing->entered)
+		count_drop(mark, frames, REASON(clone));
+	else if (crossing->asked > crossing->met)
+		count_drop(mark, crossing->asked - crossing->met, REASON(relay));
+	return 0;
+}
+
+/*
+ * Once for each remote of the set. The packet's mark and cb carry the copy's description to the relay, and are put back.
  */
 __noinline int send_copies(struct __sk_buff *skb, __u64 remotes, __u32 tap_mark, __u32 frames, __u32 headers)
 {
-	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS];
-	struct config *cfg = session();
-	long err;
+	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS], relay = device(DEVICE_RELAY);
 
-	if (!cfg)
-		return 0;
 	skb->cb[CB_SEGS] = frames;
 	skb->cb[CB_HEADERS] = headers;
-	for (__u32 remote = 0; remote < MAX_REMOTES && remotes; remote++, remotes >>= 1) {
-		if (!(remotes & 1))
-			continue;
-		skb->mark = tap_mark | remote;
-		err = bpf_clone_redirect(skb, cfg->relay, 0);
-		/*
-		 * Above zero, one of our programs has dropped and counted the copy; ENETDOWN is counted by the device
-		 * that lost it. What is left never reached a device: no memory, or no relay.
-		 */
-		if (err < 0 && err != -100 /* ENETDOWN */)
-			count_drop(tap_mark | remote, frames, REASON(clone));
-	}
+	for (__u32 remote = 0; remote < MAX_REMOTES && remotes; remote++, remotes >>= 1)
+		if (remotes & 1)
+			send_copy(skb, relay, tap_mark | remote, frames);
 	skb->mark = mark;
 	skb->cb[CB_SEGS] = cb_segs;
 	skb->cb[CB_HEADERS] = cb_headers;
+	return 0;
+}
+
+/* The same for a copy of a copy of a copy: counted, not made. */
+__noinline int refuse_copies(__u64 remotes, __u32 tap_mark, __u32 frames)
+{
+	for (__u32 remote = 0; remote < MAX_REMOTES && remotes; remote++, remotes >>= 1)
+		if (remotes & 1)
+			count_drop(tap_mark | remote, frames, REASON(depth));
 	return 0;
 }
 
@@ -237,18 +429,20 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	struct tap_key key = { .ifindex = skb->ifindex, .direction = direction };
 	struct config *cfg = session();
 	struct copy copy;
-	struct tap *watched;
-	__u32 headers, copies;
+	struct tap *watched = bpf_map_lookup_elem(&taps, &key);
+	enum owner owner;
+	__u32 headers, copies, mark;
 	__u64 chosen;
 
-	if (is_copy(skb->mark))
+	if (!cfg || !watched)
 		return TC_ACT_UNSPEC;
-	watched = bpf_map_lookup_elem(&taps, &key);
-	if (!cfg || !watched || is_own_traffic(skb, cfg, direction))
-		return TC_ACT_UNSPEC;
+	owner = is_copy(skb->mark) ? OURS : owner_of(skb, cfg, direction);
 	headers = skb->gso_size ? segment_headers(skb) : 0;
 	copy = describe(skb, cfg, wire_frames(skb, headers), headers);
-	copy.tap = watched->slot;
+	if (owner == OURS) {
+		watched->choice.own += copy.frames;
+		return TC_ACT_UNSPEC;
+	}
 	watched->choice.seen += copy.frames;
 	if (!filter(skb, wire_bytes(skb, headers))) {
 		watched->choice.filtered += copy.frames;
@@ -262,7 +456,11 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	copies = count_bits(chosen);
 	watched->stat.pcnt += (__u64)copies * copy.frames;
 	watched->stat.bcnt += copies * copy.bytes;
-	send_copies(skb, chosen, (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | copy.tap << MARK_TAP_SHIFT, copy.frames, copy.headers);
+	mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | watched->slot << MARK_TAP_SHIFT;
+	if (owner == DEEP)
+		refuse_copies(chosen, mark, copy.frames);
+	else
+		send_copies(skb, chosen, mark, copy.frames, copy.headers);
 	return TC_ACT_UNSPEC;
 }
 

@@ -53,8 +53,9 @@ pub struct Config {
     pub clock: u64,
     /// Bytes, or packets, a second; 0 for any.
     pub rate: u64,
-    /// ifindexes of the relay's two ends.
+    /// ifindexes of the relay: the bridge, its port, and the port's peer.
     pub relay: u32,
+    pub port: u32,
     pub peer: u32,
     /// One of so many packets, and of so many flows, is copied; 0 and 1 mean all.
     pub sample: u32,
@@ -66,7 +67,7 @@ pub struct Config {
     /// IP protocol number of the tunnel.
     pub protocol: u8,
     /// UDP port of the tunnel, 0 without UDP.
-    pub port: u16,
+    pub udp_port: u16,
     /// `enum spread`.
     pub spread: u8,
     /// Whether the carriers map has entries.
@@ -75,6 +76,10 @@ pub struct Config {
     pub request: u16,
     /// Whether `rate` is of packets.
     pub rate_packets: bool,
+    /// GRE protocol type of the tunnel, 0 over UDP.
+    pub gre: u16,
+    /// GRE keys, by direction.
+    pub keys: Option<[u32; 2]>,
 }
 
 impl Config {
@@ -82,36 +87,49 @@ impl Config {
         let mut bytes = self.remotes.to_ne_bytes().to_vec();
         bytes.extend(self.clock.to_ne_bytes());
         bytes.extend(self.rate.to_ne_bytes());
-        for word in [self.relay, self.peer, self.sample, self.sample_flows, self.snaplen] {
+        for word in [self.relay, self.port, self.peer, self.sample, self.sample_flows, self.snaplen] {
             bytes.extend(word.to_ne_bytes());
         }
         bytes.extend([self.oversize, self.protocol]);
-        bytes.extend(self.port.to_ne_bytes());
+        bytes.extend(self.udp_port.to_ne_bytes());
         bytes.extend([self.spread, self.carriers.into()]);
         bytes.extend(self.request.to_ne_bytes());
-        bytes.extend([self.rate_packets.into(), 0, 0, 0]);
+        bytes.extend([u8::from(self.rate_packets), u8::from(self.keys.is_some())]);
+        bytes.extend(self.gre.to_ne_bytes());
+        for word in self.keys.unwrap_or_default().into_iter().chain([0]) {
+            bytes.extend(word.to_ne_bytes());
+        }
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Config> {
-        let mut cursor = Cursor::new(bytes, 56, "config")?;
+        let mut cursor = Cursor::new(bytes, 72, "config")?;
         Ok(Config {
             remotes: cursor.u64(),
             clock: cursor.u64(),
             rate: cursor.u64(),
             relay: cursor.u32(),
+            port: cursor.u32(),
             peer: cursor.u32(),
             sample: cursor.u32(),
             sample_flows: cursor.u32(),
             snaplen: cursor.u32(),
             oversize: cursor.u8(),
             protocol: cursor.u8(),
-            port: cursor.u16(),
+            udp_port: cursor.u16(),
             spread: cursor.u8(),
             carriers: cursor.u8() != 0,
             request: cursor.u16(),
             rate_packets: cursor.u8() != 0,
+            ..Config::decode_gre(&mut cursor)
         })
+    }
+}
+
+impl Config {
+    fn decode_gre(cursor: &mut Cursor) -> Config {
+        let (keyed, gre, keys) = (cursor.u8() != 0, cursor.u16(), [cursor.u32(), cursor.u32()]);
+        Config { gre, keys: keyed.then_some(keys), ..Config::default() }
     }
 }
 
@@ -148,6 +166,8 @@ pub struct Choice {
     pub filtered: u64,
     /// Sampling left them out.
     pub skipped: u64,
+    /// Copies, and other packets of the session's tunnels.
+    pub own: u64,
 }
 
 /// `struct tap_key`.
@@ -194,6 +214,7 @@ impl TapCounts {
                 seen: sum.choice.seen + counts.choice.seen,
                 filtered: sum.choice.filtered + counts.choice.filtered,
                 skipped: sum.choice.skipped + counts.choice.skipped,
+                own: sum.choice.own + counts.choice.own,
             },
         })
     }
@@ -204,17 +225,17 @@ impl Tap {
         let mut bytes = self.slot.to_ne_bytes().to_vec();
         bytes.extend([0; 4]);
         let TapCounts { stat, choice } = &self.counts;
-        for count in [stat.pcnt, stat.bcnt, stat.dcnt, choice.seen, choice.filtered, choice.skipped] {
+        for count in [stat.pcnt, stat.bcnt, stat.dcnt, choice.seen, choice.filtered, choice.skipped, choice.own] {
             bytes.extend(count.to_ne_bytes());
         }
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Tap> {
-        let mut cursor = Cursor::new(bytes, 56, "tap")?;
+        let mut cursor = Cursor::new(bytes, 64, "tap")?;
         let (slot, _unused) = (cursor.u32(), cursor.u32());
         let stat = Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() };
-        let choice = Choice { seen: cursor.u64(), filtered: cursor.u64(), skipped: cursor.u64() };
+        let choice = Choice { seen: cursor.u64(), filtered: cursor.u64(), skipped: cursor.u64(), own: cursor.u64() };
         Ok(Tap { slot, counts: TapCounts { stat, choice } })
     }
 }
@@ -254,6 +275,8 @@ pub struct Remote {
     pub at: Positions,
     /// ERSPAN's encapsulation field for a tagged frame.
     pub tagged: u8,
+    /// Key of the out interface in the devices map.
+    pub device: u8,
     /// By direction.
     pub headers: [Template; 2],
 }
@@ -288,7 +311,7 @@ impl Remote {
         bytes.extend(self.flags.to_ne_bytes());
         bytes.extend([self.outer_len, self.ip_len]);
         let at = &self.at;
-        bytes.extend([at.udp, at.sequence, at.vlan, at.port, at.time, at.seconds, self.tagged, 0]);
+        bytes.extend([at.udp, at.sequence, at.vlan, at.port, at.time, at.seconds, self.tagged, self.device]);
         bytes.extend(self.headers.iter().flat_map(|header| header.0));
         bytes
     }
@@ -314,6 +337,7 @@ impl Remote {
                 seconds: cursor.u8(),
             },
             tagged: cursor.u8(),
+            device: cursor.u8(),
             headers: [header(REMOTE_HEAD)?, header(REMOTE_HEAD + HEADER_BYTES)?],
         })
     }
@@ -357,6 +381,45 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 /// `struct tunnel_key`: outer source and remote, IPv4 as `::ffff:a.b.c.d`.
 pub fn tunnel_key(source: IpAddr, remote: IpAddr) -> Vec<u8> {
     [mapped(source), mapped(remote)].concat()
+}
+
+/// `enum device_key`: keys of the devices map.
+pub mod device {
+    pub const RELAY: u32 = 0;
+    pub const PEER: u32 = 1;
+
+    /// A remote's two keys, used in turn, so that one write of the remote moves it to another interface.
+    pub fn of_remote(slot: u32) -> [u8; 2] {
+        [(2 + 2 * slot) as u8, (3 + 2 * slot) as u8]
+    }
+}
+
+/// `struct out`: what an out interface and its queue have dropped of all their traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Out {
+    /// What the device and its qdiscs said when they were last asked.
+    pub device: u64,
+    pub queue: u64,
+    /// Since the session uses it.
+    pub dropped: u64,
+}
+
+impl Out {
+    pub fn encode(&self) -> Vec<u8> {
+        [self.device, self.queue, self.dropped].map(u64::to_ne_bytes).concat()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Out> {
+        let mut cursor = Cursor::new(bytes, 24, "out")?;
+        Ok(Out { device: cursor.u64(), queue: cursor.u64(), dropped: cursor.u64() })
+    }
+
+    /// After another look. A counter that is smaller than before has begun again: then all of it is new.
+    pub fn now(self, device: u64, queue: u64) -> Out {
+        let risen = |before: u64, now: u64| now.checked_sub(before).unwrap_or(now);
+        let dropped = self.dropped + risen(self.device, device) + risen(self.queue, queue);
+        Out { device, queue, dropped }
+    }
 }
 
 /// `enum carrier`.

@@ -16,23 +16,28 @@ fn what_is_encoded_is_decoded() {
         clock: 6,
         rate: 25_000_000,
         relay: 7,
+        port: 12,
         peer: 8,
         sample: 9,
         sample_flows: 10,
         snaplen: 11,
         oversize: 2,
         protocol: 47,
-        port: 4789,
+        udp_port: 4789,
         spread: 1,
         carriers: true,
         request: 512,
         rate_packets: true,
+        gre: 0x6558,
+        keys: Some([13, 14]),
     };
     assert_eq!(Config::decode(&config.encode()).unwrap(), config);
     let key = TapKey { ifindex: 3, direction: Direction::Egress };
     assert_eq!(TapKey::decode(&key.encode()).unwrap(), key);
-    let counts =
-        TapCounts { stat: Stat { pcnt: 1, bcnt: 2, dcnt: 3 }, choice: Choice { seen: 4, filtered: 5, skipped: 6 } };
+    let counts = TapCounts {
+        stat: Stat { pcnt: 1, bcnt: 2, dcnt: 3 },
+        choice: Choice { seen: 4, filtered: 5, skipped: 6, own: 7 },
+    };
     let tap = Tap { slot: 9, counts };
     assert_eq!(Tap::decode(&tap.encode()).unwrap(), tap);
     let remote = Remote {
@@ -46,6 +51,7 @@ fn what_is_encoded_is_decoded() {
         ip_len: 20,
         at: Positions { udp: 1, sequence: 2, vlan: 3, port: 4, time: 5, seconds: 6 },
         tagged: 3,
+        device: 129,
         headers: [0u8, 100].map(|first| Template(std::array::from_fn(|i| first + i as u8))),
     };
     assert_eq!(Remote::decode(&remote.encode()).unwrap(), remote);
@@ -100,26 +106,30 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("clock", 8),
         ("rate", 16),
         ("relay", 24),
-        ("peer", 28),
-        ("sample", 32),
-        ("sample_flows", 36),
-        ("snaplen", 40),
-        ("oversize", 44),
-        ("protocol", 45),
-        ("port", 46),
-        ("spread", 48),
-        ("carriers", 49),
-        ("request", 50),
-        ("rate_packets", 52),
-        ("unused", 53),
-        ("", 56),
+        ("port", 28),
+        ("peer", 32),
+        ("sample", 36),
+        ("sample_flows", 40),
+        ("snaplen", 44),
+        ("oversize", 48),
+        ("protocol", 49),
+        ("udp_port", 50),
+        ("spread", 52),
+        ("carriers", 53),
+        ("request", 54),
+        ("rate_packets", 56),
+        ("keyed", 57),
+        ("gre", 58),
+        ("key", 60),
+        ("unused", 68),
+        ("", 72),
     ];
     expect("config", &config);
     expect("request", &[("json", 0), ("", REQUEST_BYTES as u64)]);
     expect("tap_key", &[("ifindex", 0), ("direction", 4), ("", 8)]);
     expect("stat", &[("pcnt", 0), ("bcnt", 8), ("dcnt", 16), ("", 24)]);
-    expect("choice", &[("seen", 0), ("filtered", 8), ("skipped", 16), ("", 24)]);
-    expect("tap", &[("slot", 0), ("unused", 4), ("stat", 8), ("choice", 32), ("", 56)]);
+    expect("choice", &[("seen", 0), ("filtered", 8), ("skipped", 16), ("own", 24), ("", 32)]);
+    expect("tap", &[("slot", 0), ("unused", 4), ("stat", 8), ("choice", 32), ("", 64)]);
     let remote = [
         ("room_flags", 0),
         ("ifindex", 8),
@@ -136,11 +146,12 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("time_at", 36),
         ("seconds_at", 37),
         ("tagged", 38),
-        ("unused", 39),
+        ("device", 39),
         ("header", 40),
         ("", 40 + 2 * HEADER_BYTES as u64),
     ];
     expect("remote", &remote);
+    expect("out", &[("device", 0), ("queue", 8), ("dropped", 16), ("", 24)]);
     expect("remote_state", &[("ip_id", 0), ("sequence", 4), ("lock", 8), ("unused", 12), ("", 16)]);
     expect("carrier_key", &[("address", 0), ("port", 16), ("unused", 18), ("", 20)]);
     expect("spread_chunk", &[("slot", 0), ("", SPREAD_BYTES as u64)]);

@@ -112,6 +112,22 @@ impl TunnelOptions {
         }
     }
 
+    /// The GRE protocol type, 0 over UDP.
+    pub fn gre(&self) -> u16 {
+        match self.kind {
+            Tunnel::Gre => ETH_P_TEB,
+            Tunnel::Erspan1 | Tunnel::Erspan2 => ETH_P_ERSPAN,
+            Tunnel::Erspan3 => ETH_P_ERSPAN3,
+            Tunnel::Vxlan | Tunnel::Geneve => 0,
+        }
+    }
+
+    /// The GRE keys, by direction.
+    pub fn keys(&self) -> Option<[u32; 2]> {
+        let id = self.id.filter(|_| self.kind == Tunnel::Gre)?;
+        Some([id, self.egress_id.unwrap_or(id)])
+    }
+
     /// Bytes that the tunnel adds to a frame inside the outer link header: outer IP and tunnel header.
     pub fn overhead(&self, remote: IpAddr) -> u32 {
         (ip_len(remote) + self.header(Direction::Ingress).bytes.len()) as u32
@@ -197,6 +213,7 @@ pub fn remote(outer: &Outer) -> Remote {
         outer_len: (ETHERNET + ip_len + tunnels[0].bytes.len()) as u8,
         ip_len: ip_len as u8,
         at: positions(tunnels[0].at, HEADER_L3 + ip_len),
+        device: 0,
         tagged: if outer.tunnel.kind == Tunnel::Erspan2 { ERSPAN_TAG_INSIDE } else { 0 },
         headers: tunnels.each_ref().map(template),
     }

@@ -1,5 +1,6 @@
 //! What `ip` and `ethtool` know: links, routes, neighbours, addresses. JSON in, typed values out.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -23,6 +24,10 @@ pub struct Link {
     pub address: String,
     #[serde(default)]
     pub ifalias: String,
+    /// The interface that this one stands on, or the other end of a veth pair in this namespace.
+    pub link: Option<String>,
+    /// The bridge, bond or the like that this is a port of.
+    pub master: Option<String>,
     #[serde(default)]
     pub linkinfo: LinkInfo,
     #[serde(default)]
@@ -171,12 +176,22 @@ struct Feature {
     active: bool,
 }
 
-/// Does this device take packets with the checksum left to the hardware? `ethtool -k`, as netlink JSON.
-pub fn offloads_checksums(shell: &Shell, dev: &str) -> Result<bool> {
+/// Which features of a device are on, by ethtool's names.
+pub fn features(shell: &Shell, dev: &str) -> Result<BTreeMap<String, bool>> {
     let text = shell.read(&Cmd::new("ethtool", ["--json", "-k", dev]))?;
     let all: Vec<serde_json::Map<String, serde_json::Value>> = parse(&text, "ethtool")?;
-    let feature = all.into_iter().next().and_then(|mut features| features.remove("tx-checksumming"));
-    Ok(feature.and_then(|value| serde_json::from_value::<Feature>(value).ok()).is_some_and(|feature| feature.active))
+    let is_on = |value| serde_json::from_value::<Feature>(value).is_ok_and(|feature| feature.active);
+    Ok(all.into_iter().flatten().map(|(name, value)| (name, is_on(value))).collect())
+}
+
+/// Does this device take packets with the checksum left to the hardware?
+pub fn offloads_checksums(shell: &Shell, dev: &str) -> Result<bool> {
+    Ok(features(shell, dev)?.get("tx-checksumming").copied().unwrap_or(false))
+}
+
+/// Runs many changes in one `ip`; it stops at the first that fails.
+pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
+    shell.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
 }
 
 /// Reads a tool's JSON. An empty answer is an empty list: `ip` prints nothing where it finds nothing.

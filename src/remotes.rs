@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::abi::{self, BUCKETS, Config, MAX_REMOTES, SPREAD_BYTES, Stat};
+use crate::abi::{self, BUCKETS, Config, MAX_REMOTES, Remote, SPREAD_BYTES, Stat};
 use crate::exec::Shell;
 use crate::header::{self, Outer};
 use crate::plan::{self, Plan};
@@ -14,13 +14,24 @@ use crate::state::{self, Home};
 use crate::status::{self, Memory, RemoteStatus, Session};
 use crate::{bpftool, ip, route, session};
 
-/// The batch lines that write a remote: first how to know its packets, then the remote itself.
-pub fn updates(maps: &Path, slot: u32, outer: &Outer) -> Vec<String> {
-    let slot = slot.to_ne_bytes();
-    let tunnel = abi::tunnel_key(outer.source, outer.remote);
-    let known = (!outer.source.is_unspecified()).then(|| bpftool::update(&maps.join("tunnels"), &tunnel, &slot));
-    let remote = bpftool::update(&maps.join("remotes"), &slot, &header::remote(outer).encode());
-    known.into_iter().chain([remote]).collect()
+/// The batch lines that write a remote: first how to know its packets, then its out interface, then the remote itself,
+/// which names the interface by the one of its two keys that the row `before` does not use.
+pub fn updates(maps: &Path, slot: u32, outer: &Outer, before: Option<&RemoteStatus>) -> Vec<String> {
+    let key = slot.to_ne_bytes();
+    let mut lines = Vec::new();
+    if !outer.source.is_unspecified() {
+        let tunnel = abi::tunnel_key(outer.source, outer.remote);
+        lines.push(bpftool::update(&maps.join("tunnels"), &tunnel, &key));
+    }
+    let [first, second] = abi::device::of_remote(slot);
+    let device = if before.is_some_and(|before| before.raw.device == first) { second } else { first };
+    if let Some(path) = &outer.path {
+        let row = u32::from(device).to_ne_bytes();
+        lines.push(bpftool::update(&maps.join("devices"), &row, &path.ifindex.to_ne_bytes()));
+    }
+    let remote = Remote { device, ..header::remote(outer) };
+    lines.push(bpftool::update(&maps.join("remotes"), &key, &remote.encode()));
+    lines
 }
 
 /// The batch line after which packets between the remote and its source are no longer known as ours.
@@ -83,10 +94,10 @@ impl Running {
 
     /// The lines after which exactly these slots get copies and the session remembers so. The last one decides; a flow
     /// table that is ahead of it names only slots that are written.
-    fn switch(&self, maps: &Path, slots: &[(u32, IpAddr)], memory: &Memory) -> Result<Vec<String>> {
+    fn switch(&self, maps: &Path, slots: &[(u32, IpAddr)], memory: &Memory, config: &Config) -> Result<Vec<String>> {
         let mut lines = spread_updates(maps, &spread(slots), Some(&spread(&self.slots())));
         let set = slots.iter().fold(0, |set, (slot, _)| set | 1 << slot);
-        lines.extend(memory.updates(maps, &Config { remotes: set, ..self.session.config })?);
+        lines.extend(memory.updates(maps, &Config { remotes: set, ..*config })?);
         Ok(lines)
     }
 
@@ -129,20 +140,19 @@ fn add_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) ->
     let only = Plan { remotes: vec![address], ..session.memory.plan.clone() };
     let links = ip::links(shell)?;
     let resolved = route::resolve(shell, &only, &links)?;
-    let mut memory = running.memory(|plan| {
+    let memory = running.memory(|plan| {
         plan.remotes.retain(|known| *known != address);
         plan.remotes.push(address);
     });
-    for out in resolved.remotes.iter().filter_map(|route| route.out.as_ref()) {
-        memory.meet(shell, out)?;
-    }
     slots.push((slot, address));
     let mut lines = vec![
         bpftool::update(&maps.join("remote_stats"), &slot.to_ne_bytes(), &[0; 24]),
         bpftool::update(&maps.join("remote_state"), &slot.to_ne_bytes(), &[0; 16]),
     ];
-    lines.extend(updates(&maps, slot, &resolved.remotes[0].outer));
-    lines.extend(running.switch(&maps, &slots, &memory)?);
+    lines.extend(session::implied(shell, &maps, &resolved, &session.outs)?);
+    lines.extend(updates(&maps, slot, &resolved.remotes[0].outer, None));
+    let config = Config { carriers: session.config.carriers || !resolved.carriers.is_empty(), ..session.config };
+    lines.extend(running.switch(&maps, &slots, &memory, &config)?);
     bpftool::batch(shell, &lines)?;
     Ok(resolved.warnings)
 }
@@ -172,7 +182,7 @@ fn remove_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>)
         session.name
     );
     let mut memory = running.memory(|plan| plan.remotes.retain(|remote| *remote != address));
-    bpftool::batch(shell, &running.switch(&maps, &slots, &memory)?)?;
+    bpftool::batch(shell, &running.switch(&maps, &slots, &memory, &session.config)?)?;
     let Some(gone) = gone else { return Ok(()) };
     // Now that nothing counts for it any more, what it has counted goes into the session's memory.
     let counted = status::remote_stat(shell, &running.home, &session.name, gone.slot)?;

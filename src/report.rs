@@ -80,6 +80,16 @@ fn session(session: &Session) -> String {
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
     let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
     text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
+    if session.out_dropped > 0 {
+        let _ = writeln!(
+            text,
+            "  behind us: {} packets dropped by out interfaces, of all that they send",
+            grouped(session.out_dropped)
+        );
+    }
+    session.faults.iter().for_each(|fault| {
+        let _ = writeln!(text, "  relay: {fault}; put it right with: snifctl up, as before");
+    });
     text
 }
 

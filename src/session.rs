@@ -10,22 +10,19 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::clang::{Compiling, Source};
-use crate::exec::{Cmd, Shell};
+use crate::exec::Shell;
 use crate::ip::{self, Link};
 use crate::plan::{Carrier, Plan, Rate, Spread, Watch, spelled};
 use crate::route::{self, Resolved};
-use crate::state::{self, ALIAS, Home, Lock, handle};
+use crate::state::{self, Home, Lock, handle};
 use crate::status::{self, Broken, Memory, Session};
 use crate::tc::{self, Hooks};
 use crate::teardown::{Target, holds_tap, is_left, teardown};
-use crate::{bpftool, doctor, filter, header, remotes};
-
-/// A relay must take any super-packet and any frame.
-const RELAY_MTU: u32 = 65535;
+use crate::{bpftool, doctor, filter, header, outs, relay, remotes};
 
 /// How `up` ended. The session is `None` where it is up but its status could not be read.
 pub enum Outcome {
@@ -197,28 +194,27 @@ fn words(plan: &Plan) -> String {
     words.join(" ")
 }
 
-/// Writes remotes anew where their route or neighbour has changed: one atomic map update each.
+/// Writes remotes anew where their route or neighbour has changed, or their out interface was made anew: one atomic map
+/// update each.
 fn refresh(shell: &Shell, home: &Home, session: &Session, resolved: &Resolved) -> Result<bool> {
     let maps = home.session(&session.name).join("maps");
     let mut lines = Vec::new();
-    let mut memory = session.memory.clone();
     for route in &resolved.remotes {
         let known = session.remotes.iter().find(|known| known.address == route.outer.remote);
-        let Some(known) = known.filter(|known| known.raw != header::remote(&route.outer)) else { continue };
+        let Some(known) = known.filter(|known| !known.is_as(&route.outer)) else { continue };
         if known.source != Some(route.outer.source) {
             lines.extend(remotes::forget_tunnel(&maps, known));
         }
-        lines.extend(remotes::updates(&maps, known.slot, &route.outer));
-        if let Some(out) = &route.out
-            && memory.meet(shell, out)?
-        {
-            lines.extend(memory.updates(&maps, &session.config)?);
-        }
+        lines.extend(remotes::updates(&maps, known.slot, &route.outer, Some(known)));
     }
-    if !lines.is_empty() {
-        bpftool::batch(shell, &lines)?;
+    let mut implied = implied(shell, &maps, resolved, &session.outs)?;
+    if !resolved.carriers.is_empty() && !session.config.carriers {
+        implied.extend(session.memory.updates(&maps, &Config { carriers: true, ..session.config })?);
     }
-    Ok(!lines.is_empty())
+    let changed = !lines.is_empty();
+    implied.extend(lines);
+    bpftool::batch(shell, &implied)?;
+    Ok(changed)
 }
 
 /// A session on its way into the kernel.
@@ -243,21 +239,17 @@ impl<'a> Making<'a> {
     ) -> Result<Making<'a>> {
         let names: Vec<&str> = resolved.watched.iter().map(|link| link.ifname.as_str()).collect();
         let hooks = free_hooks(shell, &names)?;
-        let mut memory = Memory {
+        let memory = Memory {
             plan: plan.clone(),
-            dropped_before: BTreeMap::new(),
             removed: Stat::default(),
             removed_taps: TapCounts::default(),
             ifindexes: watched_ifindexes(plan, resolved),
         };
-        for out in resolved.remotes.iter().filter_map(|route| route.out.as_ref()) {
-            memory.meet(shell, out)?;
-        }
         Ok(Making {
             plan,
             resolved,
             home,
-            relay: free_relay(links)?,
+            relay: relay::free(links)?,
             config: config(plan, resolved, links),
             hooks,
             memory,
@@ -268,65 +260,31 @@ impl<'a> Making<'a> {
     fn make(&self, shell: &Shell, object: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
         let building = self.home.building(&self.plan.name);
         shell.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
-        self.make_relay(shell)?;
+        relay::make(shell, &self.relay, &self.config, &self.plan.name)?;
         bpftool::load(shell, &object()?, &building, self.plan.filter.is_some())?;
-        bpftool::batch(shell, &self.map_updates(&building.join("maps"))?)?;
-        self.connect_relay(shell, &building)?;
+        bpftool::batch(shell, &self.map_updates(shell, &building.join("maps"))?)?;
+        relay::connect(shell, &self.relay, &self.plan.name, &building)?;
         self.publish(shell, &building)?;
         self.attach(shell)
     }
 
-    fn map_updates(&self, maps: &Path) -> Result<Vec<String>> {
+    fn map_updates(&self, shell: &Shell, maps: &Path) -> Result<Vec<String>> {
         let mut lines = self.memory.updates(maps, &self.config)?;
+        for (key, ifindex) in [(abi::device::RELAY, self.config.relay), (abi::device::PEER, self.config.peer)] {
+            lines.push(bpftool::update(&maps.join("devices"), &key.to_ne_bytes(), &ifindex.to_ne_bytes()));
+        }
+        lines.extend(implied(shell, maps, self.resolved, &[])?);
         for (slot, route) in (0..).zip(&self.resolved.remotes) {
-            lines.extend(remotes::updates(maps, slot, &route.outer));
+            lines.extend(remotes::updates(maps, slot, &route.outer, None));
         }
         let addresses: Vec<_> = (0..).zip(self.plan.remotes.iter().copied()).collect();
         lines.extend(remotes::spread_updates(maps, &remotes::spread(&addresses), None));
-        lines.extend(self.resolved.carriers.iter().flat_map(|carrier| carrier_updates(maps, carrier)));
         for ((number, link), watched) in (0..).zip(&self.resolved.watched).zip(&self.plan.watched) {
             for direction in watched.direction.directions() {
                 lines.extend(tap_updates(maps, number, TapKey { ifindex: link.ifindex, direction: *direction }));
             }
         }
         Ok(lines)
-    }
-
-    /// The pair that makes real wire frames of a copy: no segmentation, no checksums left open, any length. Its first
-    /// end's egress hook is also where every other copy gets its header, without crossing.
-    fn make_relay(&self, shell: &Shell) -> Result<()> {
-        let (relay, peer) = (&self.relay, format!("{}p", self.relay));
-        let mut lines = vec![format!(
-            "link add {relay} index {} mtu {RELAY_MTU} type veth peer name {peer} index {} mtu {RELAY_MTU}",
-            self.config.relay, self.config.peer
-        )];
-        for end in [relay, &peer] {
-            lines.push(format!("link set dev {end} alias {ALIAS}{}", self.plan.name));
-            if Path::new("/proc/sys/net/ipv6").exists() {
-                lines.push(format!("link set dev {end} addrgenmode none"));
-            }
-            lines.push(format!("link set dev {end} arp off gso_max_segs 1"));
-        }
-        ip_batch(shell, &lines)?;
-        shell.write(&Cmd::new("ethtool", ["-K", relay, "tx", "off", "sg", "off", "tso", "off", "gso", "off"])).map(drop)
-    }
-
-    fn connect_relay(&self, shell: &Shell, pins: &Path) -> Result<()> {
-        let (relay, peer) = (&self.relay, format!("{}p", self.relay));
-        let handle = handle(&self.plan.name);
-        let filter = |dev: &str, direction, program: &str| {
-            tc::add_filter(dev, direction, tc::FIRST_PREF, handle, &pins.join(program).to_string_lossy())
-        };
-        let hooks = [
-            tc::add_clsact(relay),
-            tc::add_clsact(&peer),
-            filter(relay, Direction::Egress, "snif_encap"),
-            filter(relay, Direction::Ingress, "snif_deliver"),
-            filter(&peer, Direction::Ingress, "snif_wire"),
-            filter(&peer, Direction::Egress, "snif_fragment"),
-        ];
-        tc::batch(shell, &hooks)?;
-        ip_batch(shell, &[format!("link set dev {peer} up"), format!("link set dev {relay} up")])
     }
 
     fn publish(&self, shell: &Shell, building: &Path) -> Result<()> {
@@ -395,8 +353,17 @@ fn watched_ifindexes(plan: &Plan, resolved: &Resolved) -> BTreeMap<String, u32> 
     names.zip(resolved.watched.iter().map(|link| link.ifindex)).collect()
 }
 
+/// The batch lines for what routes imply besides the remotes themselves: out interfaces whose drops are counted from now
+/// on, and the packets of those that are tunnels.
+pub fn implied(shell: &Shell, maps: &Path, resolved: &Resolved, known: &[(u32, Out)]) -> Result<Vec<String>> {
+    let outs = resolved.remotes.iter().filter_map(|route| route.out.as_ref());
+    let mut lines = outs::meet(shell, maps, known, outs)?;
+    lines.extend(resolved.carriers.iter().flat_map(|carrier| carrier_updates(maps, carrier)));
+    Ok(lines)
+}
+
 /// The batch lines that write a carrier. One with a port is known in fragments, too, which have none.
-pub fn carrier_updates(maps: &Path, carrier: &Carrier) -> Vec<String> {
+fn carrier_updates(maps: &Path, carrier: &Carrier) -> Vec<String> {
     let line = |port, what: u32| {
         bpftool::update(&maps.join("carriers"), &abi::carrier_key(carrier.address, port), &what.to_ne_bytes())
     };
@@ -406,21 +373,9 @@ pub fn carrier_updates(maps: &Path, carrier: &Carrier) -> Vec<String> {
     }
 }
 
-fn ip_batch(shell: &Shell, lines: &[String]) -> Result<()> {
-    shell.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
-}
-
-/// The first pair of relay names that is not taken.
-fn free_relay(links: &[Link]) -> Result<String> {
-    let taken =
-        |name: &str| links.iter().any(|link| link.ifname == name || link.altnames.iter().any(|alt| alt == name));
-    let free = (0..1000).map(|n| format!("snif{n}")).find(|name| !taken(name) && !taken(&format!("{name}p")));
-    free.context("no relay name from snif0 to snif999 is free; remove sessions with: snifctl down --all")
-}
-
 /// The relay's ifindexes are chosen here, so that the programs can be told them before the relay is made.
 fn config(plan: &Plan, resolved: &Resolved, links: &[Link]) -> Config {
-    let last = links.iter().map(|link| link.ifindex).max().unwrap_or(0);
+    let [relay, port, peer] = relay::free_indexes(links);
     Config {
         remotes: (0..plan.remotes.len()).fold(0, |set, slot| set | 1 << slot),
         clock: clock(),
@@ -428,19 +383,22 @@ fn config(plan: &Plan, resolved: &Resolved, links: &[Link]) -> Config {
             None => 0,
             Some(Rate::Bytes(amount) | Rate::Packets(amount)) => amount,
         },
-        relay: last + 1,
-        peer: last + 2,
+        relay,
+        port,
+        peer,
         sample: plan.sampling.packets,
         sample_flows: plan.sampling.flows,
         snaplen: plan.snaplen.unwrap_or(0),
         oversize: plan.oversize as u8,
         protocol: plan.tunnel.protocol(),
-        port: plan.tunnel.port(),
+        udp_port: plan.tunnel.port(),
         spread: plan.spread as u8,
         carriers: !resolved.carriers.is_empty(),
         // Which the first write turns to the first half.
         request: abi::REQUEST_CHUNKS as u16,
         rate_packets: matches!(plan.max_rate, Some(Rate::Packets(_))),
+        gre: plan.tunnel.gre(),
+        keys: plan.tunnel.keys(),
     }
 }
 

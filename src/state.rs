@@ -24,17 +24,18 @@ const TESTING: &str = "_test_";
 pub const ALIAS: &str = "snifctl:";
 
 /// The pinned programs of a session.
-pub const PROGRAMS: [&str; 5] = ["snif_tap_in", "snif_tap_out", "snif_encap", "snif_wire", "snif_fragment"];
+pub const PROGRAMS: [&str; 5] = ["snif_tap_in", "snif_tap_out", "snif_encap", "snif_wire", "snif_deliver"];
 
 /// Those of them that are at the hooks of watched interfaces.
 pub const TAPS: [&str; 2] = ["snif_tap_in", "snif_tap_out"];
 
 /// The maps of a session that say something, by name, as they are pinned.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 13] = [
     "bucket",
     "carriers",
     "config",
     "drops",
+    "outs",
     "remote_state",
     "remote_stats",
     "remotes",
@@ -45,11 +46,15 @@ pub const MAPS: [&str; 12] = [
     "tunnels",
 ];
 
-/// All that are pinned: with `scratch`, working memory.
-pub const ALL_MAPS: [&str; 13] = {
-    let mut all = ["scratch"; 13];
-    let (_, rest) = all.split_at_mut(1);
-    rest.copy_from_slice(&MAPS);
+/// Those that say nothing to a person: references to devices, and working memory.
+const OTHER_MAPS: [&str; 3] = ["devices", "payload", "scratch"];
+
+/// All that are pinned.
+pub const ALL_MAPS: [&str; 16] = {
+    let mut all = [""; 16];
+    let (shown, rest) = all.split_at_mut(MAPS.len());
+    shown.copy_from_slice(&MAPS);
+    rest.copy_from_slice(&OTHER_MAPS);
     all
 };
 

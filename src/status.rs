@@ -8,20 +8,19 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::bpftool::{self, Attachment, Row};
 use crate::exec::{Failed, Shell};
+use crate::header::{self, Outer};
 use crate::ip::{self, Link};
 use crate::plan::{Oversize, Plan, Spread, Tunnel, Watched};
 use crate::state::{Home, MAPS, PROGRAMS};
-use crate::tc;
+use crate::{outs, relay};
 
-/// What a session remembers of its making: the request, and what the out interface had dropped before.
+/// What a session remembers: the request, and what it has counted of what it no longer has.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Memory {
     pub plan: Plan,
-    /// Packets that each out interface and its qdiscs had dropped before the session used it, by interface name.
-    pub dropped_before: BTreeMap<String, u64>,
     /// The counters of the remotes, and of the taps, that were removed.
     pub removed: Stat,
     pub removed_taps: TapCounts,
@@ -52,15 +51,6 @@ impl Memory {
                 watched.interface = link.ifname.clone();
             });
         }
-    }
-
-    /// Takes note of an out interface when the session begins to use it. Returns whether it was new.
-    pub fn meet(&mut self, shell: &Shell, out: &Link) -> Result<bool> {
-        let known = self.dropped_before.contains_key(&out.ifname);
-        if !known {
-            self.dropped_before.insert(out.ifname.clone(), dropped_by(shell, out)?);
-        }
-        Ok(!known)
     }
 
     /// The batch lines that write it into a session's maps, ending with the one write that puts it and `config` in
@@ -101,8 +91,12 @@ pub struct Session {
     pub removed: Stat,
     /// The counters of taps that the session no longer has, together.
     pub removed_taps: TapCounts,
-    /// Copies that did not arrive, by reason. `out` is all that the out interfaces dropped since `up`, whoever sent it.
+    /// Copies that were not sent, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Packets of any sender that the out interfaces and their queues have dropped while the session used them.
+    pub out_dropped: u64,
+    /// What is wrong with the relay.
+    pub faults: Vec<String>,
     /// Remotes that are written but get no copies: a change ended half-way.
     #[serde(skip)]
     pub leftovers: Vec<RemoteStatus>,
@@ -110,9 +104,8 @@ pub struct Session {
     pub memory: Memory,
     #[serde(skip)]
     pub config: Config,
-    /// The relay and its programs are there.
     #[serde(skip)]
-    pub relayed: bool,
+    pub outs: Vec<(u32, Out)>,
     /// Programs at tcx hooks of the watched interfaces: `NAME at INTERFACE DIRECTION`.
     #[serde(skip)]
     pub tcx: Vec<String>,
@@ -146,10 +139,21 @@ pub struct RemoteStatus {
     /// Bytes of the largest outer IP packet.
     pub mtu: u32,
     pub stat: Stat,
+    /// The out interface is the one that was found at `up`, not another that has its number now.
+    #[serde(skip)]
+    pub referred: bool,
     #[serde(skip)]
     pub raw: Remote,
     #[serde(skip)]
     pub slot: u32,
+}
+
+impl RemoteStatus {
+    /// Is the remote written as `outer` wants it?
+    pub fn is_as(&self, outer: &Outer) -> bool {
+        let wanted = Remote { device: self.raw.device, ..header::remote(outer) };
+        self.raw == wanted && (self.referred || outer.path.is_none())
+    }
 }
 
 impl Session {
@@ -157,7 +161,7 @@ impl Session {
     pub fn is_complete(&self) -> bool {
         let taps: usize = self.memory.plan.watched.iter().map(|watched| watched.direction.directions().len()).sum();
         let attached = self.taps.iter().filter(|tap| tap.attached).count();
-        self.relayed && self.remotes.len() == self.memory.plan.remotes.len() && attached == taps
+        self.faults.is_empty() && self.remotes.len() == self.memory.plan.remotes.len() && attached == taps
     }
 }
 
@@ -287,9 +291,7 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
     let plan = &kernel.memory.plan;
     let in_use = |remote: &RemoteStatus| kernel.config.remotes & (1 << remote.slot) != 0;
     let (remotes, leftovers) = kernel.remotes(links)?.into_iter().partition(in_use);
-    let mut drops = kernel.drops()?;
-    drops.insert("relay".into(), kernel.relay_drops(links));
-    drops.insert("out".into(), out_drops(shell, links, &kernel.memory)?);
+    let outs = kernel.outs()?;
     Ok(Session {
         name: name.to_string(),
         tunnel: plan.tunnel.kind,
@@ -302,12 +304,14 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         max_rate: plan.max_rate.map(|rate| rate.to_string()),
         tcx: kernel.tcx(links),
         taps: kernel.taps(links)?,
-        relayed: kernel.is_relayed(links),
+        faults: kernel.relay_faults(shell, links)?,
+        out_dropped: outs::dropped(shell, &home.session(name).join("maps"), &outs, links)?,
+        outs,
         remotes,
         leftovers,
         removed: kernel.memory.removed,
         removed_taps: kernel.memory.removed_taps,
-        drops,
+        drops: kernel.drops()?,
         config: kernel.config,
         memory: kernel.memory,
     })
@@ -325,6 +329,8 @@ struct Kernel {
     taps: Vec<Row>,
     remotes: Vec<Row>,
     remote_stats: Vec<Row>,
+    outs: Vec<Row>,
+    devices: Vec<Row>,
     drops: Value,
 }
 
@@ -333,7 +339,7 @@ impl Kernel {
         let dir = home.session(name);
         let mut lines: Vec<String> =
             PROGRAMS.map(|prog| format!("prog show pinned {}", dir.join(prog).display())).to_vec();
-        let maps = ["request", "config", "taps", "remotes", "remote_stats", "drops"];
+        let maps = ["request", "config", "taps", "remotes", "remote_stats", "outs", "devices", "drops"];
         lines.extend(maps.map(|map| bpftool::dump_question(&dir.join("maps").join(map))));
         if links.len() <= FEW {
             lines.push(bpftool::NET_QUESTION.into());
@@ -358,7 +364,9 @@ impl Kernel {
             taps,
             remotes: next()?,
             remote_stats: next()?,
-            drops: bpftool::formatted(&rest[5]),
+            outs: next()?,
+            devices: next()?,
+            drops: bpftool::formatted(rest.last().context("a dump is missing")?),
         })
     }
 
@@ -422,9 +430,14 @@ impl Kernel {
             mac: has_mac.then(|| ip::mac_text(raw.mac())),
             mtu: raw.mtu,
             stat: slot_stat(&self.remote_stats, slot)?,
+            referred: self.is_referred(raw.device.into(), raw.ifindex),
             raw,
             slot,
         })
+    }
+
+    fn outs(&self) -> Result<Vec<(u32, Out)>> {
+        self.outs.iter().map(|row| Ok((row.index()?, Out::decode(row.value()?)?))).collect()
     }
 
     fn drops(&self) -> Result<BTreeMap<String, u64>> {
@@ -433,16 +446,15 @@ impl Kernel {
         Ok(counters.iter().map(|(reason, count)| (reason.clone(), count.as_u64().unwrap_or(0))).collect())
     }
 
-    /// The relay belongs to the session, so what its two ends lost are copies.
-    fn relay_drops(&self, links: &[Link]) -> u64 {
-        let find = |ifindex| links.iter().find(|link| link.ifindex == ifindex).map(|link| link.stats64);
-        find(self.config.relay).map_or(0, |stats| stats.tx.dropped) + find(self.config.peer).map_or(0, |s| s.tx.dropped)
+    /// What is wrong with the relay.
+    fn relay_faults(&self, shell: &Shell, links: &[Link]) -> Result<Vec<String>> {
+        relay::faults(shell, &self.config, links, |ifindex| self.is_attached(ifindex, "egress"))
     }
 
-    fn is_relayed(&self, links: &[Link]) -> bool {
-        let hooks = [(self.config.relay, "egress"), (self.config.peer, "ingress"), (self.config.peer, "egress")];
-        let up = |ifindex| links.iter().any(|link| link.ifindex == ifindex && link.is_up());
-        hooks.iter().all(|(ifindex, hook)| up(*ifindex) && self.is_attached(*ifindex, hook))
+    /// Is this device still the one that programs send to by this key?
+    fn is_referred(&self, key: u32, ifindex: u32) -> bool {
+        let (key, ifindex) = (key.to_ne_bytes(), ifindex.to_ne_bytes());
+        self.devices.iter().any(|row| row.key == key && row.value().is_ok_and(|value| value == ifindex))
     }
 }
 
@@ -450,7 +462,8 @@ impl Kernel {
 /// millisecond for each of them.
 fn attachments(shell: &Shell, links: &[Link], config: &Config, taps: &[Row]) -> Result<Vec<Attachment>> {
     let taps = taps.iter().map(|row| Ok(TapKey::decode(&row.key)?.ifindex)).collect::<Result<Vec<_>>>()?;
-    let ours = |link: &&Link| [config.relay, config.peer].contains(&link.ifindex) || taps.contains(&link.ifindex);
+    let ours =
+        |link: &&Link| [config.relay, config.port, config.peer].contains(&link.ifindex) || taps.contains(&link.ifindex);
     let mut lines: Vec<String> = links.iter().filter(ours).map(|link| bpftool::net_question(&link.ifname)).collect();
     // Each question lists all interfaces once.
     if lines.len() > FEW {
@@ -475,17 +488,4 @@ fn memory(mut rows: Vec<Row>, first: u16) -> Result<Memory> {
 fn name_of(links: &[Link], ifindex: u32) -> String {
     let link = links.iter().find(|link| link.ifindex == ifindex);
     link.map_or_else(|| format!("(gone: index {ifindex})"), |link| link.ifname.clone())
-}
-
-/// What an interface and its qdiscs have dropped on the way out since it exists.
-pub fn dropped_by(shell: &Shell, link: &Link) -> Result<u64> {
-    let hooks = tc::hooks(shell, &[&link.ifname])?;
-    Ok(link.stats64.tx.dropped + hooks.first().map_or(0, tc::qdisc_drops))
-}
-
-/// Of every interface that the session has used, so that the count never goes back.
-fn out_drops(shell: &Shell, links: &[Link], memory: &Memory) -> Result<u64> {
-    let used = links.iter().filter_map(|link| Some((link, memory.dropped_before.get(&link.ifname)?)));
-    let drops = used.map(|(link, before)| Ok(dropped_by(shell, link)?.saturating_sub(*before)));
-    drops.sum()
 }

@@ -6,7 +6,7 @@ use crate::abi::{Config, Direction, MAX_TAPS, TapCounts, TapKey};
 use crate::exec::Shell;
 use crate::ip::{self, Link};
 use crate::plan::{self, Plan, Watch, Watched};
-use crate::session::{self, attach, carrier_updates, tap_updates};
+use crate::session::{self, attach, tap_updates};
 use crate::state::{self, Home};
 use crate::status::{self, Memory, Session};
 use crate::{bpftool, route, tc, teardown};
@@ -47,7 +47,7 @@ fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>) 
     memory.ifindexes.insert(known_name(&session, link), link.ifindex);
     let config = Config { carriers: session.config.carriers || !resolved.carriers.is_empty(), ..session.config };
     let maps = home.session(&name).join("maps");
-    let mut lines: Vec<String> = resolved.carriers.iter().flat_map(|carrier| carrier_updates(&maps, carrier)).collect();
+    let mut lines = session::implied(shell, &maps, &resolved, &session.outs)?;
     lines.extend(new.iter().flat_map(|key| tap_updates(&maps, number, *key)));
     lines.extend(memory.updates(&maps, &config)?);
     let added = bpftool::batch(shell, &lines)

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::abi::Direction;
-use crate::exec::{Cmd, Shell};
+use crate::exec::Shell;
 use crate::ip::{self, Link};
 use crate::state::{self, ALIAS, Home, handle};
 use crate::tc::{self, Hooks};
-use crate::{bpftool, doctor};
+use crate::{bpftool, doctor, relay};
 
 /// What to take down.
 pub enum Target<'a> {
@@ -33,14 +33,7 @@ pub fn down(shell: &Shell, target: &Target) -> Result<bool> {
 /// Taps first, then the relay, then the pins. `links` are those of now.
 pub fn teardown(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> Result<bool> {
     let mut removed = detach(shell, home, target, links)?;
-    let find = |links: &[Link]| links.iter().find(|link| is_relay_of(link, target)).map(|link| link.ifname.clone());
-    let mut relay = find(links);
-    while let Some(name) = relay {
-        shell.write(&Cmd::new("ip", ["link", "delete", "dev", &name]))?;
-        removed = true;
-        // Removing one end removes the other, so look again after each.
-        relay = find(&ip::links(shell)?);
-    }
+    removed |= remove_relays(shell, target, links)?;
     for dir in pins(home, target) {
         shell.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
         removed = true;
@@ -58,12 +51,25 @@ pub fn holds_tap(hooks: &Hooks, session: &str) -> bool {
     !filters_of("", hooks, &Target::One(session), &BOTH).is_empty()
 }
 
-/// A relay without an alias was made by a run that ended before it could say whose it is.
+/// Removing one end of a veth pair removes the other.
+fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<bool> {
+    let mut doomed: Vec<&Link> = Vec::new();
+    for link in links.iter().filter(|link| is_relay_of(link, target)) {
+        if link.link.is_none() || doomed.iter().all(|other| Some(&other.ifname) != link.link.as_ref()) {
+            doomed.push(link);
+        }
+    }
+    let lines: Vec<String> = doomed.iter().map(|link| format!("link delete dev {}", link.ifname)).collect();
+    if !lines.is_empty() {
+        ip::batch(shell, &lines)?;
+    }
+    Ok(!lines.is_empty())
+}
+
+/// A device of a relay without an alias was made by a run that ended before it could say whose it is.
 fn is_relay_of(link: &Link, target: &Target) -> bool {
-    let number = link.ifname.strip_prefix("snif").map(|rest| rest.trim_end_matches('p'));
-    let named = number.is_some_and(|number| number.parse::<u32>().is_ok());
     if link.ifalias.is_empty() {
-        return named && link.linkinfo.info_kind == "veth";
+        return relay::is_name(&link.ifname) && ["veth", "bridge"].contains(&link.linkinfo.info_kind.as_str());
     }
     link.ifalias.strip_prefix(ALIAS).is_some_and(|owner| match target {
         Target::One(name) => owner == *name,

@@ -68,7 +68,7 @@ fn the_relay_itself_is_refused() {
     let before = lab.machine();
     lab.said(&UP).quietly_ok();
     let up = lab.machine();
-    for relay in ["snif0", "snif0p"] {
+    for relay in ["snif0", "snif0l", "snif0p"] {
         let args = [&up_on(&[relay])[..1], &["--name", "other"], &up_on(&[relay])[1..]].concat();
         lab.said(&args).refused(1, &format!("IFACE {relay} is a relay"), ": ip link");
         assert_eq!(lab.machine(), up);

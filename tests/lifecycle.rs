@@ -96,12 +96,12 @@ fn status_json_has_the_promised_schema() {
         "filter": "text", "sample": "count", "sample_flows": "count", "snaplen": "count", "max_rate": "text",
         "taps": [{
             "interface": "text", "direction": "text", "attached": "bool", "stat": stat,
-            "seen": "count", "filtered": "count", "skipped": "count",
+            "seen": "count", "filtered": "count", "skipped": "count", "own": "count",
         }],
         "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count", "stat": stat}],
         "removed": stat,
-        "removed_taps": {"stat": stat, "seen": "count", "filtered": "count", "skipped": "count"},
-        "drops": null,
+        "removed_taps": {"stat": stat, "seen": "count", "filtered": "count", "skipped": "count", "own": "count"},
+        "drops": null, "out_dropped": "count", "faults": [],
     }]});
     assert_eq!(shown, expected);
     assert!(drops.as_object().unwrap().values().all(|count| count == "count"), "{drops}");
@@ -115,7 +115,7 @@ fn assert_session_values(session: &Value) {
     let stat = json!({"pcnt": 7, "bcnt": bytes, "dcnt": 0});
     let tap = json!({
         "interface": "eth0", "direction": "ingress", "attached": true, "stat": stat,
-        "seen": 7, "filtered": 0, "skipped": 0,
+        "seen": 7, "filtered": 0, "skipped": 0, "own": 0,
     });
     let choices = ["filter", "sample", "sample_flows", "snaplen", "max_rate"].map(|key| session[key].clone());
     assert_eq!(json!(choices), json!(["udp", 1, 1, 9000, "1gbit"]));
@@ -126,7 +126,7 @@ fn assert_session_values(session: &Value) {
     let head = [&session["name"], &session["tunnel"], &session["oversize"]];
     assert_eq!(head, ["mirror-1", "gre", "drop"]);
     assert_eq!((&session["taps"], &session["remotes"]), (&json!([tap]), &json!([remote])));
-    for reason in ["unresolved", "oversize", "out", "relay"] {
+    for reason in ["unresolved", "oversize", "out", "relay", "gone", "depth"] {
         assert_eq!(session["drops"][reason], 0, "{reason}");
     }
 }
@@ -1022,7 +1022,7 @@ fn verbose_prints_each_outer_command_on_stderr() {
         (&up_with(&["-v"])[..], "+ bpftool prog loadall "),
         (&["-v", "status", "--json"], "| bpftool -j batch file -"),
         (&["doctor", "-v"], "+ clang --version"),
-        (&["down", "-v"], "+ ip link delete dev snif0"),
+        (&["down", "-v"], "link delete dev snif0"),
     ] {
         let said = lab.said(args);
         assert!(said.status.success(), "{said:#?}");

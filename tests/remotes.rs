@@ -1006,7 +1006,7 @@ fn an_interface_that_comes_with_a_route_starts_with_no_drops() {
     lab.host(&["ip", "route", "add", "203.0.113.0/24", "via", "192.0.2.130"]);
     said_up(&lab, &list, &[]).ok();
     assert_eq!(row_of(&session(&lab), FAR)["interface"], "out1");
-    assert_eq!(session(&lab)["drops"]["out"], 0);
+    assert_eq!(session(&lab)["out_dropped"], 0);
 }
 
 /// Lets the host's own packets run into out1's qdisc, which drops them all.
@@ -1122,7 +1122,7 @@ fn what_one_out_interface_drops_stays_counted_when_its_remote_goes() {
     said_up(&lab, &listed(&[remote(0), SECOND]), &[]).quietly_ok();
     assert_replicated(&lab, &[remote(0)]);
     let before = session(&lab);
-    assert_eq!(before["drops"]["out"], 7, "{before:#}");
+    assert_eq!(before["out_dropped"], 7, "{before:#}");
     lab.said(&["remote", "remove", &SECOND.to_string()]).quietly_ok();
     assert_no_counter_went_back(&before, &session(&lab));
 }

@@ -1,0 +1,157 @@
+//! The relay of a session: a bridge with one port, one end of an idle veth pair. What a tap clones to the bridge meets
+//! `snif_encap` at its egress hook; what goes on is cut into wire frames and finished on its way into the bridge, and meets
+//! `snif_wire` at the port's egress hook: all inside the tap's own call, so copies leave in the order of the wire.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::abi::{Config, Direction};
+use crate::exec::{Cmd, Failed, Shell};
+use crate::ip::{self, Link};
+use crate::state::{ALIAS, handle};
+use crate::tc;
+
+/// A relay must take any super-packet and any frame.
+const MTU: u32 = 65535;
+
+/// Numbers that the kernel does not hand out by itself, so that they can be chosen before the devices are made.
+const FIRST_INDEX: u32 = 0x7000_0001;
+
+/// What the bridge must not leave to a device behind it: then the kernel does it on the way into the bridge.
+const OFFLOADS: [(&str, &str); 4] = [
+    ("tx", "tx-checksumming"),
+    ("sg", "scatter-gather"),
+    ("tso", "tcp-segmentation-offload"),
+    ("gso", "generic-segmentation-offload"),
+];
+
+/// The programs of the relay: on which of its devices each one's egress hook is.
+const PROGRAMS: [&str; 3] = ["snif_encap", "snif_wire", "snif_deliver"];
+
+/// The bridge, its port, and the port's peer.
+fn devices(relay: &str) -> [String; 3] {
+    [relay.to_string(), format!("{relay}l"), format!("{relay}p")]
+}
+
+/// Is this the name of a relay's device?
+pub fn is_name(name: &str) -> bool {
+    let number = name.strip_prefix("snif").map(|rest| rest.trim_end_matches(['l', 'p']));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// The first relay whose names are not taken.
+pub fn free(links: &[Link]) -> Result<String> {
+    let taken = |name: &String| links.iter().any(|link| link.ifname == *name || link.altnames.contains(name));
+    let free = (0..1000).map(|n| format!("snif{n}")).find(|relay| !devices(relay).iter().any(taken));
+    free.context("no relay name from snif0 to snif999 is free; remove sessions with: snifctl down --all")
+}
+
+/// Three numbers for the devices of a new relay.
+pub fn free_indexes(links: &[Link]) -> [u32; 3] {
+    let last = links.iter().map(|link| link.ifindex).max().unwrap_or(0);
+    let first = FIRST_INDEX.max(last + 1);
+    [first, first + 1, first + 2]
+}
+
+/// Makes the devices. They pass nothing yet. The bridge gets its MTU before its port, as it would follow it down, and loses
+/// its offloads after it, as a new port brings its own.
+pub fn make(shell: &Shell, relay: &str, config: &Config, session: &str) -> Result<()> {
+    let all = devices(relay);
+    let [bridge, port, peer] = &all;
+    let mut lines = vec![
+        format!(
+            "link add {port} index {} mtu {MTU} type veth peer name {peer} index {} mtu {MTU}",
+            config.port, config.peer
+        ),
+        format!("link add {bridge} index {} type bridge stp_state 0 mcast_snooping 0", config.relay),
+        format!("link set dev {bridge} mtu {MTU}"),
+        format!("link set dev {port} master {bridge}"),
+    ];
+    let quiet = if Path::new("/proc/sys/net/ipv6").exists() { "arp off addrgenmode none" } else { "arp off" };
+    for device in &all {
+        lines.push(format!("link set dev {device} alias {ALIAS}{session}"));
+        lines.push(format!("link set dev {device} {quiet}"));
+    }
+    ip::batch(shell, &lines)?;
+    let off = OFFLOADS.iter().flat_map(|(flag, _)| [*flag, "off"]);
+    match shell.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off))) {
+        // Its exit code proves nothing.
+        Err(err) if !err.is::<Failed>() => return Err(err),
+        _ => {}
+    }
+    if shell.dry_run {
+        return Ok(());
+    }
+    let left = offloads(shell, bridge)?;
+    ensure!(left.is_empty(), "ethtool cannot turn off {} of {bridge}; try: snifctl doctor", left.join(", "));
+    Ok(())
+}
+
+/// The offloads that are on and must not be.
+fn offloads(shell: &Shell, bridge: &str) -> Result<Vec<&'static str>> {
+    let features = ip::features(shell, bridge)?;
+    let on = OFFLOADS.iter().filter(|(_, name)| features.get(*name).copied().unwrap_or(false));
+    Ok(on.map(|(_, name)| *name).collect())
+}
+
+/// Attaches the programs and lets the devices pass frames.
+pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result<()> {
+    let all = devices(relay);
+    let mut hooks: Vec<String> = all.iter().map(|device| tc::add_clsact(device)).collect();
+    hooks.extend(all.iter().zip(PROGRAMS).map(|(device, program)| {
+        let pin = pins.join(program);
+        tc::add_filter(device, Direction::Egress, tc::FIRST_PREF, handle(session), &pin.to_string_lossy())
+    }));
+    tc::batch(shell, &hooks)?;
+    let up: Vec<String> = all.iter().rev().map(|device| format!("link set dev {device} up")).collect();
+    ip::batch(shell, &up)
+}
+
+/// What is wrong with a relay: each a half sentence. `attached` tells whether one of the session's programs is at an
+/// interface's egress hook.
+pub fn faults(shell: &Shell, config: &Config, links: &[Link], attached: impl Fn(u32) -> bool) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    let parts = [("bridge", config.relay), ("port", config.port), ("peer", config.peer)];
+    for ((part, ifindex), program) in parts.into_iter().zip(PROGRAMS) {
+        let Some(link) = links.iter().find(|link| link.ifindex == ifindex) else {
+            faults.push(format!("its {part} is gone"));
+            continue;
+        };
+        let name = &link.ifname;
+        if !link.is_up() {
+            faults.push(format!("{name} is down"));
+        }
+        if link.mtu < MTU {
+            faults.push(format!("the MTU of {name} is {}", link.mtu));
+        }
+        if !attached(ifindex) {
+            faults.push(format!("{program} is not at the egress hook of {name}"));
+        }
+    }
+    let Some(bridge) = links.iter().find(|link| link.ifindex == config.relay) else { return Ok(faults) };
+    let is_port = |link: &&Link| link.master.as_ref() == Some(&bridge.ifname);
+    if !links.iter().filter(is_port).any(|link| link.ifindex == config.port) {
+        faults.push(format!("{} has lost its port", bridge.ifname));
+    }
+    let others = links.iter().filter(is_port).filter(|link| link.ifindex != config.port);
+    faults.extend(others.map(|link| format!("{} is another port of {}", link.ifname, bridge.ifname)));
+    let offloads = offloads(shell, &bridge.ifname)?;
+    faults.extend(offloads.iter().map(|name| format!("{name} of {} is on", bridge.ifname)));
+    Ok(faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_devices_of_a_relay_are_known_by_name() {
+        for name in devices("snif12") {
+            assert!(is_name(&name), "{name}");
+        }
+        for name in ["snif", "snifl", "snifx1", "snif1a", "eth0"] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+}
