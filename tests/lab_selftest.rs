@@ -12,7 +12,7 @@ use lab::capture::{Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{self, Port};
 use lab::frames::{self, Ends, Family, GRE, Ipv4, TCP};
-use lab::order::{Missing, assert_in_order};
+use lab::order::{Missing, assert_in_order, joined};
 use lab::pairs::{all_pairs, pairs_of_all};
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options};
 
@@ -406,6 +406,16 @@ fn the_judge_of_order_takes_segments_of_super_packets_and_counts_what_is_missing
     assert_eq!(missing(&wire, &[&whole[1..], &acks].concat()), Missing { whole: 0, partly: 1 });
     assert_eq!(missing(&wire, &whole[..1]), Missing { whole: 4, partly: 1 });
     assert_eq!(missing(&wire, &[]), Missing { whole: 5, partly: 0 });
+}
+
+#[test]
+fn the_judge_of_order_puts_together_what_may_have_been_one_super_packet() {
+    let other = frames::ipv4_udp(&Ends::HOST_TO_PEER, 7, 50);
+    let wire = [segment(0, 1000), segment(1000, 1000), other.clone(), segment(2000, 1000), segment(3000, 0)];
+    assert_eq!(joined(&wire)[1..], [other.clone(), segment(2000, 1000), segment(3000, 0)]);
+    let copies = [segment(0, 900), segment(900, 900), segment(1800, 200)];
+    assert_eq!(missing(&joined(&wire[..2]), &copies), Missing::default());
+    assert!(is_refused(&wire, &copies) && is_refused(&joined(&wire), &[segment(1900, 200)]));
 }
 
 #[test]

@@ -134,6 +134,35 @@ impl Cursor<'_> {
     }
 }
 
+/// The frames with neighbours put together that one super-packet may have been: what was cut in another way than on the wire
+/// is compared with that. TCP stacks make super-packets whatever their interface offloads.
+pub fn joined(wire: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    for frame in wire {
+        match all.last_mut() {
+            Some(last) if follows(last, frame) => append(last, frame),
+            _ => all.push(frame.clone()),
+        }
+    }
+    all
+}
+
+/// Whether the frame's data go on where those of the one before it end.
+fn follows(before: &[u8], frame: &[u8]) -> bool {
+    let (Some(before), Some(frame)) = (Segment::of(before), Segment::of(frame)) else { return false };
+    let same = (before.flow, before.ack) == (frame.flow, frame.ack) && before.flags + frame.flags == 0;
+    same && before.len > 0
+        && frame.len > 0
+        && before.seq.wrapping_add(before.len) == frame.seq
+        && before.end + frame.data.len() < 65_000
+}
+
+fn append(last: &mut Vec<u8>, frame: &[u8]) {
+    last.extend(Segment::of(frame).map_or(&[][..], |segment| segment.data));
+    let len = (last.len() - 14) as u16;
+    last[16..18].copy_from_slice(&len.to_be_bytes());
+}
+
 /// Where in a frame's stream the copy begins and ends, if it is one of the frame's part from `from` on; 0 where there is no
 /// stream.
 fn take(frame: &[u8], from: u32, copy: &[u8]) -> Option<(u32, u32)> {
