@@ -58,11 +58,12 @@ test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 n
 
 ONLY ?=
 ROUNDS ?= 8
+BASELINE ?=
 BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3 nftables
 
-bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n (needs root)
+bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n BASELINE=other-snifctl (needs root)
 	@$(call install,$(BENCH_PACKAGES))
-	$(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
+	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
 check: deps ## formatting and lints
 	$(CARGO) fmt --check

@@ -128,7 +128,7 @@ impl Lab {
             .map(|dev| format!("filter show dev {dev} ingress\nfilter show dev {dev} egress\n"))
             .collect();
         let shown = [
-            self.shown(&["ip", "-d", "link"]),
+            without_timers(&self.shown(&["ip", "-d", "link"])),
             self.shown(&["ip", "address"]),
             self.shown(&["ip", "route", "show", "table", "all"]),
             self.shown(&["ip", "neigh", "show", "nud", "permanent"]),
@@ -218,4 +218,15 @@ impl Lab {
             assert!(gone.is_some(), "program {id} is still loaded: {}", self.shown(&show));
         }
     }
+}
+
+/// The text without the numbers that follow names like `gc_timer`: what a bridge's clocks say changes by itself.
+fn without_timers(text: &str) -> String {
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_time = |at: usize| at > 0 && words[at - 1].ends_with("_timer");
+        let kept = words.iter().enumerate().filter(|(at, _)| !is_time(*at)).map(|(_, word)| *word);
+        kept.collect::<Vec<_>>().join(" ")
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -120,6 +120,8 @@ impl Lab {
             Lab { name: format!("snif{:08x}", random()), dir, serial: AtomicU16::new(0), captures: Mutex::default() };
         feed(Command::new("ip").args(["-batch", "-"]), &lab.each_ns(|ns| format!("netns add {ns}")));
         for ns in Ns::ALL {
+            // A dead namespace may have had this one's number, and have left its pins.
+            lab.remove_pins(ns);
             lab.run(ns, &["sh", "-euc", QUIET]);
         }
         lab.make_links(&options);
