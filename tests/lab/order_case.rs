@@ -121,6 +121,7 @@ impl Case {
     pub fn download_on_one_cpu(&self, lab: &Lab, sizes: &[usize]) {
         let passed = self.passed(lab, || download_both_ways(lab, Cpus::One, sizes));
         self.assert_in_order(&passed);
+        assert!(!self.must_drop() || passed.dropped > 0, "full frames are too many, or too large");
     }
 
     pub fn lab(&self) -> Lab {
@@ -156,6 +157,12 @@ impl Case {
     /// Whether copies may be missing, each counted.
     pub fn drops(&self) -> bool {
         self.oversize == "drop" || self.rate == Rate::Tight
+    }
+
+    /// Whether full frames of the watched link cannot all be copied.
+    fn must_drop(&self) -> bool {
+        let too_large = self.oversize == "drop" && self.out_mtu - self.tunnel.2 < self.watched_mtu + 14;
+        self.snaplen.is_none() && (too_large || self.rate == Rate::Tight)
     }
 
     /// The longest frame of which the copy fits the out interface.
