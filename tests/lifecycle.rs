@@ -858,11 +858,12 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 // ---- maps ----
 
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "bucket",
     "carriers",
     "config",
     "drops",
+    "outs",
     "remote_state",
     "remote_stats",
     "remotes",
