@@ -113,6 +113,7 @@ impl Case {
         if self.drops() {
             return self.download_on_one_cpu(lab, sizes);
         }
+        lab.receive_each_flow_on_one_cpu();
         let passed = self.passed(lab, || download_both_ways(lab, Cpus::Two, sizes));
         self.assert_reads_the_same(lab, &passed);
     }

@@ -45,6 +45,16 @@ impl Cpus {
 }
 
 impl Lab {
+    /// Has eth0 receive all packets of a flow on one CPU, each flow on any, as a NIC's receive queues do. A veth receives a
+    /// packet where it was sent; two of one connection, sent by two CPUs, then pass at the same moment, and have no order.
+    pub fn receive_each_flow_on_one_cpu(&self) {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let mask = format!("{:x}", (1 << cpus) - 1);
+        let set = "mount -t sysfs sysfs /sys
+            for queue in /sys/class/net/eth0/queues/rx-*; do echo $1 > $queue/rps_cpus; done";
+        self.host(&["unshare", "--mount", "sh", "-euc", set, "sh", &mask]);
+    }
+
     /// Starts a server of one response for each of these body sizes.
     #[track_caller]
     pub fn http_server(&self, at: Ns, cpus: Cpus, sizes: &[usize]) -> HttpServer {
