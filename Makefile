@@ -13,7 +13,7 @@ TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo test test-kernels bench check install clean
+.PHONY: help build bpf deps demo test soak test-kernels bench check install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ demo: deps build ## the main job on real traffic, in a sandbox (needs root)
 
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 	$(CARGO) test --locked
+
+soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
+	$(CARGO) test --locked --test soak
 
 KERNELS ?=
 KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wireguard-tools
