@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::abi::{Config, Direction, device};
 use crate::bpftool;
@@ -76,17 +76,17 @@ pub fn make(shell: &Shell, relay: &str, config: &Config, session: &str) -> Resul
     }
     ip::batch(shell, &lines)?;
     let off = OFFLOADS.iter().flat_map(|(flag, _)| [*flag, "off"]);
-    match shell.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off))) {
-        // Its exit code proves nothing.
-        Err(err) if !err.is::<Failed>() => return Err(err),
-        _ => {}
+    let told = shell.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off)));
+    if shell.dry_run || told.as_ref().is_err_and(|err| !err.is::<Failed>()) {
+        return told.map(drop);
     }
-    if shell.dry_run {
+    // Its exit code proves nothing.
+    let left = offloads(shell, bridge)?;
+    if left.is_empty() {
         return Ok(());
     }
-    let left = offloads(shell, bridge)?;
-    ensure!(left.is_empty(), "ethtool cannot turn off {} of {bridge}; try: snifctl doctor", left.join(", "));
-    Ok(())
+    told?;
+    bail!("ethtool cannot turn off {} of {bridge}; try: snifctl doctor", left.join(", "))
 }
 
 /// The offloads that are on and must not be.
