@@ -43,7 +43,7 @@ fn up_status_map_down_leave_the_machine_as_it_was() {
     let line = "default: eth0 ingress, eth0 egress -> gre -> 198.51.100.2 through out0 (MTU 1600)\n";
     assert_eq!(said.stdout, line);
     let ids = lab.program_ids();
-    assert_eq!(ids.len(), 6);
+    assert_eq!(ids.len(), 5);
     lab.assert_up(&["default"]);
     lab.assert_copied(1);
     for args in [&["status"][..], &["map", "list"], &["map", "dump"]] {
@@ -721,6 +721,12 @@ fn up_is_unwound_when_a_write_fails_half_way() {
         for done in 1..=2 {
             let said = bench.run(&UP, at, Fault::Fail { done: Some(done) }).expect("a failure");
             let call = bench.fakes.calls()[at - 1].clone();
+            if call.starts_with("ethtool") {
+                // It has done its work, whatever it says: what counts is what the bridge has then.
+                said.ok();
+                bench.lab.said(&["down"]).quietly_ok();
+                continue;
+            }
             assert!(!said.status.success(), "{call}: {said:#?}");
             assert_eq!(wrong_about(&bench, said, &call), None);
         }
@@ -751,8 +757,12 @@ fn a_failure_of_one_session_leaves_the_others_alone() {
     let one = bench.lab.machine();
     for at in bench.writes(&UP) {
         bench.lab.said(&["down"]).ok();
-        bench.run(&UP, at, Fault::Fail { done: Some(1) }).expect("a failure");
-        assert_eq!(bench.lab.machine(), one);
+        let said = bench.run(&UP, at, Fault::Fail { done: Some(1) }).expect("a failure");
+        if said.status.success() {
+            // ethtool, which has done its work, whatever it says.
+            bench.lab.said(&["down"]).quietly_ok();
+        }
+        assert!(bench.lab.machine() == one, "{:?}", bench.fakes.calls().get(at - 1));
     }
     bench.lab.assert_up(&["other"]);
     bench.lab.assert_copied(1);

@@ -354,7 +354,7 @@ fn no_interface_that_is_made_after_the_relay_is_gone_gets_a_frame() {
     lab::pcap::write(&file, &sent);
     let mut flow = lab.command(Ns::Peer, &["tcpreplay", "--pps=1000", "--intf1=peer0", &file.to_string_lossy()]);
     let mut flow = flow.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-    poll(PATIENCE, || (tally(&lab, "clone").0 > 0).then_some(())).expect("frames are copied");
+    poll(PATIENCE, || (total(&session(&lab), "taps") > 0).then_some(())).expect("frames are copied");
     lab.ip_batch(Ns::Host, "link del snif0\nlink del snif0p");
     let made: Vec<String> = (0..6).map(|n| format!("new{n}")).collect();
     for (at, name) in made.iter().enumerate() {
@@ -369,9 +369,9 @@ fn no_interface_that_is_made_after_the_relay_is_gone_gets_a_frame() {
     }
     datagrams(&lab, 13);
     assert!(flow.wait().expect("wait for tcpreplay").success());
-    let settled = poll(PATIENCE, || (tally(&lab, "clone").0 >= 997 + 13).then_some(tally(&lab, "clone")));
-    let (asked, handed, lost) = settled.unwrap_or_else(|| panic!("{:#}", session(&lab)));
-    // The host's ICMP answers to nobody, the peer's to the host: ports are closed.
+    let all = poll(PATIENCE, || (total(&session(&lab), "taps") >= 997 + 13).then_some(()));
+    assert!(all.is_some(), "{:#}", session(&lab));
+    let (asked, handed, lost) = tally(&lab, "clone");
     assert_eq!(asked, handed + lost);
     assert!(lost > 13, "{lost}");
     for name in made {
