@@ -8,7 +8,7 @@ TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, and what its tests and demo need besides.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
-TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps
+TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables
 
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
@@ -59,7 +59,7 @@ test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 n
 ONLY ?=
 ROUNDS ?= 8
 BASELINE ?=
-BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3 nftables
+BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3
 
 bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n BASELINE=other-snifctl (needs root)
 	@$(call install,$(BENCH_PACKAGES))

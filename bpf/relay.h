@@ -767,7 +767,8 @@ int snif_wire(struct __sk_buff *skb)
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
 	struct scratch *room = workspace();
 
-	if (!cfg || !room || !is_copy(skb->mark))
+	/* What was not sent on into the bridge is not counted there: where snif_encap is gone it is lost, as `clone`. */
+	if (!cfg || !room || !is_copy(skb->mark) || !room->crossing.asked)
 		return TC_ACT_SHOT;
 	/* Frames that were cut out of a super-packet of the frag-list kind are left unfinished. */
 	if (!room->crossing.again && is_unfinished(skb)) {
