@@ -52,6 +52,10 @@ pub fn goodput(report: &mut Report) {
     let ratio = |name: &str, to: &str| -> Vec<f64> {
         rates[name].iter().zip(&rates[to]).map(|(own, other)| own / other).collect()
     };
+    // One more of each, as there may be none.
+    let more_often = |name: &str| -> Vec<f64> {
+        again[name].iter().zip(&again[VXLAN]).map(|(own, other)| (own + 1.0) / (other + 1.0)).collect()
+    };
     let begin = report.rows.len();
     report.rows.extend(names.iter().map(|name| {
         Row::new("tcp", "goodput of the watched flow", name)
@@ -59,6 +63,7 @@ pub fn goodput(report: &mut Report) {
             .with("to none", ratio(name, "none"))
             .with("to vxlan device", ratio(name, VXLAN))
             .with("retransmitted", again[name].iter().copied())
+            .with("again to vxlan device", more_often(name))
     }));
     report.print_from(begin);
 }

@@ -422,50 +422,6 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	return sent(copy);
 }
 
-/* Shorter than any frame with a checksum left to finish: Ethernet, IPv4, UDP. */
-#define SHORTEST_UNFINISHED (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
-
-/* Send a copy on into the bridge: on its way there the kernel cuts it into wire frames and finishes them. */
-static __always_inline int cross(struct crossing *crossing, struct copy *copy)
-{
-	crossing->asked += copy->frames;
-	return TC_ACT_OK;
-}
-
-SEC("tc")
-int snif_encap(struct __sk_buff *skb)
-{
-	struct config *cfg = session();
-	struct scratch *room = workspace();
-	struct remote *remote;
-	struct copy copy;
-	int verdict;
-
-	if (!cfg || !room || !is_copy(skb->mark))
-		return TC_ACT_SHOT; /* the relay carries copies only */
-	if (room->crossing.again)
-		return TC_ACT_OK;
-	room->crossing.entered = 1;
-	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
-	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
-	if (!remote)
-		return drop(skb, &copy, REASON(remote));
-	if (remote->flags & REMOTE_UNRESOLVED)
-		return drop(skb, &copy, REASON(unresolved));
-	copy.out = way_out(remote);
-	if (!copy.out)
-		return drop(skb, &copy, REASON(gone));
-	if (remote->flags & REMOTE_FINISH && skb->len >= SHORTEST_UNFINISHED)
-		return cross(&room->crossing, &copy);
-	if (skb->gso_size) {
-		verdict = send_super(skb, remote, &copy);
-		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
-	}
-	if (!fits(skb, remote) || (HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
-		return cross(&room->crossing, &copy);
-	return send_frame(skb, remote, &copy);
-}
-
 /* ---- frames that do not fit ---- */
 
 /* Bytes that bpf_skb_adjust_room takes out at once. */
@@ -701,9 +657,31 @@ static __always_inline __u32 wanted(struct __sk_buff *skb, struct remote *remote
 	return length;
 }
 
+/* A whole frame of the wire, finished: what is wanted of it, in one packet or in fragments. */
+static __noinline int send_wire(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	struct config *cfg = copy->cfg;
+	__u32 length = wanted(skb, remote, cfg);
+
+	if (HAS_CUT && length < wire_bytes(skb, 0)) {
+		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
+		if (cut(skb, length - tag_bytes(skb)))
+			return drop(skb, copy, REASON(resize));
+		copy->truncated = 1;
+		copy->bytes = length;
+	}
+	if (fits(skb, remote))
+		return send_frame(skb, remote, copy);
+	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
+		return drop(skb, copy, REASON(oversize));
+	return fragment(skb, remote, copy);
+}
+
+/* ---- the programs ---- */
+
 /*
- * Is a checksum still to be finished? Frames that were cut out of a super-packet of the frag-list kind are left so. There
- * is no field that tells, but the helpers do: none can be said to be verified, unless the device has summed it all up.
+ * Is a checksum still to be finished? No field tells, but the helpers do: such a frame cannot be said to be verified, and
+ * its device has not summed it all up either.
  */
 static __always_inline bool is_unfinished(struct __sk_buff *skb)
 {
@@ -715,6 +693,48 @@ static __always_inline bool is_unfinished(struct __sk_buff *skb)
 	return unfinished && bpf_csum_update(skb, 0) == -ENOTSUPP;
 }
 
+/* Send a copy on into the bridge: on its way there the kernel cuts it into wire frames and finishes them. */
+static __always_inline int cross(struct crossing *crossing, struct copy *copy)
+{
+	crossing->asked += copy->frames;
+	return TC_ACT_OK;
+}
+
+SEC("tc")
+int snif_encap(struct __sk_buff *skb)
+{
+	struct config *cfg = session();
+	struct scratch *room = workspace();
+	struct remote *remote;
+	struct copy copy;
+	int verdict = -1;
+
+	if (!cfg || !room || !is_copy(skb->mark))
+		return TC_ACT_SHOT; /* the relay carries copies only */
+	if (room->crossing.again)
+		return TC_ACT_OK;
+	room->crossing.entered = 1;
+	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
+	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	if (!remote)
+		return drop(skb, &copy, REASON(remote));
+	if (remote->flags & REMOTE_UNRESOLVED)
+		return drop(skb, &copy, REASON(unresolved));
+	copy.out = way_out(remote);
+	if (!copy.out)
+		return drop(skb, &copy, REASON(gone));
+	if (skb->gso_size) {
+		if (!(remote->flags & REMOTE_FINISH))
+			verdict = send_super(skb, remote, &copy);
+		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
+	}
+	if (!(remote->flags & REMOTE_FINISH) && fits(skb, remote) && !(HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
+		return send_frame(skb, remote, &copy);
+	if (is_unfinished(skb))
+		return cross(&room->crossing, &copy);
+	return send_wire(skb, remote, &copy);
+}
+
 SEC("tc")
 int snif_wire(struct __sk_buff *skb)
 {
@@ -722,10 +742,10 @@ int snif_wire(struct __sk_buff *skb)
 	struct copy copy = describe(skb, cfg, 1, 0);
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
 	struct scratch *room = workspace();
-	__u32 length;
 
 	if (!cfg || !room || !is_copy(skb->mark))
 		return TC_ACT_SHOT;
+	/* Frames that were cut out of a super-packet of the frag-list kind are left unfinished. */
 	if (!room->crossing.again && is_unfinished(skb)) {
 		room->crossing.again = 1;
 		bpf_clone_redirect(skb, device(DEVICE_RELAY), 0);
@@ -738,19 +758,7 @@ int snif_wire(struct __sk_buff *skb)
 	copy.out = way_out(remote);
 	if (!copy.out)
 		return drop(skb, &copy, REASON(gone));
-	length = wanted(skb, remote, cfg);
-	if (HAS_CUT && length < wire_bytes(skb, 0)) {
-		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
-		if (cut(skb, length - tag_bytes(skb)))
-			return drop(skb, &copy, REASON(resize));
-		copy.truncated = 1;
-		copy.bytes = length;
-	}
-	if (fits(skb, remote))
-		return send_frame(skb, remote, &copy);
-	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
-		return drop(skb, &copy, REASON(oversize));
-	return fragment(skb, remote, &copy);
+	return send_wire(skb, remote, &copy);
 }
 
 /* ---- out interfaces without Ethernet ---- */
