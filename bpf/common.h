@@ -200,6 +200,8 @@ struct crossing {
 	__u32 asked; /* wire frames that it stands for, if it was sent on into the bridge */
 	__u32 met; /* of these, that have reached snif_wire */
 	__u32 again; /* not 0: a frame goes through the bridge once more, to be finished */
+	__u32 headed; /* not 0: these frames have their outer header already; wire frames that all of them stand for */
+	__u64 bytes; /* of these, as on the wire */
 };
 
 /* A frame that leaves in outer fragments. */

@@ -380,9 +380,21 @@ static __always_inline int send_frame(struct __sk_buff *skb, struct remote *remo
 }
 
 /*
- * A super-packet that the stack or the NIC cuts behind us. With FIXED_GSO the segments are those of the wire. Without,
- * each gives up as many bytes as the headers add, so that it fits. Answers -1, with the packet as it was, where that
- * cannot be done: then the relay makes wire frames of it.
+ * Send a copy that has its outer header on into the bridge: on its way there the kernel cuts it and finishes the parts.
+ * It counts as one: sent when the last of its `packets` has come to snif_wire.
+ */
+static __always_inline int cross_headed(struct crossing *crossing, struct copy *copy, __u32 packets)
+{
+	crossing->asked = packets;
+	crossing->headed = copy->frames;
+	crossing->bytes = copy->bytes;
+	return TC_ACT_OK;
+}
+
+/*
+ * A super-packet that the stack or the NIC cuts behind us, or the relay's bridge where nothing behind us would. With
+ * FIXED_GSO the segments are those of the wire. Without, each gives up as many bytes as the headers add, so that it fits.
+ * Answers -1, with the packet as it was, where that cannot be done: then the relay makes wire frames of it.
  */
 static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
@@ -419,7 +431,7 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	    bpf_skb_store_bytes(skb, remote->outer_len, parts->tags.head, 2 * ETH_ALEN + tag, 0) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
 		return drop(skb, copy, REASON(resize));
-	return sent(copy);
+	return remote->flags & REMOTE_FINISH ? cross_headed(&parts->crossing, copy, packets) : sent(copy);
 }
 
 /* ---- frames that do not fit ---- */
@@ -707,7 +719,7 @@ int snif_encap(struct __sk_buff *skb)
 	struct scratch *room = workspace();
 	struct remote *remote;
 	struct copy copy;
-	int verdict = -1;
+	int verdict;
 
 	if (!cfg || !room || !is_copy(skb->mark))
 		return TC_ACT_SHOT; /* the relay carries copies only */
@@ -724,8 +736,7 @@ int snif_encap(struct __sk_buff *skb)
 	if (!copy.out)
 		return drop(skb, &copy, REASON(gone));
 	if (skb->gso_size) {
-		if (!(remote->flags & REMOTE_FINISH))
-			verdict = send_super(skb, remote, &copy);
+		verdict = send_super(skb, remote, &copy);
 		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
 	}
 	if (!(remote->flags & REMOTE_FINISH) && fits(skb, remote) && !(HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
@@ -733,6 +744,19 @@ int snif_encap(struct __sk_buff *skb)
 	if (is_unfinished(skb))
 		return cross(&room->crossing, &copy);
 	return send_wire(skb, remote, &copy);
+}
+
+/* A part of a copy that snif_encap has given its outer header. */
+static __always_inline int pass_on(struct crossing *crossing, struct remote *remote, struct copy *copy)
+{
+	copy->out = remote ? way_out(remote) : 0;
+	if (!copy->out)
+		return TC_ACT_SHOT; /* the tap counts it: not all of its parts have come */
+	if (++crossing->met < crossing->asked)
+		return forward(copy);
+	copy->frames = crossing->headed;
+	copy->bytes = crossing->bytes;
+	return sent(copy);
 }
 
 SEC("tc")
@@ -752,6 +776,8 @@ int snif_wire(struct __sk_buff *skb)
 		room->crossing.again = 0;
 		return TC_ACT_SHOT;
 	}
+	if (room->crossing.headed)
+		return pass_on(&room->crossing, remote, &copy);
 	room->crossing.met++;
 	if (!remote)
 		return drop(skb, &copy, REASON(remote));

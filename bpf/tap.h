@@ -128,21 +128,6 @@ static __always_inline bool is_icmp_error(__u8 type)
 	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-/* An ICMP error has the type in its first byte and quotes the packet from its ninth on, in both versions. */
-static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset, __u32 ipv6)
-{
-	struct ip_facts facts;
-	__u8 type;
-
-	if (bpf_skb_load_bytes(skb, offset, &type, 1))
-		return false;
-	if (ipv6 ? type == 0 || type > ICMPV6_LAST_ERROR : !is_icmp_error(type))
-		return false;
-	if (read_ip(skb, offset + 8, ipv6, &facts))
-		return false;
-	return is_our_tunnel(skb, cfg, &facts);
-}
-
 /*
  * Does this packet belong to the tunnel that the out interface is? Outgoing it carries our copies, incoming what answers
  * them. Of a fragmented one only the first fragment has a port, so the address has to do.
@@ -162,6 +147,24 @@ static __noinline bool is_carrier(struct __sk_buff *skb, struct ip_facts *facts,
 		return false;
 	key.port = bpf_ntohs(port);
 	return bpf_map_lookup_elem(&carriers, &key);
+}
+
+/*
+ * An ICMP error has the type in its first byte and quotes the packet from its ninth on, in both versions. What it quotes
+ * went the other way.
+ */
+static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset, __u32 ipv6, __u32 egress)
+{
+	struct ip_facts facts;
+	__u8 type;
+
+	if (bpf_skb_load_bytes(skb, offset, &type, 1))
+		return false;
+	if (ipv6 ? type == 0 || type > ICMPV6_LAST_ERROR : !is_icmp_error(type))
+		return false;
+	if (read_ip(skb, offset + 8, ipv6, &facts))
+		return false;
+	return is_our_tunnel(skb, cfg, &facts) || (cfg->carriers && is_carrier(skb, &facts, !egress));
 }
 
 /* Whose a packet is. */
@@ -229,7 +232,7 @@ __noinline int owner_of_ip(struct __sk_buff *skb, __u32 ipv6, __u32 egress)
 	if (!cfg || read_ip(skb, ETH_HLEN, ipv6, &facts))
 		return OTHERS;
 	if (facts.protocol == (ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
-		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6) ? OURS : OTHERS;
+		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6, egress) ? OURS : OTHERS;
 	if (cfg->carriers && is_carrier(skb, &facts, egress))
 		return OURS;
 	if (is_our_tunnel(skb, cfg, &facts))
@@ -348,14 +351,14 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 mark, __u32 f
 	if (!room)
 		return 0;
 	crossing = &room->crossing;
-	crossing->entered = crossing->asked = crossing->met = crossing->again = 0;
+	crossing->entered = crossing->asked = crossing->met = crossing->again = crossing->headed = 0;
 	skb->mark = mark;
 	if (relay)
 		bpf_clone_redirect(skb, relay, 0);
 	if (!crossing->entered)
 		count_drop(mark, frames, REASON(clone));
 	else if (crossing->asked > crossing->met)
-		count_drop(mark, crossing->asked - crossing->met, REASON(relay));
+		count_drop(mark, crossing->headed ? frames : crossing->asked - crossing->met, REASON(relay));
 	return 0;
 }
 
