@@ -188,7 +188,7 @@ impl Lab {
 }
 
 /// Packets that wait in the receive backlogs of all CPUs (the twelfth column, in hex).
-fn backlog() -> u64 {
+pub(super) fn backlog() -> u64 {
     let stat = fs::read_to_string("/proc/net/softnet_stat").expect("read the backlog's length");
     let columns = stat.lines().filter_map(|line| line.split_whitespace().nth(11));
     columns.map(|column| u64::from_str_radix(column, 16).expect("a hex number")).sum()
@@ -241,7 +241,7 @@ fn response(size: usize) -> Vec<u8> {
 }
 
 /// Bytes that do not repeat (xorshift), so that a misplaced segment cannot go unseen.
-fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
+pub(super) fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(seed);
     let words = std::iter::repeat_with(|| {
         state ^= state << 13;
