@@ -8,12 +8,12 @@ TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, and what its tests and demo need besides.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
-TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps
+TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables
 
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo test test-kernels bench check install clean
+.PHONY: help build bpf deps demo test soak test-kernels test-receivers bench check install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ demo: deps build ## the main job on real traffic, in a sandbox (needs root)
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 	$(CARGO) test --locked
 
+soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
+	$(CARGO) test --locked --test soak
+
 KERNELS ?=
 KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wireguard-tools
 
@@ -53,13 +56,22 @@ test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 n
 	@$(call install,$(KERNEL_PACKAGES))
 	tests/kernels/run $(KERNELS)
 
+RECEIVERS := suricata
+RECEIVER_PACKAGES := mmdebstrap python3
+
+test-receivers: deps ## what sensors see behind the collector, and on the wire (needs root and, once, the network)
+	@$(call install,$(RECEIVER_PACKAGES))
+	@for name in $(RECEIVERS); do tests/receivers/root $$name target/receivers/$$name || exit 1; done
+	$(CARGO) test --locked --test receivers -- --nocapture --test-threads=1
+
 ONLY ?=
 ROUNDS ?= 8
-BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3 nftables
+BASELINE ?=
+BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3
 
-bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n (needs root)
+bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n BASELINE=other-snifctl (needs root)
 	@$(call install,$(BENCH_PACKAGES))
-	$(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
+	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
 check: deps ## formatting and lints
 	$(CARGO) fmt --check

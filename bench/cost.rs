@@ -34,7 +34,7 @@ pub fn run(report: &mut Report) {
     ] {
         let mut modes = main_modes();
         if size == 1500 {
-            modes.push(fragmenting());
+            modes.extend(fragmenting());
         }
         compare(&rig, report, case, modes, &Load::new(way, size));
     }
@@ -43,18 +43,22 @@ pub fn run(report: &mut Report) {
 
 /// Neighbours in this list are measured one right after the other, which matters for what is compared.
 fn main_modes() -> Vec<Mode> {
-    vec![
+    let mut modes = vec![
         Mode::new("none", What::Nothing),
         Mode::new("floor", What::Mirred("out0")),
         Mode::snifctl("snifctl gre", &["--tunnel", "gre"]),
         Mode::new("mirred to vxlan device", What::Mirred("vxlan0")),
         Mode::snifctl("snifctl vxlan", &["--tunnel", "vxlan"]),
         Mode::new("floor-bpf", What::Program("mirror")),
-    ]
+    ];
+    modes.extend(Mode::baseline("baseline gre", &["--tunnel", "gre"]));
+    modes
 }
 
-fn fragmenting() -> Mode {
-    Mode::snifctl("snifctl gre fragment", &["--tunnel", "gre", "--oversize", "fragment"])
+fn fragmenting() -> Vec<Mode> {
+    let options = ["--tunnel", "gre", "--oversize", "fragment"];
+    let own = Mode::snifctl("snifctl gre fragment", &options);
+    [own].into_iter().chain(Mode::baseline("baseline gre fragment", &options)).collect()
 }
 
 /// Nothing is copied.
@@ -69,9 +73,9 @@ fn every_mode() -> Vec<Mode> {
     let three = "198.51.100.2,198.51.100.3,198.51.100.4";
     let peer = PEER_IP.to_string();
     let mut modes = main_modes();
+    modes.extend(fragmenting());
     modes.extend([
         Mode::new("nft dup to vxlan device", What::NftDup),
-        fragmenting(),
         gre("snifctl gre, 3 remotes", &["--remote", three]),
         gre("snifctl gre, filter of 1 host", &["--filter", "host 192.0.2.2"]),
         gre("snifctl gre, filter of 30 hosts", &["--filter", &thirty]),

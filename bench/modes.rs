@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::lab::{COLLECTOR_IP, COLLECTOR_MAC, Ns, OUT_IP, PATIENCE, PEER_IP, mac_text, poll};
-use crate::rig::{Load, Rig, Sample, succeed};
+use crate::rig::{Load, Rig, SNIFCTL, Sample, succeed};
 
 /// One way to copy, or none.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +26,11 @@ pub enum What {
     NftDup,
     /// tcpdump, and socat to the network.
     Userspace,
-    /// A session with these options.
-    Snifctl(Vec<String>),
+    /// A session with these options, by this program.
+    Snifctl {
+        program: String,
+        words: Vec<String>,
+    },
 }
 
 impl Mode {
@@ -40,15 +43,25 @@ impl Mode {
         let collector = COLLECTOR_IP.to_string();
         let remote = ["--remote", &collector];
         let remote = if options.contains(&"--remote") { &[] } else { &remote[..] };
-        let words = [&["eth0"], options, remote].concat();
-        Mode::new(name, What::Snifctl(words.into_iter().map(String::from).collect()))
+        let words = [&["eth0"], options, remote].concat().into_iter().map(String::from).collect();
+        Mode::new(name, What::Snifctl { program: SNIFCTL.into(), words })
+    }
+
+    /// The same by another build, for a comparison within one run: `BASELINE=PATH make bench`.
+    pub fn baseline(name: &'static str, options: &[&str]) -> Option<Mode> {
+        let other = std::env::var("SNIFCTL_BASELINE").ok()?;
+        let mut mode = Mode::snifctl(name, options);
+        if let What::Snifctl { program, .. } = &mut mode.what {
+            *program = other;
+        }
+        Some(mode)
     }
 
     /// Where its copies arrive.
     fn sink(&self) -> (Ns, &'static str) {
         let peer = PEER_IP.to_string();
         match &self.what {
-            What::Snifctl(words) if words.contains(&peer) => (Ns::Peer, "peer0"),
+            What::Snifctl { words, .. } if words.contains(&peer) => (Ns::Peer, "peer0"),
             _ => (Ns::Collector, "col0"),
         }
     }
@@ -64,9 +77,9 @@ impl Mode {
                 rig.lab.host(&["nft", NFT_DUP]);
             }
             What::Userspace => running.forwarder = Some(Forwarder::start(rig)),
-            What::Snifctl(words) => {
+            What::Snifctl { program, words } => {
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                rig.snifctl(&[&["up"], &words[..]].concat());
+                rig.lab.host(&[&[program.as_str(), "up"], &words[..]].concat());
             }
         }
         running
@@ -99,8 +112,8 @@ impl Running<'_> {
 
     /// How many copies it says it has made.
     fn copies(&mut self) -> Option<f64> {
-        match self.what {
-            What::Snifctl(_) => Some(self.rig.sent_copies()),
+        match &self.what {
+            What::Snifctl { program, .. } => Some(self.rig.sent_copies(program)),
             _ => self.forwarder.as_mut().map(Forwarder::end),
         }
     }
@@ -121,7 +134,7 @@ impl Running<'_> {
                 lab.host(&["ip", "link", "del", "vxlan0"]);
             }
             What::Userspace => {}
-            What::Snifctl(_) => drop(self.rig.snifctl(&["down"])),
+            What::Snifctl { program, .. } => drop(lab.host(&[&program, "down"])),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -125,12 +125,6 @@ impl Rig {
         links[0]["ifindex"].as_u64().expect("an interface's number")
     }
 
-    /// Runs snifctl in the host namespace; panics with its message unless it succeeds.
-    #[track_caller]
-    pub fn snifctl(&self, args: &[&str]) -> Output {
-        self.lab.host(&[&[SNIFCTL], args].concat())
-    }
-
     /// Sends the load and measures it; copies arrive at `sink`.
     pub fn measure(&self, load: &Load, sink: (Ns, &str)) -> Sample {
         let (received, arrived) = (self.received(load), self.lab.packets(sink.0, sink.1).0);
@@ -171,8 +165,9 @@ impl Rig {
     }
 
     /// What all remotes of the session have been sent, as snifctl counts it.
-    pub fn sent_copies(&self) -> f64 {
-        let status: Value = serde_json::from_slice(&self.snifctl(&["status", "--json"]).stdout).expect("JSON");
+    pub fn sent_copies(&self, program: &str) -> f64 {
+        let status = self.lab.host(&[program, "status", "--json"]).stdout;
+        let status: Value = serde_json::from_slice(&status).expect("JSON");
         let remotes = status["sessions"][0]["remotes"].as_array().expect("remotes");
         remotes.iter().map(|remote| remote["stat"]["pcnt"].as_f64().expect("a counter")).sum()
     }

@@ -29,20 +29,31 @@ type Target = (&'static str, [&'static str; 4], Limit);
 
 fn all() -> Vec<Target> {
     let gre = |name| ["cost", MAIN, "snifctl gre", name];
-    let tcp = |mode| ["tcp", "goodput of the watched flow", mode, "to vxlan device"];
+    let tcp = |mode, name| ["tcp", "goodput of the watched flow", mode, name];
     let command = |mode| ["commands", "wall time", mode, "ms"];
     vec![
-        ("64 B ingress, GRE: added time to floor's, first step", gre("to floor"), AtMost(1.5)),
-        ("64 B ingress, GRE: added time to floor's", gre("to floor"), AtMost(1.35)),
-        ("64 B ingress, GRE: added time to mirred to a vxlan device's", gre("to vxlan device"), AtMost(0.5)),
+        ("64 B ingress, GRE: added time to mirred to a vxlan device's", gre("to vxlan device"), AtMost(0.6)),
         (
             "filter that rejects, less an empty program, ns",
             ["cost", IDLE, "snifctl gre, filter rejects", "over empty ns"],
             AtMost(60.0),
         ),
         ("copies a frame, below saturation", ["cost", SLOW, "snifctl gre", "copies/frame"], Exactly(1.0)),
-        ("TCP goodput, segment, to mirred to a vxlan device's", tcp("snifctl gre segment"), AtLeast(2.6)),
-        ("TCP goodput, fragment, to mirred to a vxlan device's", tcp("snifctl gre fragment"), AtLeast(1.0)),
+        (
+            "TCP goodput, segment, to mirred to a vxlan device's",
+            tcp("snifctl gre segment", "to vxlan device"),
+            AtLeast(2.1),
+        ),
+        (
+            "TCP goodput, fragment, to mirred to a vxlan device's",
+            tcp("snifctl gre fragment", "to vxlan device"),
+            AtLeast(0.95),
+        ),
+        (
+            "TCP retransmissions, fragment, to mirred to a vxlan device's",
+            tcp("snifctl gre fragment", "again to vxlan device"),
+            AtMost(1.0),
+        ),
         ("up, cold, ms", command("up, cold"), AtMost(450.0)),
         ("up, warm, ms", command("up, warm"), AtMost(120.0)),
         ("map dump, ms", command("map dump"), AtMost(30.0)),

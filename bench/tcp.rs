@@ -15,14 +15,19 @@ const SECONDS: &str = "3";
 const VXLAN: &str = "mirred to vxlan device";
 
 fn modes() -> Vec<Mode> {
-    vec![
+    let (segment, fragment) =
+        (["--tunnel", "gre", "--oversize", "segment"], ["--tunnel", "gre", "--oversize", "fragment"]);
+    let mut modes = vec![
         Mode::new("none", What::Nothing),
         Mode::new("mirred", What::Mirred("out0")),
         Mode::new(VXLAN, What::Mirred("vxlan0")),
-        Mode::snifctl("snifctl gre segment", &["--tunnel", "gre", "--oversize", "segment"]),
-        Mode::snifctl("snifctl gre fragment", &["--tunnel", "gre", "--oversize", "fragment"]),
+        Mode::snifctl("snifctl gre segment", &segment),
+        Mode::snifctl("snifctl gre fragment", &fragment),
         Mode::snifctl("snifctl vxlan", &["--tunnel", "vxlan"]),
-    ]
+    ];
+    modes.extend(Mode::baseline("baseline gre segment", &segment));
+    modes.extend(Mode::baseline("baseline gre fragment", &fragment));
+    modes
 }
 
 /// From the host to the peer, both directions copied, over an out link whose MTU is too small for whole copies.
@@ -30,11 +35,14 @@ pub fn goodput(report: &mut Report) {
     let rig = Rig::new(false);
     let mut server = serve(&rig);
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut again: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let (names, mut modes): (Vec<&str>, Vec<Mode>) = modes().into_iter().map(|mode| (mode.name, mode)).unzip();
     for _ in 0..fewer(report.rounds) {
         for mode in &modes {
             let running = mode.start(&rig);
-            rates.entry(mode.name).or_default().push(transfer(&rig));
+            let (rate, retransmits) = transfer(&rig);
+            rates.entry(mode.name).or_default().push(rate);
+            again.entry(mode.name).or_default().push(retransmits);
             running.stop();
         }
         modes.rotate_left(1);
@@ -44,12 +52,18 @@ pub fn goodput(report: &mut Report) {
     let ratio = |name: &str, to: &str| -> Vec<f64> {
         rates[name].iter().zip(&rates[to]).map(|(own, other)| own / other).collect()
     };
+    // One more of each, as there may be none.
+    let more_often = |name: &str| -> Vec<f64> {
+        again[name].iter().zip(&again[VXLAN]).map(|(own, other)| (own + 1.0) / (other + 1.0)).collect()
+    };
     let begin = report.rows.len();
     report.rows.extend(names.iter().map(|name| {
         Row::new("tcp", "goodput of the watched flow", name)
             .with("Gbit/s", rates[name].iter().map(|rate| rate / 1e9))
             .with("to none", ratio(name, "none"))
             .with("to vxlan device", ratio(name, VXLAN))
+            .with("retransmitted", again[name].iter().copied())
+            .with("again to vxlan device", more_often(name))
     }));
     report.print_from(begin);
 }
@@ -70,18 +84,20 @@ fn serve(rig: &Rig) -> Child {
     server
 }
 
-/// Bits a second that the receiver has got.
-fn transfer(rig: &Rig) -> f64 {
+/// Bits a second that the receiver has got, and segments that the sender has sent again: on a veth, whose receive queues are
+/// one a CPU, two that swap places.
+fn transfer(rig: &Rig) -> (f64, f64) {
     let out = rig.lab.host(&["iperf3", "--client", &PEER_IP.to_string(), "--time", SECONDS, "--json"]);
     let report: Value = serde_json::from_slice(&out.stdout).expect("JSON of iperf3");
-    report["end"]["sum_received"]["bits_per_second"].as_f64().expect("a rate")
+    let figure = |sum: &str, name: &str| report["end"][sum][name].as_f64().expect("a figure of iperf3");
+    (figure("sum_received", "bits_per_second"), figure("sum_sent", "retransmits"))
 }
 
 /// Round-trip times with nothing else to do.
 pub fn latency(report: &mut Report) {
     let rig = Rig::new(false);
     let mut modes = modes();
-    modes.retain(|mode| ["none", "mirred", "snifctl gre segment", "snifctl vxlan"].contains(&mode.name));
+    modes.retain(|mode| mode.name != "snifctl vxlan");
     let names: Vec<&str> = modes.iter().map(|mode| mode.name).collect();
     let mut times: BTreeMap<&str, Vec<Vec<f64>>> = BTreeMap::new();
     for _ in 0..fewer(report.rounds) {
@@ -93,12 +109,18 @@ pub fn latency(report: &mut Report) {
         modes.rotate_left(1);
     }
     let begin = report.rows.len();
+    // What a watched packet waits while it is copied, on both its ways.
+    let added = |name: &str| {
+        let pairs = times[name].iter().zip(&times["none"]);
+        pairs.map(|(own, none)| quantile(own, 0.5) - quantile(none, 0.5)).collect::<Vec<_>>()
+    };
     report.rows.extend(names.iter().map(|name| {
         let at = |share| times[name].iter().map(move |times| quantile(times, share));
         Row::new("latency", "round trip of the watched flow", name)
             .with("50% us", at(0.5))
             .with("90% us", at(0.9))
             .with("99% us", at(0.99))
+            .with("added us", added(name))
     }));
     report.print_from(begin);
 }

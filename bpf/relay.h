@@ -392,9 +392,9 @@ static __always_inline int cross_headed(struct crossing *crossing, struct copy *
 }
 
 /*
- * A super-packet that the stack or the NIC cuts behind us, or the relay's bridge where nothing behind us would. With FIXED_GSO the segments are those of the wire. Without,
- * each gives up as many bytes as the headers add, so that it fits. Answers -1, with the packet as it was, where that
- * cannot be done: then the relay makes wire frames of it.
+ * A super-packet that the stack or the NIC cuts behind us, or the relay's bridge where nothing behind us would. With
+ * FIXED_GSO the segments are those of the wire. Without, each gives up as many bytes as the headers add, so that it fits.
+ * Answers -1, with the packet as it was, where that cannot be done: then the relay makes wire frames of it.
  */
 static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
@@ -432,50 +432,6 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	    bpf_skb_store_bytes(skb, remote->outer_len + 2 * ETH_ALEN + tag, &ethertype, 2, 0))
 		return drop(skb, copy, REASON(resize));
 	return remote->flags & REMOTE_FINISH ? cross_headed(&parts->crossing, copy, packets) : sent(copy);
-}
-
-/* Shorter than any frame with a checksum left to finish: Ethernet, IPv4, UDP. */
-#define SHORTEST_UNFINISHED (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
-
-/* Send a copy on into the bridge: on its way there the kernel cuts it into wire frames and finishes them. */
-static __always_inline int cross(struct crossing *crossing, struct copy *copy)
-{
-	crossing->asked += copy->frames;
-	return TC_ACT_OK;
-}
-
-SEC("tc")
-int snif_encap(struct __sk_buff *skb)
-{
-	struct config *cfg = session();
-	struct scratch *room = workspace();
-	struct remote *remote;
-	struct copy copy;
-	int verdict;
-
-	if (!cfg || !room || !is_copy(skb->mark))
-		return TC_ACT_SHOT; /* the relay carries copies only */
-	if (room->crossing.again)
-		return TC_ACT_OK;
-	room->crossing.entered = 1;
-	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
-	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
-	if (!remote)
-		return drop(skb, &copy, REASON(remote));
-	if (remote->flags & REMOTE_UNRESOLVED)
-		return drop(skb, &copy, REASON(unresolved));
-	copy.out = way_out(remote);
-	if (!copy.out)
-		return drop(skb, &copy, REASON(gone));
-	if (skb->gso_size) {
-		verdict = send_super(skb, remote, &copy);
-		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
-	}
-	if (remote->flags & REMOTE_FINISH && skb->len >= SHORTEST_UNFINISHED)
-		return cross(&room->crossing, &copy);
-	if (!fits(skb, remote) || (HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
-		return cross(&room->crossing, &copy);
-	return send_frame(skb, remote, &copy);
 }
 
 /* ---- frames that do not fit ---- */
@@ -713,9 +669,31 @@ static __always_inline __u32 wanted(struct __sk_buff *skb, struct remote *remote
 	return length;
 }
 
+/* A whole frame of the wire, finished: what is wanted of it, in one packet or in fragments. */
+static __noinline int send_wire(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
+{
+	struct config *cfg = copy->cfg;
+	__u32 length = wanted(skb, remote, cfg);
+
+	if (HAS_CUT && length < wire_bytes(skb, 0)) {
+		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
+		if (cut(skb, length - tag_bytes(skb)))
+			return drop(skb, copy, REASON(resize));
+		copy->truncated = 1;
+		copy->bytes = length;
+	}
+	if (fits(skb, remote))
+		return send_frame(skb, remote, copy);
+	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
+		return drop(skb, copy, REASON(oversize));
+	return fragment(skb, remote, copy);
+}
+
+/* ---- the programs ---- */
+
 /*
- * Is a checksum still to be finished? Frames that were cut out of a super-packet of the frag-list kind are left so. There
- * is no field that tells, but the helpers do: none can be said to be verified, unless the device has summed it all up.
+ * Is a checksum still to be finished? No field tells, but the helpers do: such a frame cannot be said to be verified, and
+ * its device has not summed it all up either.
  */
 static __always_inline bool is_unfinished(struct __sk_buff *skb)
 {
@@ -725,6 +703,47 @@ static __always_inline bool is_unfinished(struct __sk_buff *skb)
 	unfinished = bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0;
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_RESET);
 	return unfinished && bpf_csum_update(skb, 0) == -ENOTSUPP;
+}
+
+/* Send a copy on into the bridge: on its way there the kernel cuts it into wire frames and finishes them. */
+static __always_inline int cross(struct crossing *crossing, struct copy *copy)
+{
+	crossing->asked += copy->frames;
+	return TC_ACT_OK;
+}
+
+SEC("tc")
+int snif_encap(struct __sk_buff *skb)
+{
+	struct config *cfg = session();
+	struct scratch *room = workspace();
+	struct remote *remote;
+	struct copy copy;
+	int verdict;
+
+	if (!cfg || !room || !is_copy(skb->mark))
+		return TC_ACT_SHOT; /* the relay carries copies only */
+	if (room->crossing.again)
+		return TC_ACT_OK;
+	room->crossing.entered = 1;
+	copy = describe(skb, cfg, skb->cb[CB_SEGS], skb->cb[CB_HEADERS]);
+	remote = bpf_map_lookup_elem(&remotes, &copy.remote);
+	if (!remote)
+		return drop(skb, &copy, REASON(remote));
+	if (remote->flags & REMOTE_UNRESOLVED)
+		return drop(skb, &copy, REASON(unresolved));
+	copy.out = way_out(remote);
+	if (!copy.out)
+		return drop(skb, &copy, REASON(gone));
+	if (skb->gso_size) {
+		verdict = send_super(skb, remote, &copy);
+		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
+	}
+	if (!(remote->flags & REMOTE_FINISH) && fits(skb, remote) && !(HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
+		return send_frame(skb, remote, &copy);
+	if (is_unfinished(skb))
+		return cross(&room->crossing, &copy);
+	return send_wire(skb, remote, &copy);
 }
 
 /* A part of a copy that snif_encap has given its outer header. */
@@ -747,10 +766,11 @@ int snif_wire(struct __sk_buff *skb)
 	struct copy copy = describe(skb, cfg, 1, 0);
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &copy.remote);
 	struct scratch *room = workspace();
-	__u32 length;
 
-	if (!cfg || !room || !is_copy(skb->mark))
+	/* What was not sent on into the bridge is not counted there: where snif_encap is gone it is lost, as `clone`. */
+	if (!cfg || !room || !is_copy(skb->mark) || !room->crossing.asked)
 		return TC_ACT_SHOT;
+	/* Frames that were cut out of a super-packet of the frag-list kind are left unfinished. */
 	if (!room->crossing.again && is_unfinished(skb)) {
 		room->crossing.again = 1;
 		bpf_clone_redirect(skb, device(DEVICE_RELAY), 0);
@@ -765,19 +785,7 @@ int snif_wire(struct __sk_buff *skb)
 	copy.out = way_out(remote);
 	if (!copy.out)
 		return drop(skb, &copy, REASON(gone));
-	length = wanted(skb, remote, cfg);
-	if (HAS_CUT && length < wire_bytes(skb, 0)) {
-		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
-		if (cut(skb, length - tag_bytes(skb)))
-			return drop(skb, &copy, REASON(resize));
-		copy.truncated = 1;
-		copy.bytes = length;
-	}
-	if (fits(skb, remote))
-		return send_frame(skb, remote, &copy);
-	if (remote->flags & REMOTE_DF || (cfg->oversize == DROP && need(skb, remote) > remote->mtu))
-		return drop(skb, &copy, REASON(oversize));
-	return fragment(skb, remote, &copy);
+	return send_wire(skb, remote, &copy);
 }
 
 /* ---- out interfaces without Ethernet ---- */

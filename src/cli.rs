@@ -18,7 +18,7 @@ use crate::plan::{self, OuterOptions, Oversize, Request, Spread, Tunnel, TunnelO
 use crate::session::{self, Outcome};
 use crate::state::{self, Home, MAPS};
 use crate::status::{Session, Status};
-use crate::teardown::{self, Target};
+use crate::teardown::{self, Clsact, Target};
 use crate::{bpftool, capture, demo, filter, remotes, report, status, swap, taps};
 
 /// Copy every packet of a Linux interface into a tunnel, with eBPF: exact, counted, the watched traffic untouched
@@ -58,6 +58,7 @@ enum Command {
           sudo snifctl down
           sudo snifctl down --name both
           sudo snifctl down --all
+          sudo snifctl down --keep-clsact
     "})]
     Down {
         /// Session to take down [default: default]
@@ -66,6 +67,9 @@ enum Command {
         /// Take down every session of this network namespace
         #[arg(long)]
         all: bool,
+        /// Leave the interfaces' clsact qdiscs in place, as removing one drops what stands in the queue
+        #[arg(long)]
+        keep_clsact: bool,
     },
     /// Show what is watched, where copies go, and what became of them
     #[command(after_help = indoc! {"
@@ -223,6 +227,9 @@ struct UpArgs {
     /// Set don't-fragment in the outer header; then what does not fit is dropped, cut by --oversize truncate
     #[arg(long)]
     df: bool,
+    /// Leave the interfaces' clsact qdiscs in place for good, as removing one drops what stands in the queue
+    #[arg(long)]
+    keep_clsact: bool,
     /// Print the commands that would run and the outer header, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -297,6 +304,9 @@ enum TapCommand {
         direction: Watch,
         #[arg(long)]
         name: Option<String>,
+        /// Leave the interface's clsact qdisc in place for good
+        #[arg(long)]
+        keep_clsact: bool,
     },
     /// Watch an interface, or one direction of it, no more
     #[command(
@@ -310,6 +320,9 @@ enum TapCommand {
         direction: Watch,
         #[arg(long)]
         name: Option<String>,
+        /// Leave the interface's clsact qdisc in place
+        #[arg(long)]
+        keep_clsact: bool,
     },
 }
 
@@ -397,7 +410,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let shell = Shell { dry_run: false, verbose: cli.verbose };
     match cli.command {
         Command::Up(args) => up(shell, args),
-        Command::Down { name, all } => down(&shell, name, all),
+        Command::Down { name, all, keep_clsact } => down(&shell, name, all, keep_clsact),
         Command::Status { name, json } => show_status(&shell, name.as_deref(), json),
         Command::Filter(FilterCommand::Show { code, name }) => filter_show(&shell, code, name.as_deref()),
         Command::Filter(FilterCommand::Set { expression, name }) => {
@@ -408,11 +421,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             filter_test(&shell, &expression.join(" "), &read, name.as_deref(), json)
         }
         Command::Tap(TapCommand::List { name, json }) => tap_list(&shell, name.as_deref(), json),
-        Command::Tap(TapCommand::Add { interface, direction, name }) => {
-            warn(taps::add(&shell, &interface, direction, name.as_deref())?)
+        Command::Tap(TapCommand::Add { interface, direction, name, keep_clsact }) => {
+            warn(taps::add(&shell, &interface, direction, name.as_deref(), keep_clsact)?)
         }
-        Command::Tap(TapCommand::Remove { interface, direction, name }) => {
-            taps::remove(&shell, &interface, direction, name.as_deref()).map(|()| ExitCode::SUCCESS)
+        Command::Tap(TapCommand::Remove { interface, direction, name, keep_clsact }) => {
+            let clsact = clsact(keep_clsact);
+            taps::remove(&shell, &interface, direction, name.as_deref(), &clsact).map(|()| ExitCode::SUCCESS)
         }
         Command::Remote(RemoteCommand::List { name, json }) => remote_list(&shell, name.as_deref(), json),
         Command::Remote(RemoteCommand::Add { address, name }) => warn(remotes::add(&shell, &address, name.as_deref())?),
@@ -433,7 +447,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
-    let (dry_run, json) = (args.dry_run, args.json);
+    let (dry_run, json, keep) = (args.dry_run, args.json, args.keep_clsact);
     let shell = Shell { dry_run, ..shell };
     let plan = plan::plan(Request {
         name: args.name,
@@ -459,7 +473,7 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
         oversize: args.oversize,
         outer: OuterOptions { ttl: args.ttl, tos: args.tos, df: args.df },
     })?;
-    let (outcome, warnings) = session::up(&shell, &plan)?;
+    let (outcome, warnings) = session::up(&shell, &plan, keep)?;
     warn(warnings)?;
     let name = &plan.name;
     let session = match outcome {
@@ -508,11 +522,15 @@ fn print_json(value: &Value) -> Result<()> {
     Ok(())
 }
 
-fn down(shell: &Shell, name: Option<String>, all: bool) -> Result<ExitCode> {
+fn clsact(keep: bool) -> Clsact<'static> {
+    if keep { Clsact::Leave } else { Clsact::Remove }
+}
+
+fn down(shell: &Shell, name: Option<String>, all: bool, keep_clsact: bool) -> Result<ExitCode> {
     let name = name.unwrap_or_else(|| "default".into());
     plan::ensure_name(&name)?;
     let target = if all { Target::All } else { Target::One(&name) };
-    if !teardown::down(shell, &target)? {
+    if !teardown::down(shell, &target, &clsact(keep_clsact))? {
         let what = if all { "no session is up".into() } else { format!("session {name} is not up") };
         eprintln!("snifctl: {what}; nothing to do");
     }

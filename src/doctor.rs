@@ -10,10 +10,12 @@ use serde::Serialize;
 use crate::abi::Direction;
 use crate::bpftool::{self, Attachment};
 use crate::exec::{self, Cmd, Shell};
+use crate::firewall;
 use crate::ip::{self, Link};
 use crate::kernel::{self, version};
 use crate::plan;
-use crate::state;
+use crate::state::{self, Home};
+use crate::status;
 use crate::tc::{self, Filter, Hooks};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -177,6 +179,7 @@ pub fn checks(shell: &Shell, interface: Option<&str>, remote: Option<&str>) -> R
         return Ok(checks);
     }
     let links = ip::links(shell)?;
+    checks.extend(check_relays(shell, &links)?);
     if let Some(name) = interface {
         checks.extend(check_interface(shell, name, &links)?);
     }
@@ -219,6 +222,41 @@ fn check_privileges() -> Check {
     }
     let line: Vec<String> = std::env::args().skip(1).map(|arg| exec::quote(&arg)).collect();
     fail("privileges", "not root: programs cannot be loaded or attached", format!("sudo snifctl {}", line.join(" ")))
+}
+
+/// The relay of each session of this namespace, and what the bridge family's rules do to copies that cross it.
+fn check_relays(shell: &Shell, links: &[Link]) -> Result<Vec<Check>> {
+    let home = Home::here()?;
+    if !state::is_root() || exec::find("bpftool").is_none() {
+        return Ok(Vec::new());
+    }
+    let _lock = home.lock_to_read()?;
+    let sessions = home.sessions();
+    let mut checks: Vec<Check> = sessions.iter().flat_map(|name| check_relay(shell, &home, name, links)).collect();
+    let mut owners: Vec<&str> = links.iter().filter_map(|link| link.ifalias.strip_prefix(state::ALIAS)).collect();
+    owners.dedup();
+    for owner in owners.iter().filter(|owner| !sessions.iter().any(|name| name == *owner)) {
+        let detail = format!("a relay of session {owner} is left, whose programs are not pinned");
+        checks.push(warn("relay", detail, format!("snifctl down --name {owner}")));
+    }
+    if !sessions.is_empty() {
+        let obstacles = firewall::obstacles(shell);
+        let detail = |found| format!("{found} can drop copies that cross the relay");
+        checks.extend(obstacles.iter().map(|found| warn("bridge", detail(found), found.fix())));
+    }
+    Ok(checks)
+}
+
+fn check_relay(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Vec<Check> {
+    let fix = format!("snifctl up, as when session {name} was started");
+    match status::session(shell, home, name, links) {
+        Ok(session) if session.faults.is_empty() => vec![ok("relay", format!("of session {name}: in order"))],
+        Ok(session) => {
+            let detail = |fault| format!("of session {name}: {fault}: copies are lost or not exact");
+            session.faults.iter().map(|fault| warn("relay", detail(fault), fix.clone())).collect()
+        }
+        Err(err) => vec![warn("relay", format!("of session {name}: {err:#}"), format!("snifctl down --name {name}"))],
+    }
 }
 
 fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Check>> {

@@ -4,10 +4,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
-use crate::abi::{Config, Direction};
-use crate::exec::{Cmd, Failed, Shell};
+use crate::abi::{Config, Direction, device};
+use crate::bpftool;
+use crate::exec::{Cmd, Shell};
 use crate::ip::{self, Link};
 use crate::state::{ALIAS, handle};
 use crate::tc;
@@ -75,17 +76,17 @@ pub fn make(shell: &Shell, relay: &str, config: &Config, session: &str) -> Resul
     }
     ip::batch(shell, &lines)?;
     let off = OFFLOADS.iter().flat_map(|(flag, _)| [*flag, "off"]);
-    match shell.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off))) {
-        // Its exit code proves nothing.
-        Err(err) if !err.is::<Failed>() => return Err(err),
-        _ => {}
-    }
+    let said = shell.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off)));
     if shell.dry_run {
+        return said.map(drop);
+    }
+    // What it says of itself proves nothing: it also fails where there was nothing to turn off.
+    let left = offloads(shell, bridge)?;
+    if left.is_empty() {
         return Ok(());
     }
-    let left = offloads(shell, bridge)?;
-    ensure!(left.is_empty(), "ethtool cannot turn off {} of {bridge}; try: snifctl doctor", left.join(", "));
-    Ok(())
+    said?;
+    bail!("ethtool cannot turn off {} of {bridge}; try: snifctl doctor", left.join(", "))
 }
 
 /// The offloads that are on and must not be.
@@ -106,6 +107,12 @@ pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result
     tc::batch(shell, &hooks)?;
     let up: Vec<String> = all.iter().rev().map(|device| format!("link set dev {device} up")).collect();
     ip::batch(shell, &up)
+}
+
+/// The batch lines after which copies go through this relay.
+pub fn updates(maps: &Path, config: &Config) -> [String; 2] {
+    [(device::RELAY, config.relay), (device::PEER, config.peer)]
+        .map(|(key, ifindex)| bpftool::update(&maps.join("devices"), &key.to_ne_bytes(), &ifindex.to_ne_bytes()))
 }
 
 /// What is wrong with a relay: each a half sentence. `attached` tells whether one of the session's programs is at an

@@ -90,6 +90,9 @@ fn session(session: &Session) -> String {
     session.faults.iter().for_each(|fault| {
         let _ = writeln!(text, "  relay: {fault}; put it right with: snifctl up, as before");
     });
+    session.obstacles.iter().for_each(|obstacle| {
+        let _ = writeln!(text, "  relay: {obstacle} can drop copies; let them pass with:\n    {}", obstacle.fix());
+    });
     text
 }
 

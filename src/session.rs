@@ -15,14 +15,15 @@ use anyhow::{Result, ensure};
 use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::clang::{Compiling, Source};
 use crate::exec::Shell;
+use crate::firewall::{self, Obstacle};
 use crate::ip::{self, Link};
 use crate::plan::{Carrier, Plan, Rate, Spread, Watch, spelled};
 use crate::route::{self, Resolved};
 use crate::state::{self, Home, Lock, handle};
 use crate::status::{self, Broken, Memory, Session};
 use crate::tc::{self, Hooks};
-use crate::teardown::{Target, holds_tap, is_left, teardown};
-use crate::{bpftool, doctor, filter, header, outs, relay, remotes};
+use crate::teardown::{Clsact, Target, holds_tap, is_left, teardown};
+use crate::{bpftool, doctor, filter, header, mend, outs, relay, remotes};
 
 /// How `up` ended. The session is `None` where it is up but its status could not be read.
 pub enum Outcome {
@@ -44,8 +45,8 @@ impl Outcome {
     }
 }
 
-/// Makes the session, or finds it made. Returns what the user should know besides.
-pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
+/// Makes the session, or finds it made. `keep`: clsact qdiscs stay for good. Returns what the user should know besides.
+pub fn up(shell: &Shell, plan: &Plan, keep: bool) -> Result<(Outcome, Vec<String>)> {
     if !shell.dry_run {
         state::ensure_root()?;
     }
@@ -56,15 +57,24 @@ pub fn up(shell: &Shell, plan: &Plan) -> Result<(Outcome, Vec<String>)> {
     if shell.dry_run {
         let words: Vec<&str> = plan.filter.iter().flat_map(|filter| ["--filter", filter]).collect();
         let object = compiling.object(shell, &words)?;
-        return Ok((show(shell, plan, &resolved, &home, &object)?, resolved.warnings));
+        let (outcome, queues) = show(shell, plan, &resolved, &home, &object, keep)?;
+        return Ok((outcome, [resolved.warnings, queues].concat()));
     }
     let _lock = home.lock_to_write(shell)?;
-    let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, compiling, links));
+    let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, compiling, links, keep));
+    let outcome = outcome.and_then(|outcome| give_up_clsact(shell, &home, &resolved, keep).map(|()| outcome));
     home.remove_if_empty();
-    let outcome = outcome?;
-    let mut warnings = resolved.warnings;
+    let (outcome, queues) = outcome?;
+    let mut warnings = [resolved.warnings, queues].concat();
     warnings.extend(outcome.session().and_then(tcx_warning));
+    warnings.extend(firewall::obstacles(shell).iter().map(Obstacle::warning));
     Ok((outcome, warnings))
+}
+
+/// With `keep`, the clsact qdiscs of the watched interfaces are not ours any more.
+fn give_up_clsact(shell: &Shell, home: &Home, resolved: &Resolved, keep: bool) -> Result<()> {
+    let watched = resolved.watched.iter().filter(|_| keep);
+    watched.map(|link| link.ifindex).try_for_each(|ifindex| home.forget_clsact(shell, ifindex))
 }
 
 fn tcx_warning(session: &Session) -> Option<String> {
@@ -87,17 +97,29 @@ pub fn compiled_filter(shell: &Shell, what: &str, expression: Option<&str>) -> R
     expression.map(|expression| filter::compile(shell, what, expression)).transpose()
 }
 
-fn show(shell: &Shell, plan: &Plan, resolved: &Resolved, home: &Home, object: &Path) -> Result<Outcome> {
+fn show(
+    shell: &Shell,
+    plan: &Plan,
+    resolved: &Resolved,
+    home: &Home,
+    object: &Path,
+    keep: bool,
+) -> Result<(Outcome, Vec<String>)> {
     let links = ip::links(shell)?;
-    if let Some(session) = existing(shell, plan, home, &links)? {
-        return Ok(Outcome::Same(Some(session)));
+    if let Some(session) = existing(shell, plan, home, &links)?
+        && session.is_complete()
+    {
+        return Ok((Outcome::Same(Some(session)), Vec::new()));
     }
     home.create(shell)?;
-    Making::new(shell, plan, resolved, home, &links)?.make(shell, || Ok(object.to_path_buf()))?;
+    let making = Making::new(shell, plan, resolved, home, &links)?;
+    making.make(shell, || Ok(object.to_path_buf()))?;
+    give_up_clsact(shell, home, resolved, keep)?;
     let headers = resolved.remotes.iter().map(|route| (route.outer.remote, header::remote(&route.outer)));
-    Ok(Outcome::Shown(headers.collect()))
+    Ok((Outcome::Shown(headers.collect()), making.queues(keep)))
 }
 
+/// Also says in which watched interfaces' queues packets stood when their clsact qdisc had to be added.
 fn up_locked(
     shell: &Shell,
     plan: &Plan,
@@ -105,35 +127,61 @@ fn up_locked(
     home: &Home,
     compiling: Compiling,
     mut links: Vec<Link>,
-) -> Result<Outcome> {
+    keep: bool,
+) -> Result<(Outcome, Vec<String>)> {
     let status = || ip::links(shell).and_then(|links| status::session(shell, home, &plan.name, &links)).ok();
     if let Some(session) = existing(shell, plan, home, &links)? {
-        return Ok(match refresh(shell, home, &session, resolved)? {
-            true => Outcome::Refreshed(status()),
-            false => Outcome::Same(Some(session)),
-        });
+        if session.is_complete() {
+            return Ok((refreshed(shell, home, session, resolved, status)?, Vec::new()));
+        }
+        if let Some(queues) = mend::mend(shell, home, &session, resolved, keep)? {
+            refresh(shell, home, &status::session(shell, home, &plan.name, &ip::links(shell)?)?, resolved)?;
+            return Ok((Outcome::Made(status()), queues));
+        }
+        eprintln!("snifctl: session {} had lost a part; making it anew", plan.name);
     }
     let target = Target::One(&plan.name);
-    if is_left(home, &target, &links) && teardown(shell, home, &target, &links)? {
+    let held: Vec<u32> = resolved.watched.iter().map(|link| link.ifindex).collect();
+    if is_left(home, &target, &links) && teardown(shell, home, &target, &Clsact::Hold(&held), &links)? {
         links = ip::links(shell)?;
     }
     let mut making = Making::new(shell, plan, resolved, home, &links);
     if making.as_ref().is_ok_and(|making| making.hooks.iter().any(|hooks| holds_tap(hooks, &plan.name))) {
-        teardown(shell, home, &target, &links)?;
+        teardown(shell, home, &target, &Clsact::Hold(&held), &links)?;
         making = Making::new(shell, plan, resolved, home, &links);
     }
-    if let Err(err) = making.and_then(|making| making.make(shell, || compiling.object(shell, &[]))) {
-        if let Err(undo) = ip::links(shell).and_then(|links| teardown(shell, home, &target, &links)) {
-            return Err(
-                err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))
-            );
+    let made = making.and_then(|making| {
+        making.make(shell, || compiling.object(shell, &[]))?;
+        Ok(making.queues(keep))
+    });
+    match made {
+        Ok(queues) => Ok((Outcome::Made(status()), queues)),
+        Err(err) => {
+            let undone = ip::links(shell).and_then(|links| teardown(shell, home, &target, &Clsact::Remove, &links));
+            Err(match undone {
+                Ok(_) => err,
+                Err(undo) => {
+                    err.context(format!("cleaning up failed too ({undo:#}); try: snifctl down --name {}", plan.name))
+                }
+            })
         }
-        return Err(err);
     }
-    Ok(Outcome::Made(status()))
 }
 
-/// The session of that name, if it is whole and was asked for in the same words.
+fn refreshed(
+    shell: &Shell,
+    home: &Home,
+    session: Session,
+    resolved: &Resolved,
+    status: impl Fn() -> Option<Session>,
+) -> Result<Outcome> {
+    Ok(match refresh(shell, home, &session, resolved)? {
+        true => Outcome::Refreshed(status()),
+        false => Outcome::Same(Some(session)),
+    })
+}
+
+/// The session of that name, if all its pins are there and it was asked for in the same words.
 fn existing(shell: &Shell, plan: &Plan, home: &Home, links: &[Link]) -> Result<Option<Session>> {
     if !home.session(&plan.name).is_dir() {
         return Ok(None);
@@ -152,10 +200,6 @@ fn existing(shell: &Shell, plan: &Plan, home: &Home, links: &[Link]) -> Result<O
         plan.name,
         words(&session.memory.plan)
     );
-    if !session.is_complete() {
-        eprintln!("snifctl: session {} had lost a part; making it anew", plan.name);
-        return Ok(None);
-    }
     Ok(Some(session))
 }
 
@@ -270,9 +314,7 @@ impl<'a> Making<'a> {
 
     fn map_updates(&self, shell: &Shell, maps: &Path) -> Result<Vec<String>> {
         let mut lines = self.memory.updates(maps, &self.config)?;
-        for (key, ifindex) in [(abi::device::RELAY, self.config.relay), (abi::device::PEER, self.config.peer)] {
-            lines.push(bpftool::update(&maps.join("devices"), &key.to_ne_bytes(), &ifindex.to_ne_bytes()));
-        }
+        lines.extend(relay::updates(maps, &self.config));
         lines.extend(implied(shell, maps, self.resolved, &[])?);
         for (slot, route) in (0..).zip(&self.resolved.remotes) {
             lines.extend(remotes::updates(maps, slot, &route.outer, None));
@@ -291,6 +333,12 @@ impl<'a> Making<'a> {
         let session = self.home.session(&self.plan.name);
         let shown = format!("mv -T {}", building.display());
         shell.act(&shown, &session, |session| fs::rename(building, session))
+    }
+
+    /// What `up` says of the watched interfaces' queues.
+    fn queues(&self, keep: bool) -> Vec<String> {
+        let watched = self.resolved.watched.iter().zip(&self.hooks);
+        watched.filter_map(|(link, hooks)| queue_warning(link, hooks, keep)).collect()
     }
 
     fn attach(&self, shell: &Shell) -> Result<()> {
@@ -345,6 +393,20 @@ pub fn attach(
         lines.push(tc::add_filter(&link.ifname, *direction, pref, handle(session), &pin.to_string_lossy()));
     }
     Ok(lines)
+}
+
+/// What adding a clsact qdisc has cost, where none was there and packets stood in the interface's queue.
+pub fn queue_warning(link: &Link, hooks: &Hooks, keep: bool) -> Option<String> {
+    let (name, standing) = (&link.ifname, tc::standing(hooks));
+    if hooks.has_qdisc("clsact") || standing == 0 {
+        return None;
+    }
+    let help = "; --keep-clsact leaves that qdisc in place, so that no later `down` and `up` does this again";
+    Some(format!(
+        "{standing} packets stood in the queue of {name} when its clsact qdisc was added: the kernel then restarts the \
+         queue and drops them{}",
+        if keep { "" } else { help }
+    ))
 }
 
 /// The interfaces of the request by their ifindex: names can change.

@@ -104,6 +104,15 @@ impl Home {
         self.dir.join(CLSACT).join(ifindex.to_string())
     }
 
+    /// From now on the clsact qdisc of this interface is not ours, if it was.
+    pub fn forget_clsact(&self, shell: &Shell, ifindex: u32) -> Result<()> {
+        let mark = self.clsact_mark(ifindex);
+        if !shell.dry_run && !mark.exists() {
+            return Ok(());
+        }
+        shell.act("rm -rf", &mark, |dir| fs::remove_dir(dir))
+    }
+
     /// The ifindexes whose clsact qdisc we have added.
     pub fn clsact_marks(&self) -> Vec<u32> {
         entries(&self.dir.join(CLSACT)).iter().filter_map(|name| name.parse().ok()).collect()

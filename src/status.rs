@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
 use crate::bpftool::{self, Attachment, Row};
 use crate::exec::{Failed, Shell};
+use crate::firewall::{self, Obstacle};
 use crate::header::{self, Outer};
 use crate::ip::{self, Link};
 use crate::plan::{Oversize, Plan, Spread, Tunnel, Watched};
@@ -106,6 +107,9 @@ pub struct Session {
     pub config: Config,
     #[serde(skip)]
     pub outs: Vec<(u32, Out)>,
+    /// Chains of the bridge family that can have dropped copies; looked for only where some were lost in the relay.
+    #[serde(skip)]
+    pub obstacles: Vec<Obstacle>,
     /// Programs at tcx hooks of the watched interfaces: `NAME at INTERFACE DIRECTION`.
     #[serde(skip)]
     pub tcx: Vec<String>,
@@ -159,9 +163,13 @@ impl RemoteStatus {
 impl Session {
     /// Everything that `up` made is in place.
     pub fn is_complete(&self) -> bool {
+        self.faults.is_empty() && self.has_all_rows() && self.taps.iter().all(|tap| tap.attached)
+    }
+
+    /// The maps have a row for each tap and each remote of the request.
+    pub fn has_all_rows(&self) -> bool {
         let taps: usize = self.memory.plan.watched.iter().map(|watched| watched.direction.directions().len()).sum();
-        let attached = self.taps.iter().filter(|tap| tap.attached).count();
-        self.faults.is_empty() && self.remotes.len() == self.memory.plan.remotes.len() && attached == taps
+        self.taps.len() == taps && self.remotes.len() == self.memory.plan.remotes.len()
     }
 }
 
@@ -291,7 +299,7 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
     let plan = &kernel.memory.plan;
     let in_use = |remote: &RemoteStatus| kernel.config.remotes & (1 << remote.slot) != 0;
     let (remotes, leftovers) = kernel.remotes(links)?.into_iter().partition(in_use);
-    let outs = kernel.outs()?;
+    let (outs, drops) = (kernel.outs()?, kernel.drops()?);
     Ok(Session {
         name: name.to_string(),
         tunnel: plan.tunnel.kind,
@@ -311,7 +319,8 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         leftovers,
         removed: kernel.memory.removed,
         removed_taps: kernel.memory.removed_taps,
-        drops: kernel.drops()?,
+        obstacles: if drops.get("relay").is_some_and(|lost| *lost > 0) { firewall::obstacles(shell) } else { vec![] },
+        drops,
         config: kernel.config,
         memory: kernel.memory,
     })

@@ -9,18 +9,19 @@ use crate::plan::{self, Plan, Watch, Watched};
 use crate::session::{self, attach, tap_updates};
 use crate::state::{self, Home};
 use crate::status::{self, Memory, Session};
-use crate::{bpftool, route, tc, teardown};
+use crate::teardown::{self, Clsact};
+use crate::{bpftool, route, tc};
 
-/// Watches one more interface, or one more direction of it. Returns warnings.
-pub fn add(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>) -> Result<Vec<String>> {
+/// Watches one more interface, or one more direction of it. `keep`: its clsact qdisc stays for good. Returns warnings.
+pub fn add(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>, keep: bool) -> Result<Vec<String>> {
     plan::ensure_interface_name(interface)?;
     let (home, _lock) = session::lock_to_change(shell)?;
-    let added = add_locked(shell, &home, Watched { interface: interface.into(), direction }, name);
+    let added = add_locked(shell, &home, Watched { interface: interface.into(), direction }, name, keep);
     home.remove_if_empty();
     added
 }
 
-fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>) -> Result<Vec<String>> {
+fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>, keep: bool) -> Result<Vec<String>> {
     let name = state::chosen(home, name)?;
     let links = ip::links(shell)?;
     forget_namesake(shell, home, &name, &links, &watched.interface)?;
@@ -54,12 +55,16 @@ fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>) 
         .and_then(|()| attach(shell, home, &name, link, &hooks[0], &missing))
         .and_then(|lines| tc::batch(shell, &lines));
     if let Err(err) = added {
-        let undone = teardown::detach_taps(shell, home, &name, link, &missing)
+        let undone = teardown::detach_taps(shell, home, &name, link, &missing, &Clsact::Remove)
             .and_then(|()| status::restore_memory(shell, home, &session))
             .map(|()| forget_rows(shell, home, &name, &new, number));
         return Err(explain(err, undone, &name));
     }
-    Ok(resolved.warnings)
+    if keep {
+        home.forget_clsact(shell, link.ifindex)?;
+    }
+    let queue = session::queue_warning(link, &hooks[0], keep);
+    Ok(resolved.warnings.into_iter().chain(queue).collect())
 }
 
 /// An interface of that name which is gone, and whose name another has now, is watched no more.
@@ -128,15 +133,22 @@ fn number(session: &Session, link: &Link) -> Result<u32> {
 }
 
 /// Watches an interface, or one direction of it, no more. What its taps have counted stays in the session's sums.
-pub fn remove(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>) -> Result<()> {
+pub fn remove(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>, clsact: &Clsact) -> Result<()> {
     plan::ensure_interface_name(interface)?;
     let (home, _lock) = session::lock_to_change(shell)?;
-    let removed = remove_locked(shell, &home, interface, direction, name);
+    let removed = remove_locked(shell, &home, interface, direction, name, clsact);
     home.remove_if_empty();
     removed
 }
 
-fn remove_locked(shell: &Shell, home: &Home, interface: &str, direction: Watch, name: Option<&str>) -> Result<()> {
+fn remove_locked(
+    shell: &Shell,
+    home: &Home,
+    interface: &str,
+    direction: Watch,
+    name: Option<&str>,
+    clsact: &Clsact,
+) -> Result<()> {
     let name = state::chosen(home, name)?;
     let links = ip::links(shell)?;
     let mut session = status::session(shell, home, &name, &links)?;
@@ -157,16 +169,23 @@ fn remove_locked(shell: &Shell, home: &Home, interface: &str, direction: Watch, 
          --name {name}"
     );
     let link = links.iter().find(|link| Some(link.ifindex) == ifindex);
-    remove_taps(shell, home, &session, link, &gone)
+    remove_taps(shell, home, &session, link, &gone, clsact)
 }
 
 /// Takes the filters away first; what the taps have counted until then goes into the session's memory. A failure puts
 /// the filters back that were there.
-fn remove_taps(shell: &Shell, home: &Home, session: &Session, link: Option<&Link>, gone: &[TapKey]) -> Result<()> {
+fn remove_taps(
+    shell: &Shell,
+    home: &Home,
+    session: &Session,
+    link: Option<&Link>,
+    gone: &[TapKey],
+    clsact: &Clsact,
+) -> Result<()> {
     let name = &session.name;
     let Some(link) = link else { return remember_without(shell, home, session, gone) };
     let directions: Vec<Direction> = gone.iter().map(|key| key.direction).collect();
-    let removed = teardown::detach_taps(shell, home, name, link, &directions)
+    let removed = teardown::detach_taps(shell, home, name, link, &directions, clsact)
         .and_then(|()| status::session(shell, home, name, &ip::links(shell)?))
         .and_then(|session| remember_without(shell, home, &session, gone));
     removed.map_err(|err| {

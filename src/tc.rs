@@ -17,6 +17,9 @@ pub struct Qdisc {
     pub root: bool,
     #[serde(default)]
     pub drops: u64,
+    /// Packets that stand in it now.
+    #[serde(default)]
+    pub qlen: u64,
 }
 
 /// One filter of `tc -j filter show`; the rows without options are headers of a preference, not filters.
@@ -115,6 +118,11 @@ fn next<T: DeserializeOwned>(
 /// Packets that the interface's qdiscs have dropped since it exists.
 pub fn qdisc_drops(hooks: &Hooks) -> u64 {
     hooks.qdiscs.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.drops).sum()
+}
+
+/// Packets that stand in the interface's queues now.
+pub fn standing(hooks: &Hooks) -> u64 {
+    hooks.qdiscs.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.qlen).sum()
 }
 
 /// The batch line that adds the qdisc with the two hooks.

@@ -18,21 +18,31 @@ pub enum Target<'a> {
     All,
 }
 
+/// What becomes of a clsact qdisc that we have added, once nothing uses it any more. Removing it, as adding it, makes the
+/// kernel restart the interface's queues, and what stands in them is lost.
+pub enum Clsact<'a> {
+    Remove,
+    /// It stays and is no longer ours, also where others still use it.
+    Leave,
+    /// It stays ours at these interfaces, whose taps come back at once.
+    Hold(&'a [u32]),
+}
+
 /// Takes sessions down. Returns whether there was anything to remove; nothing to remove is no error.
-pub fn down(shell: &Shell, target: &Target) -> Result<bool> {
+pub fn down(shell: &Shell, target: &Target, clsact: &Clsact) -> Result<bool> {
     state::ensure_root()?;
     doctor::ensure_present(&["bpftool", "tc", "ip"])?;
     let home = Home::here()?;
     let _lock = home.lock_to_write(shell)?;
-    let removed = ip::links(shell).and_then(|links| teardown(shell, &home, target, &links));
+    let removed = ip::links(shell).and_then(|links| teardown(shell, &home, target, clsact, &links));
     home.remove_stale_tests();
     home.remove_if_empty();
     removed
 }
 
 /// Taps first, then the relay, then the pins. `links` are those of now.
-pub fn teardown(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> Result<bool> {
-    let mut removed = detach(shell, home, target, links)?;
+pub fn teardown(shell: &Shell, home: &Home, target: &Target, clsact: &Clsact, links: &[Link]) -> Result<bool> {
+    let mut removed = detach(shell, home, target, clsact, links)?;
     removed |= remove_relays(shell, target, links)?;
     for dir in pins(home, target) {
         shell.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
@@ -51,8 +61,8 @@ pub fn holds_tap(hooks: &Hooks, session: &str) -> bool {
     !filters_of("", hooks, &Target::One(session), &BOTH).is_empty()
 }
 
-/// Removing one end of a veth pair removes the other.
-fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<bool> {
+/// Removes the devices of relays. Removing one end of a veth pair removes the other.
+pub fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<bool> {
     let mut doomed: Vec<&Link> = Vec::new();
     for link in links.iter().filter(|link| is_relay_of(link, target)) {
         if link.link.is_none() || doomed.iter().all(|other| Some(&other.ifname) != link.link.as_ref()) {
@@ -90,8 +100,8 @@ fn pins(home: &Home, target: &Target) -> Vec<PathBuf> {
 
 const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-/// Removes our filters from the watched interfaces, and a clsact qdisc that we added and nothing uses any more.
-fn detach(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> Result<bool> {
+/// Removes our filters from the watched interfaces, and sees to their clsact qdiscs.
+fn detach(shell: &Shell, home: &Home, target: &Target, clsact: &Clsact, links: &[Link]) -> Result<bool> {
     let marks = home.clsact_marks();
     let tapped = tapped(shell)?;
     let ours = |link: &&Link| {
@@ -99,26 +109,34 @@ fn detach(shell: &Shell, home: &Home, target: &Target, links: &[Link]) -> Result
     };
     let devices: Vec<&Link> = links.iter().filter(ours).collect();
     let names: Vec<&str> = devices.iter().map(|link| link.ifname.as_str()).collect();
-    let lines: Vec<String> = names
-        .iter()
-        .zip(tc::hooks(shell, &names)?)
-        .flat_map(|(dev, hooks)| filters_of(dev, &hooks, target, &BOTH))
-        .collect();
+    let (mut lines, mut left) = (Vec::new(), Vec::new());
+    for (link, hooks) in devices.iter().zip(tc::hooks(shell, &names)?) {
+        let filters = filters_of(&link.ifname, &hooks, target, &BOTH);
+        left.extend((!filters.is_empty()).then_some(link.ifindex));
+        lines.extend(filters);
+    }
     tc::batch(shell, &lines)?;
-    remove_clsact(shell, home, &devices, &marks)?;
+    settle_clsact(shell, home, clsact, &devices, &left)?;
     for gone in marks.iter().filter(|mark| !links.iter().any(|link| link.ifindex == **mark)) {
-        remove_mark(shell, home, *gone)?;
+        home.forget_clsact(shell, *gone)?;
     }
     Ok(!lines.is_empty())
 }
 
-/// Removes a session's filters from these hooks of one interface, and clsact if it was ours and is unused then.
-pub fn detach_taps(shell: &Shell, home: &Home, session: &str, link: &Link, directions: &[Direction]) -> Result<()> {
+/// Removes a session's filters from these hooks of one interface, and sees to its clsact qdisc.
+pub fn detach_taps(
+    shell: &Shell,
+    home: &Home,
+    session: &str,
+    link: &Link,
+    directions: &[Direction],
+    clsact: &Clsact,
+) -> Result<()> {
     let found = tc::hooks(shell, &[&link.ifname])?;
     let lines: Vec<String> =
         found.iter().flat_map(|hooks| filters_of(&link.ifname, hooks, &Target::One(session), directions)).collect();
     tc::batch(shell, &lines)?;
-    remove_clsact(shell, home, &[link], &home.clsact_marks())
+    settle_clsact(shell, home, clsact, &[link], &[link.ifindex])
 }
 
 /// ifindexes of the interfaces that run a tap of any session.
@@ -143,21 +161,22 @@ fn filters_of(dev: &str, hooks: &Hooks, target: &Target, directions: &[Direction
     lines
 }
 
-fn remove_clsact(shell: &Shell, home: &Home, devices: &[&Link], marks: &[u32]) -> Result<()> {
+/// Removes the clsact qdiscs of ours that nothing uses, or gives them up, as `clsact` wants it. `left`: interfaces that
+/// filters were just removed from.
+fn settle_clsact(shell: &Shell, home: &Home, clsact: &Clsact, devices: &[&Link], left: &[u32]) -> Result<()> {
+    let marks = home.clsact_marks();
     let marked: Vec<&&Link> = devices.iter().filter(|link| marks.contains(&link.ifindex)).collect();
     let names: Vec<&str> = marked.iter().map(|link| link.ifname.as_str()).collect();
-    let unused = marked.iter().zip(tc::hooks(shell, &names)?).filter(|(_, hooks)| hooks.is_unused());
     let (mut lines, mut done) = (Vec::new(), Vec::new());
-    for (link, hooks) in unused {
-        if hooks.has_qdisc("clsact") {
-            lines.push(tc::del_clsact(&link.ifname));
-        }
-        done.push(link.ifindex);
+    for (link, hooks) in marked.iter().zip(tc::hooks(shell, &names)?) {
+        let (goes, is_given_up) = match clsact {
+            Clsact::Remove => (hooks.is_unused(), hooks.is_unused()),
+            Clsact::Leave => (false, hooks.is_unused() || left.contains(&link.ifindex)),
+            Clsact::Hold(held) => (hooks.is_unused() && !held.contains(&link.ifindex), false),
+        };
+        lines.extend((goes && hooks.has_qdisc("clsact")).then(|| tc::del_clsact(&link.ifname)));
+        done.extend((goes || is_given_up).then_some(link.ifindex));
     }
     tc::batch(shell, &lines)?;
-    done.into_iter().try_for_each(|ifindex| remove_mark(shell, home, ifindex))
-}
-
-fn remove_mark(shell: &Shell, home: &Home, ifindex: u32) -> Result<()> {
-    shell.act("rmdir", &home.clsact_mark(ifindex), |dir| fs::remove_dir(dir))
+    done.into_iter().try_for_each(|ifindex| home.forget_clsact(shell, ifindex))
 }

@@ -104,17 +104,17 @@ impl Capture {
     /// Ends the capture and returns its frames in order, tags included; panics if any packet was lost on the way.
     #[track_caller]
     pub fn stop(&mut self) -> Vec<Vec<u8>> {
-        self.finish();
-        pcap::read(&self.pcap)
+        pcap::read(self.finish())
     }
 
-    /// Ends the capture, whatever link layer it is of; panics if any packet was lost on the way.
+    /// As [`Capture::stop`] for tools: returns the file, in which frames may be cut.
     #[track_caller]
-    pub fn finish(&mut self) {
+    pub fn finish(&mut self) -> &Path {
         if !self.stopped {
             self.end();
             self.assert_nothing_lost();
         }
+        &self.pcap
     }
 
     /// Waits for `n` packets, ends the capture and panics unless there were exactly `n`.
