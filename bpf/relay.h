@@ -391,6 +391,20 @@ static __always_inline int cross_headed(struct crossing *crossing, struct copy *
 	return TC_ACT_OK;
 }
 
+/* Bytes that bpf_skb_adjust_room puts in or takes out at once. */
+#define ROOM_BYTES 0xfff
+
+/*
+ * Makes the segments of a super-packet shorter by so many bytes. What is put in behind the Ethernet header is taken from
+ * each segment, and need not be given back when it is taken out again.
+ */
+static __always_inline int shorten_segments(struct __sk_buff *skb, __u32 bytes)
+{
+	if (bpf_skb_adjust_room(skb, bytes, BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	return bpf_skb_adjust_room(skb, -(__s32)bytes, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
 /*
  * A super-packet that the stack or the NIC cuts behind us, or the relay's bridge where nothing behind us would. With
  * FIXED_GSO the segments are those of the wire. Without, each gives up as many bytes as the headers add, so that it fits.
@@ -401,6 +415,7 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
 	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
+	__u32 over = copy->headers + size > remote->mtu + ETH_HLEN ? copy->headers + size - remote->mtu - ETH_HLEN : 0;
 	__u64 cost;
 	struct scratch *parts = workspace();
 	__be16 ethertype;
@@ -410,8 +425,9 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 		return -1;
 	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
 		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
-	} else if (copy->cfg->oversize == SEGMENT && size > room && copy->headers + size - ETH_HLEN <= remote->mtu) {
-		packets = (skb->len - copy->headers + size - room - 1) / (size - room);
+	} else if (copy->cfg->oversize == SEGMENT && size > room + over && over <= ROOM_BYTES) {
+		size -= room + over;
+		packets = (skb->len - copy->headers + size - 1) / size;
 	} else {
 		return -1;
 	}
@@ -425,7 +441,7 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 		return -1;
 	if (!within_rate(copy->cfg, cost, packets))
 		return drop(skb, copy, REASON(rate)); /* not before: what the kernel refuses above leaves by another way */
-	if (tag && (take_tags(skb) || parts->tags.count != 1))
+	if ((over && shorten_segments(skb, over)) || (tag && (take_tags(skb) || parts->tags.count != 1)))
 		return drop(skb, copy, REASON(resize));
 	if (store_outer(skb, &parts->outer, remote->outer_len) ||
 	    bpf_skb_store_bytes(skb, remote->outer_len, parts->tags.head, 2 * ETH_ALEN + tag, 0) ||
@@ -435,9 +451,6 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 }
 
 /* ---- frames that do not fit ---- */
-
-/* Bytes that bpf_skb_adjust_room takes out at once. */
-#define ROOM_BYTES 0xfff
 
 /*
  * Make the packet `length` bytes long, whatever is in it then. The kernel does not cut the tail of a packet that has

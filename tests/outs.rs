@@ -292,6 +292,31 @@ fn copies_leave_a_tun_finished_and_whole() {
     assert_whole(&tun());
 }
 
+/// Where even the watched frame is longer than the way out, segments are cut by more than the headers that they get.
+#[test]
+fn super_packets_are_cut_to_fit_whatever_the_mtu() {
+    for (out, devices) in [(veth(), ["out0", "col0"]), (like_a_nic(), ["out0", "col0"])] {
+        for mtu in [1420, 600] {
+            for (ns, dev) in [Ns::Host, Ns::Collector].into_iter().zip(devices) {
+                out.lab.run(ns, &["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+                out.lab.run(ns, &["ip", "link", "set", "dev", dev, "mtu", &mtu.to_string()]);
+            }
+            let what = format!("MTU {mtu}");
+            out.up(&[]);
+            let mut capture = out.capture();
+            let transfer = out.lab.tcp_transfer(BYTES / 4, Ns::Host, Ns::Peer);
+            all_sent(&out.lab, &what);
+            let copies = copies(&out, &mut capture);
+            let longest = copies.iter().flat_map(|copy| &copy.outer_lens).max();
+            assert_eq!(longest, Some(&mtu), "{what}: the room is used");
+            assert_no_fault(&what, &capture);
+            assert_stream(&out, &what, &copies, (transfer.port, &transfer.data));
+            assert_mostly_whole(&what, &copies);
+            out.lab.said(&["down"]).ok();
+        }
+    }
+}
+
 /// Of each tunnel and outer family: what gets its header before it is cut and finished, and what only after.
 const TUNNELS: [(&[&str], Kind); 7] = [
     (&["gre", "--id", "7"], Kind::Gre),
