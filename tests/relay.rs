@@ -92,7 +92,7 @@ fn doctor(lab: &Lab, name: &str) -> Vec<(String, String)> {
 // ---- faults ----
 
 /// What is done to the relay, how that is told, and why copies that cross it are lost then, if they are.
-const FAULTS: [(&str, &str, Option<&str>); 11] = [
+const FAULTS: [(&str, &str, Option<&str>); 12] = [
     ("ethtool -K snif0 tx on", "tx-checksumming of snif0 is on", None),
     ("ip link set snif0 down", "snif0 is down", Some("relay")),
     ("ip link set snif0l down", "snif0l is down", Some("relay")),
@@ -106,6 +106,7 @@ const FAULTS: [(&str, &str, Option<&str>); 11] = [
     ),
     ("tc filter del dev snif0 egress", "snif_encap is not at the egress hook of snif0", Some("clone")),
     ("tc filter del dev snif0l egress", "snif_wire is not at the egress hook of snif0l", Some("relay")),
+    ("bpftool map delete pinned $1/devices key hex 00 00 00 00", "the programs do not know snif0", Some("clone")),
     ("ip link del snif0", "its bridge is gone", Some("clone")),
     ("ip link del snif0p", "its port is gone", Some("relay")),
 ];
@@ -116,10 +117,10 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
     let before = lab.machine();
     up_with(&lab, "--direction egress").quietly_ok();
     assert_eq!(doctor(&lab, "relay"), [("ok".into(), "of session default: in order ".into())]);
-    let ids = lab.program_ids();
+    let (ids, maps) = (lab.program_ids(), lab.pins().join("default/maps").to_string_lossy().into_owned());
     let (mut asked, mut lost) = (0, 0);
     for (damage, fault, reason) in FAULTS {
-        lab.host(&["sh", "-euc", damage]);
+        lab.host(&["sh", "-euc", damage, "sh", &maps]);
         assert!(faults(&lab).contains(&fault.to_string()), "{fault} in {:?}", faults(&lab));
         assert!(lab.said(&["status"]).quietly_ok().stdout.contains(&format!("relay: {fault}")), "{fault}");
         let mut received = lab.capture(Ns::Peer, "peer0", Direction::In);
