@@ -133,8 +133,11 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
         if damage.starts_with("ethtool") {
             let told = doctor(&lab, "relay");
             assert!(told[0].0 == "warn" && told[0].1.contains(fault), "{told:?}");
+            let (_, fix) = told[0].1.split_once("snifctl ").expect("a command");
+            lab.said(&fix.split(' ').collect::<Vec<_>>()).ok_noting("putting it back");
+        } else {
+            up_with(&lab, "--direction egress").ok_noting("putting it back");
         }
-        up_with(&lab, "--direction egress").ok_noting("putting it back");
         assert_eq!(faults(&lab), [""; 0], "after {damage}");
         let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);
         datagrams(&lab, 7);
