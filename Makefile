@@ -13,7 +13,7 @@ TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo test test-kernels bench check install clean
+.PHONY: help build bpf deps demo test soak test-kernels test-receivers bench check install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,12 +46,23 @@ demo: deps build ## the main job on real traffic, in a sandbox (needs root)
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 	$(CARGO) test --locked
 
+soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
+	$(CARGO) test --locked --test soak
+
 KERNELS ?=
 KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wireguard-tools
 
 test-kernels: deps bpf ## the tests in guests with stock kernels; KERNELS="6.1 newest" chooses (needs root and the network)
 	@$(call install,$(KERNEL_PACKAGES))
 	tests/kernels/run $(KERNELS)
+
+RECEIVERS := suricata
+RECEIVER_PACKAGES := mmdebstrap python3
+
+test-receivers: deps ## what sensors see behind the collector, and on the wire (needs root and, once, the network)
+	@$(call install,$(RECEIVER_PACKAGES))
+	@for name in $(RECEIVERS); do tests/receivers/root $$name target/receivers/$$name || exit 1; done
+	$(CARGO) test --locked --test receivers -- --nocapture --test-threads=1
 
 ONLY ?=
 ROUNDS ?= 8

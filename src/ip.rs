@@ -28,6 +28,8 @@ pub struct Link {
     pub link: Option<String>,
     /// The bridge, bond or the like that this is a port of.
     pub master: Option<String>,
+    /// The bus of the device, if it is not a virtual one.
+    pub parentbus: Option<String>,
     #[serde(default)]
     pub linkinfo: LinkInfo,
     #[serde(default)]
@@ -38,18 +40,24 @@ pub struct Link {
 pub struct LinkInfo {
     #[serde(default)]
     pub info_kind: String,
+    /// What only interfaces of this kind have.
+    #[serde(default)]
+    pub info_data: serde_json::Value,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub struct LinkStats {
     #[serde(default)]
-    pub tx: Dropped,
+    pub tx: Lost,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct Dropped {
+pub struct Lost {
     #[serde(default)]
     pub dropped: u64,
+    /// Of a tunnel, also what the kernel found too deeply nested.
+    #[serde(default)]
+    pub errors: u64,
 }
 
 impl Link {
@@ -65,6 +73,21 @@ impl Link {
     /// Packets of this interface begin with the IP header.
     pub fn is_l3(&self) -> bool {
         ["none", "ipip", "tunnel6", "sit", "gre", "gre6", "void", "rawip", "ppp"].contains(&self.link_type.as_str())
+    }
+
+    /// What kind of virtual interface it is; empty for a device of a driver.
+    pub fn kind(&self) -> &str {
+        &self.linkinfo.info_kind
+    }
+
+    /// A word of what only its kind has.
+    pub fn detail(&self, key: &str) -> Option<&str> {
+        self.linkinfo.info_data.get(key)?.as_str()
+    }
+
+    /// The interface that this one stands on, by name; a vxlan device has it elsewhere.
+    pub fn lower(&self) -> Option<&str> {
+        self.link.as_deref().or_else(|| self.detail("link"))
     }
 
     pub fn mac(&self) -> Option<[u8; 6]> {
@@ -182,11 +205,6 @@ pub fn features(shell: &Shell, dev: &str) -> Result<BTreeMap<String, bool>> {
     let all: Vec<serde_json::Map<String, serde_json::Value>> = parse(&text, "ethtool")?;
     let is_on = |value| serde_json::from_value::<Feature>(value).is_ok_and(|feature| feature.active);
     Ok(all.into_iter().flatten().map(|(name, value)| (name, is_on(value))).collect())
-}
-
-/// Does this device take packets with the checksum left to the hardware?
-pub fn offloads_checksums(shell: &Shell, dev: &str) -> Result<bool> {
-    Ok(features(shell, dev)?.get("tx-checksumming").copied().unwrap_or(false))
 }
 
 /// Runs many changes in one `ip`; it stops at the first that fails.

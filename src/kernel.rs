@@ -35,3 +35,8 @@ pub fn encapsulates_frames() -> bool {
 pub fn has_tcx() -> bool {
     is_at_least((6, 6))
 }
+
+/// A packet is dropped where its way through a tunnel is one of too many transmissions within one another.
+pub fn limits_nesting() -> bool {
+    is_at_least((6, 12))
+}

@@ -21,6 +21,7 @@ mod remotes;
 mod report;
 mod route;
 mod session;
+mod stack;
 mod state;
 mod status;
 mod swap;

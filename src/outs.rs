@@ -16,7 +16,8 @@ use crate::tc;
 fn counters(shell: &Shell, links: &[&Link]) -> Result<Vec<(u64, u64)>> {
     let names: Vec<&str> = links.iter().map(|link| link.ifname.as_str()).collect();
     let hooks = tc::hooks(shell, &names)?;
-    Ok(links.iter().zip(&hooks).map(|(link, hooks)| (link.stats64.tx.dropped, tc::qdisc_drops(hooks))).collect())
+    let lost = |link: &Link| link.stats64.tx.dropped + link.stats64.tx.errors;
+    Ok(links.iter().zip(&hooks).map(|(link, hooks)| (lost(link), tc::qdisc_drops(hooks))).collect())
 }
 
 fn update(maps: &Path, ifindex: u32, out: &Out) -> String {

@@ -12,6 +12,7 @@ use crate::header::{Outer, Path};
 use crate::ip::{self, Link, RouteReply};
 use crate::kernel;
 use crate::plan::{Carrier, Oversize, Plan, Watch};
+use crate::stack;
 
 /// How long unknown neighbours may take: the kernel asks three times, a second apart.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(3500);
@@ -48,8 +49,12 @@ pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
     }
     find_neighbours(shell, &mut ways)?;
     let mut warnings: Vec<String> = watched.iter().filter_map(down_warning).collect();
-    let carriers = carriers(shell, plan, &watched, &ways)?;
-    let remotes = plan.remotes.iter().zip(ways).map(|(remote, way)| route(shell, plan, *remote, way, &mut warnings));
+    let carriers = carriers(shell, plan, &watched, &ways, links)?;
+    for (remote, way) in reached(plan, &ways) {
+        ensure_not_too_deep(shell, plan, &watched, *remote, way, links)?;
+    }
+    let remotes =
+        plan.remotes.iter().zip(ways).map(|(remote, way)| route(shell, plan, *remote, way, links, &mut warnings));
     let remotes = remotes.collect::<Result<Vec<_>>>()?;
     warnings.extend(mtu_warning(plan, &watched, &remotes));
     warnings.extend(rate_warning(plan, &watched, &remotes));
@@ -88,6 +93,11 @@ struct Way {
     reply: RouteReply,
     next_hop: IpAddr,
     next_hop_mac: Option<[u8; 6]>,
+}
+
+/// The remotes of the request that have a route, with it.
+fn reached<'a>(plan: &'a Plan, ways: &'a [Result<Way, String>]) -> impl Iterator<Item = (&'a IpAddr, &'a Way)> {
+    plan.remotes.iter().zip(ways).filter_map(|(remote, way)| Some((remote, way.as_ref().ok()?)))
 }
 
 impl Way {
@@ -174,6 +184,7 @@ fn route(
     plan: &Plan,
     remote: IpAddr,
     way: Result<Way, String>,
+    links: &[Link],
     warnings: &mut Vec<String>,
 ) -> Result<RemoteRoute> {
     let unspecified = if remote.is_ipv6() { IpAddr::from([0u16; 8]) } else { IpAddr::from([0u8; 4]) };
@@ -198,7 +209,7 @@ fn route(
         mtu: path_mtu(&way),
         source_mac: way.out.mac().unwrap_or_default(),
         next_hop_mac: way.next_hop_mac,
-        finish: needs_finishing(shell, &way.out)?,
+        finish: stack::leaves_unfinished(links, &way.out, shell)?,
         per_frame: !kernel::encapsulates_frames(),
         l3: way.out.is_l3(),
     });
@@ -210,43 +221,80 @@ fn path_mtu(way: &Way) -> u32 {
     route.map_or(way.out.mtu, |mtu| mtu.min(way.out.mtu))
 }
 
-/// A veth hands packets on with checksums and segments unfinished, so a collector behind it would see what no wire
-/// ever carried. A real device finishes them on transmission.
-fn needs_finishing(shell: &Shell, out: &Link) -> Result<bool> {
-    Ok(out.linkinfo.info_kind == "veth" && ip::offloads_checksums(shell, &out.ifname)?)
-}
-
 /// Where copies would loop: an out interface that is a tunnel sends packets of its own, and where those pass a watched
-/// interface they would be copied, sent through the tunnel, and so on. Tunnels of the kernel keep the mark that tells;
-/// WireGuard and user-space tunnels (tun) do not, so their packets have to be known by where they go.
-fn carriers(shell: &Shell, plan: &Plan, watched: &[Link], ways: &[Result<Way, String>]) -> Result<Vec<Carrier>> {
+/// interface they would be copied, sent through the tunnel, and so on. Most of the kernel's devices keep the mark that tells;
+/// of WireGuard and user-space tunnels (tun, tap) the packets have to be known by where they go.
+fn carriers(
+    shell: &Shell,
+    plan: &Plan,
+    watched: &[Link],
+    ways: &[Result<Way, String>],
+    links: &[Link],
+) -> Result<Vec<Carrier>> {
     if let Some(carriers) = &plan.carriers {
         return Ok(carriers.clone());
     }
     let mut found = Vec::new();
-    for way in ways.iter().flatten() {
-        let hides = way.out.is_l3() && !KEEPS_MARK.contains(&way.out.linkinfo.info_kind.as_str());
-        let sees_outgoing = plan.watched.iter().any(|watched| watched.direction != Watch::Ingress);
-        let beside = watched.iter().any(|link| link.ifindex != way.out.ifindex);
-        if !hides || !sees_outgoing || !beside {
-            continue;
-        }
-        match wireguard_endpoints(shell, &way.out) {
-            Some(endpoints) => found.extend(endpoints),
-            None => bail!(
-                "--remote {} is reached through {}, a tunnel whose own packets may pass {}: each copy would be copied \
-                 again; name where {1} sends them, or `none` if elsewhere, as in: --carrier 203.0.113.5:51820",
-                way.next_hop,
-                way.out.ifname,
-                watched.iter().map(|link| link.ifname.as_str()).collect::<Vec<_>>().join(", ")
-            ),
+    if plan.watched.iter().all(|watched| watched.direction == Watch::Ingress) {
+        return Ok(found);
+    }
+    for (remote, way) in reached(plan, ways) {
+        for hider in stack::mark_losers(links, &way.out, shell)? {
+            let beside = watched.iter().filter(|link| link.ifindex != hider.ifindex);
+            let beside: Vec<&str> = beside.map(|link| link.ifname.as_str()).collect();
+            if beside.is_empty() {
+                continue;
+            }
+            let endpoints = wireguard_endpoints(shell, hider);
+            found.extend(endpoints.with_context(|| carrier_question(*remote, way, hider, &beside.join(", ")))?);
         }
     }
     Ok(found)
 }
 
-/// Kinds of L3 interfaces that leave a packet's mark alone.
-const KEEPS_MARK: [&str; 7] = ["ipip", "sit", "gre", "ip6gre", "ip6tnl", "vti", "vrf"];
+fn carrier_question(remote: IpAddr, way: &Way, hider: &Link, watched: &str) -> String {
+    let name = &hider.ifname;
+    let over = if way.out.ifindex == hider.ifindex { String::new() } else { format!(" over {name}") };
+    format!(
+        "--remote {remote} is reached through {}{over}, a tunnel whose own packets may pass {watched}: each copy would be copied \
+         again; name where {name} sends them, or `none` if elsewhere, as in: --carrier 203.0.113.5:51820",
+        way.out.ifname
+    )
+}
+
+/// Tunnels of the kernel drop what comes to them out of more than four transmissions within one another. The relay takes
+/// three, the tunnel is the fourth: nothing may stand between the two, nor on an interface whose outgoing packets are
+/// watched, as what it sends is in a transmission already. What stands on it only to carry copies does not count.
+fn ensure_not_too_deep(
+    shell: &Shell,
+    plan: &Plan,
+    watched: &[Link],
+    remote: IpAddr,
+    way: &Way,
+    links: &[Link],
+) -> Result<()> {
+    let out = &way.out;
+    let depth = if kernel::limits_nesting() { stack::tunnel_depth(links, out, shell)? } else { 0 };
+    ensure!(
+        depth < 2,
+        "--remote {remote} is reached through {}, which stands on a tunnel of the kernel's, or is one over another: copies \
+         would be nested too deeply, and the kernel drops them; route it through another interface, as in: ip route add \
+         {remote} dev eth0",
+        out.ifname
+    );
+    let sending = watched.iter().zip(&plan.watched).filter(|(_, watched)| watched.direction != Watch::Ingress);
+    for (link, _) in sending.filter(|_| depth > 0) {
+        let Some(upper) = stack::stands_on(links, link).filter(|upper| upper.ifindex != out.ifindex) else { continue };
+        bail!(
+            "--remote {remote} is reached through the tunnel {}, and {} stands on {}: copies of what it sends would be nested \
+             too deeply, and the kernel drops them; watch {1} itself, as in: snifctl up {1}",
+            out.ifname,
+            upper.ifname,
+            link.ifname
+        );
+    }
+    Ok(())
+}
 
 /// The endpoints of a WireGuard interface, by `wg`, if that is what it is and the tool is there.
 fn wireguard_endpoints(shell: &Shell, out: &Link) -> Option<Vec<Carrier>> {

@@ -9,6 +9,7 @@ use lab::capture::Direction;
 use lab::check::assert_same_frames;
 use lab::decode::{decap_gre, inner_frames};
 use lab::frames::{self, ETH_8021AD, ETH_8021Q, Ends, tagged};
+use lab::order_case::{Case, Out, PLAIN};
 use lab::tunnels::{Kind, Link, decap_on, inner, raw_packets};
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll};
 
@@ -251,6 +252,16 @@ impl WireGuard {
         lab.run(self.ns, &[&peer[..], &endpoint].concat());
         lab.ip_batch(self.ns, &format!("address add {address}/24 dev wg0\nlink set dev wg0 up"));
     }
+}
+
+/// Data that a host receives is acknowledged only after its copy has left, also where each copy is fragmented and leaves
+/// through the watched interface.
+#[test]
+fn copies_of_downloads_leave_packet_by_packet_in_order() {
+    let case = Case { out: Out::Watched, oversize: "fragment", ..PLAIN };
+    let lab = case.lab();
+    case.up(&lab);
+    case.download_on_one_cpu(&lab, &[4096, 20480]);
 }
 
 #[test]

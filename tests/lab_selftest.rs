@@ -11,7 +11,9 @@ use std::path::Path;
 use lab::capture::{Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{self, Port};
-use lab::frames::{self, Ends, GRE, Ipv4};
+use lab::frames::{self, Ends, Family, GRE, Ipv4, TCP};
+use lab::order::{Missing, assert_in_order, joined};
+use lab::pairs::{all_pairs, pairs_of_all};
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options};
 
 /// A tunnel packet's addresses, as snifctl would send it over the out link.
@@ -372,4 +374,95 @@ fn nothing_is_left_of_a_lab_even_after_a_panic_with_processes_and_pins() {
 fn panic_of(f: impl FnOnce()) -> String {
     let payload = catch_unwind(AssertUnwindSafe(f)).expect_err("this must panic");
     payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic without a formatted message".to_owned())
+}
+
+// ---- the judge of order ----
+
+/// A segment from the peer with the bytes of its stream from `seq` on.
+fn segment(seq: u32, len: usize) -> Vec<u8> {
+    let ends = &Ends::PEER_TO_HOST;
+    let stream = frames::payload(1, 100_000);
+    let data = &stream[seq as usize..][..len];
+    let segment = frames::tcp(ends, Family::V4, (80, 40000), seq, 0x10, data);
+    frames::ethernet(ends, frames::ETH_IPV4, &frames::ipv4(ends, TCP, Ipv4::default(), &segment))
+}
+
+fn missing(wire: &[Vec<u8>], copies: &[Vec<u8>]) -> Missing {
+    assert_in_order(wire, copies, usize::MAX)
+}
+
+fn is_refused(wire: &[Vec<u8>], copies: &[Vec<u8>]) -> bool {
+    catch_unwind(AssertUnwindSafe(|| missing(wire, copies))).is_err()
+}
+
+#[test]
+fn the_judge_of_order_takes_segments_of_super_packets_and_counts_what_is_missing() {
+    let other = frames::ipv4_udp(&Ends::HOST_TO_PEER, 7, 50);
+    let wire = vec![segment(0, 3000), other.clone(), segment(3000, 500), segment(3500, 0), segment(3500, 0)];
+    let whole = [segment(0, 1000), segment(1000, 2000), other.clone(), segment(3000, 500)].to_vec();
+    let acks = [segment(3500, 0), segment(3500, 0)];
+    assert_eq!(missing(&wire, &[&whole[..], &acks].concat()), Missing::default());
+    assert_eq!(missing(&wire, &[&whole[..], &acks[..1]].concat()), Missing { whole: 1, partly: 0 });
+    assert_eq!(missing(&wire, &[&whole[1..], &acks].concat()), Missing { whole: 0, partly: 1 });
+    assert_eq!(missing(&wire, &whole[..1]), Missing { whole: 4, partly: 1 });
+    assert_eq!(missing(&wire, &[]), Missing { whole: 5, partly: 0 });
+}
+
+#[test]
+fn the_judge_of_order_puts_together_what_may_have_been_one_super_packet() {
+    let other = frames::ipv4_udp(&Ends::HOST_TO_PEER, 7, 50);
+    let wire = [segment(0, 1000), segment(1000, 1000), other.clone(), segment(2000, 1000), segment(3000, 0)];
+    assert_eq!(joined(&wire)[1..], [other.clone(), segment(2000, 1000), segment(3000, 0)]);
+    let copies = [segment(0, 900), segment(900, 900), segment(1800, 200)];
+    assert_eq!(missing(&joined(&wire[..2]), &copies), Missing::default());
+    assert!(is_refused(&wire, &copies) && is_refused(&joined(&wire), &[segment(1900, 200)]));
+}
+
+#[test]
+fn the_judge_of_order_refuses_what_was_overtaken_came_twice_or_never_passed() {
+    let other = frames::ipv4_udp(&Ends::HOST_TO_PEER, 7, 50);
+    let wire = vec![segment(0, 3000), other.clone(), segment(3000, 500)];
+    let [first, second, last] = [segment(0, 1000), segment(1000, 2000), segment(3000, 500)];
+    assert!(is_refused(&wire, &[other.clone(), first.clone()]), "overtaken by another");
+    assert!(is_refused(&wire, &[second.clone(), first.clone()]), "within a super-packet");
+    assert!(is_refused(&wire, &[first.clone(), other.clone(), second]), "a part after the next frame");
+    assert!(is_refused(&wire, &[first.clone(), first.clone()]), "twice");
+    assert!(is_refused(&wire, &[segment(0, 3000), other.clone(), segment(3500, 0)]), "an ack that never passed");
+    let mut changed = last.clone();
+    changed[60] ^= 1;
+    assert!(is_refused(&wire, &[changed]), "other bytes");
+    assert!(is_refused(&wire, &[last[..100].to_vec()]), "cut where nothing may cut");
+    assert_eq!(assert_in_order(&wire, &[last[..100].to_vec()], 100), Missing { whole: 2, partly: 0 });
+}
+
+/// tshark, as the judge uses it: silent on what is in order, also when it is cut; not when an ack is early.
+#[test]
+fn tshark_finds_what_is_out_of_order() {
+    let lab = Lab::new();
+    let ends = &Ends::HOST_TO_PEER;
+    let ack = |ack: u32| {
+        let mut segment = frames::tcp(ends, Family::V4, (40000, 80), 0, 0x10, &[]);
+        segment[8..12].copy_from_slice(&ack.to_be_bytes());
+        frames::ethernet(ends, frames::ETH_IPV4, &frames::ipv4(ends, TCP, Ipv4::default(), &segment))
+    };
+    let wire = [ack(0), segment(0, 1000), segment(1000, 1000), ack(2000), segment(2000, 1000), ack(3000)];
+    let cut: Vec<Vec<u8>> = wire.iter().map(|frame| frame[..frame.len().min(100)].to_vec()).collect();
+    assert!(lab.read_tcp(&wire).strange.is_empty(), "{:?}", lab.read_tcp(&wire));
+    assert!(lab.read_tcp(&cut).strange.is_empty(), "{:?}", lab.read_tcp(&cut));
+    for [a, b] in [[1, 2], [2, 3], [4, 5]] {
+        let mut swapped = wire.clone();
+        swapped.swap(a, b);
+        assert!(!lab.read_tcp(&swapped).strange.is_empty(), "{a} and {b} swapped");
+        assert!(catch_unwind(AssertUnwindSafe(|| lab.assert_tcp_reads_the_same(&wire, &swapped, true))).is_err());
+    }
+}
+
+#[test]
+fn every_pair_of_values_is_in_a_row() {
+    let counts = [6, 5, 4, 2, 2];
+    let rows = all_pairs(counts, |_| {});
+    for ((a, x), (b, y)) in pairs_of_all(&counts) {
+        assert!(rows.iter().any(|row| row[a] == x && row[b] == y), "factor {a} with {x} and {b} with {y}");
+    }
+    assert!(rows.len() < 50, "{} rows, where the product has 480", rows.len());
 }

@@ -104,11 +104,17 @@ impl Capture {
     /// Ends the capture and returns its frames in order, tags included; panics if any packet was lost on the way.
     #[track_caller]
     pub fn stop(&mut self) -> Vec<Vec<u8>> {
+        pcap::read(self.finish())
+    }
+
+    /// As [`Capture::stop`] for tools: returns the file, in which frames may be cut.
+    #[track_caller]
+    pub fn finish(&mut self) -> &Path {
         if !self.stopped {
             self.end();
             self.assert_nothing_lost();
         }
-        pcap::read(&self.pcap)
+        &self.pcap
     }
 
     /// Waits for `n` packets, ends the capture and panics unless there were exactly `n`.

@@ -21,7 +21,11 @@ pub mod corpus;
 pub mod decode;
 pub mod faults;
 pub mod frames;
+pub mod http;
 pub mod judge;
+pub mod order;
+pub mod order_case;
+pub mod pairs;
 pub mod pcap;
 pub mod traffic;
 pub mod tunnels;
@@ -267,7 +271,7 @@ impl Lab {
 
     /// Waits until the kernel has put an IPv6 address to use, which it does some time after the carrier came; the
     /// address's local route is the sign.
-    fn wait_for_address(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
+    pub fn wait_for_address(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
         let in_use = poll(PATIENCE, || {
             let routes = self.run(ns, &["ip", "-6", "route", "show", "table", "local", "dev", iface]).stdout;
             String::from_utf8_lossy(&routes).contains(&format!("local {address} ")).then_some(())

@@ -12,12 +12,17 @@ const RECORD_HEADER: usize = 16;
 
 /// Writes Ethernet frames as a pcap file, in order, all at time 0.
 pub fn write(path: &Path, frames: &[Vec<u8>]) {
+    write_cut(path, frames, |frame| frame.len());
+}
+
+/// The same of frames that a capture has cut; `whole` tells how long each was.
+pub fn write_cut(path: &Path, frames: &[Vec<u8>], whole: impl Fn(&[u8]) -> usize) {
     let mut file = Vec::new();
     for word in [MAGIC, 4 << 16 | 2, 0, 0, SNAPLEN, ETHERNET] {
         file.extend(word.to_ne_bytes());
     }
     for frame in frames {
-        for word in [0, 0, frame.len() as u32, frame.len() as u32] {
+        for word in [0, 0, frame.len() as u32, whole(frame) as u32] {
             file.extend(word.to_ne_bytes());
         }
         file.extend(frame);

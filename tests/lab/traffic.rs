@@ -19,7 +19,92 @@ pub struct Transfer {
     pub data: Vec<u8>,
 }
 
+/// An HTTP server on the host or the peer, port 80. Ends when it is dropped.
+pub struct HttpServer {
+    at: Ns,
+    _socat: Socat,
+    /// What it has, by name: header and body.
+    responses: Vec<(String, Vec<u8>)>,
+}
+
+/// Which CPUs the two ends of a connection may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cpus {
+    /// Both ends on the first CPU, so that there is one order of all packets.
+    One,
+    /// The server on the first, its client on the second, if there is one.
+    Two,
+}
+
+impl Cpus {
+    /// The CPU for the server and for the client.
+    fn each(self) -> [&'static str; 2] {
+        let there = std::thread::available_parallelism().map_or(1, usize::from);
+        if self == Cpus::One || there < 2 { ["0", "0"] } else { ["0", "1"] }
+    }
+}
+
 impl Lab {
+    /// Has eth0 receive all packets of a flow on one CPU, each flow on any, as a NIC's receive queues do. A veth receives a
+    /// packet where it was sent; two of one connection, sent by two CPUs, then pass at the same moment, and have no order.
+    pub fn receive_each_flow_on_one_cpu(&self) {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let mask = format!("{:x}", (1 << cpus) - 1);
+        let set = "mount -t sysfs sysfs /sys
+            for queue in /sys/class/net/eth0/queues/rx-*; do echo $1 > $queue/rps_cpus; done";
+        self.host(&["unshare", "--mount", "sh", "-euc", set, "sh", &mask]);
+    }
+
+    /// Starts a server of one response for each of these body sizes.
+    #[track_caller]
+    pub fn http_server(&self, at: Ns, cpus: Cpus, sizes: &[usize]) -> HttpServer {
+        let dir = self.fresh_path("www");
+        fs::create_dir(&dir).expect("make the server's directory");
+        let responses: Vec<(String, Vec<u8>)> = sizes.iter().map(|size| (size.to_string(), response(*size))).collect();
+        for (name, response) in &responses {
+            fs::write(dir.join(name), response).expect("write a response");
+        }
+        let answer = format!("SYSTEM:read -r _ path _; cat {}$path", dir.display());
+        let argv = ["taskset", "-c", cpus.each()[0], "socat", "-d", "-d", "-t", "10"];
+        let mut socat = self.start_socat(at, &argv, "TCP4-LISTEN:80,reuseaddr,fork", &answer);
+        socat.wait_until("listening on");
+        HttpServer { at, _socat: socat, responses }
+    }
+
+    /// Gets each response of the server from the link's other end, one after the other, over a connection each, and waits
+    /// until the last packet has passed; panics unless all are right.
+    #[track_caller]
+    pub fn download_all(&self, server: &HttpServer, cpus: Cpus) {
+        const GET: &str = r#"printf 'GET /%s HTTP/1.0\r\n\r\n' "$1" | socat -t 10 - TCP4:$2:80"#;
+        let (client, address) = if server.at == Ns::Peer { (Ns::Host, PEER_IP) } else { (Ns::Peer, HOST_IP) };
+        let get = ["taskset", "-c", cpus.each()[1], "sh", "-c", GET, "sh"];
+        for (name, response) in &server.responses {
+            let got = self.run(client, &[&get[..], &[name, &address.to_string()]].concat());
+            assert!(got.stdout == *response, "the response of {name} bytes differs");
+            self.let_captures_rest();
+        }
+        self.wait_for_closed_connections();
+    }
+
+    /// Waits until both ends of every connection know that it is closed: no packet follows.
+    #[track_caller]
+    fn wait_for_closed_connections(&self) {
+        let ss = ["ss", "-Htn", "state", "connected", "exclude", "time-wait"];
+        let closed = || [Ns::Host, Ns::Peer].iter().all(|ns| self.run(*ns, &ss).stdout.is_empty());
+        poll(PATIENCE, || closed().then_some(())).expect("every connection is closed");
+    }
+
+    /// Sends pings of these sizes, each after the answer to the one before; panics unless each is answered.
+    #[track_caller]
+    pub fn ping_each(&self, from: Ns, to: IpAddr, sizes: &[usize]) {
+        let each = "to=$1; shift; for size; do ping -n -q -c 1 -W 10 -s $size $to; done";
+        let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+        let argv = ["sh", "-euc", each, "sh", &to.to_string()].map(String::from);
+        let argv: Vec<&str> = argv.iter().chain(&sizes).map(String::as_str).collect();
+        self.run(from, &argv);
+        self.let_captures_rest();
+    }
+
     /// Sends frames out of an interface, in order, byte for byte; returns when all have left, the receivers' backlog
     /// has been empty and the lab's captures have come to rest. They may be 14 to MTU + 14 bytes (MTU + 18 with
     /// ethertype 0x8100): 65,549 at most.
@@ -59,6 +144,12 @@ impl Lab {
         self.transfer(bytes, from, to, IpAddr::from(if to == Ns::Host { HOST_IP6 } else { PEER_IP6 }))
     }
 
+    /// The same to another address of the receiver's.
+    #[track_caller]
+    pub fn tcp_transfer_at(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
+        self.transfer(bytes, from, to, address)
+    }
+
     #[track_caller]
     fn transfer(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
         assert!(
@@ -84,16 +175,20 @@ impl Lab {
 
     /// One-way socat, telling its steps (-d -d) in a file.
     fn socat(&self, ns: Ns, from: &str, to: &str) -> Socat {
+        self.start_socat(ns, &["socat", "-d", "-d", "-b", "65536", "-u"], from, to)
+    }
+
+    fn start_socat(&self, ns: Ns, argv: &[&str], from: &str, to: &str) -> Socat {
         let stderr = self.fresh_path("socat.err");
         let log = File::create(&stderr).expect("make the file for socat's messages");
-        let mut command = self.command(ns, &["socat", "-d", "-d", "-b", "65536", "-u", from, to]);
+        let mut command = self.command(ns, &[argv, &[from, to]].concat());
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start socat");
         Socat { what: format!("{ns:?}: socat {from} {to}"), child, stderr }
     }
 }
 
 /// Packets that wait in the receive backlogs of all CPUs (the twelfth column, in hex).
-fn backlog() -> u64 {
+pub(super) fn backlog() -> u64 {
     let stat = fs::read_to_string("/proc/net/softnet_stat").expect("read the backlog's length");
     let columns = stat.lines().filter_map(|line| line.split_whitespace().nth(11));
     columns.map(|column| u64::from_str_radix(column, 16).expect("a hex number")).sum()
@@ -139,8 +234,14 @@ fn assert_same_bytes(sent: &[u8], sink: &Path) {
     assert_eq!(differs, None, "the received bytes differ from those sent, first at this offset");
 }
 
+/// An HTTP response with so many bytes of body.
+fn response(size: usize) -> Vec<u8> {
+    let head = format!("HTTP/1.0 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n");
+    [head.into_bytes(), pseudo_random(size, size as u16)].concat()
+}
+
 /// Bytes that do not repeat (xorshift), so that a misplaced segment cannot go unseen.
-fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
+pub(super) fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(seed);
     let words = std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -149,4 +250,23 @@ fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
         state.to_le_bytes()
     });
     words.take(bytes.div_ceil(8)).flatten().take(bytes).collect()
+}
+
+/// A program in the background, ended with this.
+pub struct Background(Child);
+
+impl Lab {
+    /// Starts a program that runs as long as what this returns is there.
+    pub fn background(&self, ns: Ns, argv: &[&str]) -> Background {
+        let log = File::create(self.fresh_path("background.err")).expect("make the file for its messages");
+        let child = self.command(ns, argv).stdout(Stdio::null()).stderr(log).spawn();
+        Background(child.unwrap_or_else(|err| panic!("could not start {argv:?}: {err}")))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

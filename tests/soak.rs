@@ -1,0 +1,79 @@
+//! Full matrices and long runs: `make soak`. `cargo test` runs a part of each.
+
+mod lab;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lab::order_case::{Case, Out, PLAIN, Rate, TUNNELS};
+use lab::pairs::all_pairs;
+
+// ---- order ----
+
+const MTUS: [usize; 3] = [1500, 1600, 9000];
+const OVERSIZE: [&str; 4] = ["segment", "fragment", "truncate", "drop"];
+const RATES: [Rate; 3] = [Rate::None, Rate::Loose, Rate::Tight];
+
+/// Values of: tunnel, out interface, oversize mode, rate, MTUs of the watched and the out interface, snaplen, remotes,
+/// super-packets of host, peer and out interface, filter swaps.
+const FACTORS: [usize; 12] = [6, 5, 4, 3, 3, 3, 2, 2, 2, 2, 2, 2];
+
+fn case(row: [usize; 12]) -> Case {
+    let [tunnel, out, oversize, rate, watched, beyond, snaplen, remotes, host, peer, far, swaps] = row;
+    Case {
+        tunnel: TUNNELS[tunnel],
+        out: Out::ALL[out],
+        oversize: OVERSIZE[oversize],
+        rate: RATES[rate],
+        watched_mtu: MTUS[watched],
+        out_mtu: MTUS[beyond],
+        snaplen: [None, Some(100)][snaplen],
+        remotes: [1, 3][remotes],
+        host_gso: host == 1,
+        peer_gso: peer == 1,
+        out_gso: far == 1,
+        swaps: swaps == 1,
+    }
+}
+
+/// Where copies leave through the watched interface, its MTU and offloads are the out interface's.
+fn effective(row: &mut [usize; 12]) {
+    if Out::ALL[row[1]] == Out::Watched {
+        row[5] = row[4];
+        row[10] = row[8];
+    }
+}
+
+/// Each pair of values of any two factors, with one tunnel; all failures are told.
+fn copies_leave_in_order(tunnel: usize) {
+    let rows = all_pairs(FACTORS, effective).into_iter().filter(|row| row[0] == tunnel);
+    let cases: Vec<Case> = rows.map(case).collect();
+    assert!(cases.len() >= 5, "each out interface at least: {cases:?}");
+    let failed: Vec<&Case> =
+        cases.iter().filter(|case| catch_unwind(AssertUnwindSafe(|| case.run())).is_err()).collect();
+    assert!(failed.is_empty(), "{} of {} failed: {failed:#?}", failed.len(), cases.len());
+}
+
+macro_rules! for_each_tunnel {
+    ($name:ident: $($test:ident $at:literal),*) => {
+        mod $name {
+            $(#[test] fn $test() { super::$name($at); })*
+        }
+    };
+}
+
+for_each_tunnel!(copies_leave_in_order: gre 0, vxlan 1, geneve 2, erspan1 3, erspan2 4, erspan3 5);
+
+/// By every out interface, again and again, as two CPUs fall another way each time.
+#[test]
+fn downloads_read_as_on_the_wire_every_time() {
+    for out in Out::ALL {
+        for oversize in ["segment", "fragment"] {
+            let case = Case { out, oversize, out_mtu: if out == Out::Vxlan { 1600 } else { 1500 }, ..PLAIN };
+            let lab = case.lab();
+            case.up(&lab);
+            for _ in 0..5 {
+                case.download(&lab, &(0..40).map(|n| 4096 + n * 420).collect::<Vec<_>>());
+            }
+        }
+    }
+}
