@@ -14,6 +14,7 @@ use crate::firewall;
 use crate::ip::{self, Link};
 use crate::kernel::{self, version};
 use crate::plan;
+use crate::session;
 use crate::state::{self, Home};
 use crate::status;
 use crate::tc::{self, Filter, Hooks};
@@ -248,11 +249,11 @@ fn check_relays(shell: &Shell, links: &[Link]) -> Result<Vec<Check>> {
 }
 
 fn check_relay(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Vec<Check> {
-    let fix = format!("snifctl up, as when session {name} was started");
     match status::session(shell, home, name, links) {
         Ok(session) if session.faults.is_empty() => vec![ok("relay", format!("of session {name}: in order"))],
         Ok(session) => {
             let detail = |fault| format!("of session {name}: {fault}: copies are lost or not exact");
+            let fix = session::command(&session.memory.plan);
             session.faults.iter().map(|fault| warn("relay", detail(fault), fix.clone())).collect()
         }
         Err(err) => vec![warn("relay", format!("of session {name}: {err:#}"), format!("snifctl down --name {name}"))],

@@ -203,6 +203,12 @@ fn existing(shell: &Shell, plan: &Plan, home: &Home, links: &[Link]) -> Result<O
     Ok(Some(session))
 }
 
+/// The command that makes, or repairs, the session of a request.
+pub fn command(plan: &Plan) -> String {
+    let name = if plan.name == "default" { String::new() } else { format!(" --name {}", plan.name) };
+    format!("snifctl {}{name}", words(plan))
+}
+
 /// The command line of a request.
 fn words(plan: &Plan) -> String {
     let remotes = plan.remotes.iter().map(|remote| format!("--remote {remote}"));

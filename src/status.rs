@@ -457,7 +457,13 @@ impl Kernel {
 
     /// What is wrong with the relay.
     fn relay_faults(&self, shell: &Shell, links: &[Link]) -> Result<Vec<String>> {
-        relay::faults(shell, &self.config, links, |ifindex| self.is_attached(ifindex, "egress"))
+        let mut faults = relay::faults(shell, &self.config, links, |ifindex| self.is_attached(ifindex, "egress"))?;
+        // An `up` that was killed has made a new relay with the old one's numbers.
+        let known = [(abi::device::RELAY, self.config.relay), (abi::device::PEER, self.config.peer)];
+        let there = known.iter().filter_map(|(key, at)| Some((key, links.iter().find(|link| link.ifindex == *at)?)));
+        let unknown = there.filter(|(key, link)| !self.is_referred(**key, link.ifindex));
+        faults.extend(unknown.map(|(_, link)| format!("the programs do not know {}", link.ifname)));
+        Ok(faults)
     }
 
     /// Is this device still the one that programs send to by this key?
