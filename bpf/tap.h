@@ -164,7 +164,10 @@ static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *c
 		return false;
 	if (read_ip(skb, offset + 8, ipv6, &facts))
 		return false;
-	return is_our_tunnel(skb, cfg, &facts) || (cfg->carriers && is_carrier(skb, &facts, !egress));
+	if (is_our_tunnel(skb, cfg, &facts) || (cfg->carriers && is_carrier(skb, &facts, !egress)))
+		return true;
+	/* About a copy that a remote has sent in another tunnel than ours. */
+	return is_our_pair(&facts.key) && read_tunnel(skb, facts.protocol, facts.transport);
 }
 
 /* Whose a packet is. */

@@ -65,6 +65,10 @@ impl Link {
         self.flags.iter().any(|flag| flag == "UP")
     }
 
+    pub fn has_carrier(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "LOWER_UP")
+    }
+
     /// Frames of this interface begin with an Ethernet header.
     pub fn is_ethernet(&self) -> bool {
         matches!(self.link_type.as_str(), "ether" | "loopback")
@@ -110,6 +114,12 @@ pub fn mac_text(bytes: &[u8]) -> String {
 pub fn links(shell: &Shell) -> Result<Vec<Link>> {
     let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show"]);
     parse(&shell.read(&cmd)?, "ip link")
+}
+
+/// One interface of it.
+pub fn link(shell: &Shell, name: &str) -> Result<Option<Link>> {
+    let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show", "dev", name]);
+    Ok(parse(&shell.read(&cmd)?, "ip link")?.into_iter().next())
 }
 
 /// What the kernel's route lookup answers, from `ip -j route get`.

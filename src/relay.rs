@@ -3,8 +3,9 @@
 //! `snif_wire` at the port's egress hook: all inside the tap's own call, so copies leave in the order of the wire.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::abi::{Config, Direction, device};
 use crate::bpftool;
@@ -15,6 +16,9 @@ use crate::tc;
 
 /// A relay must take any super-packet and any frame.
 const MTU: u32 = 65535;
+
+/// How long the bridge may take to pass frames.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Numbers that the kernel does not hand out by itself, so that they can be chosen before the devices are made.
 const FIRST_INDEX: u32 = 0x7000_0001;
@@ -106,7 +110,18 @@ pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result
     }));
     tc::batch(shell, &hooks)?;
     let up: Vec<String> = all.iter().rev().map(|device| format!("link set dev {device} up")).collect();
-    ip::batch(shell, &up)
+    ip::batch(shell, &up)?;
+    wait(shell, relay)
+}
+
+/// Until the bridge passes frames: the kernel lets it do so some time after its port came up.
+fn wait(shell: &Shell, relay: &str) -> Result<()> {
+    let start = Instant::now();
+    while !shell.dry_run && !ip::link(shell, relay)?.is_some_and(|bridge| bridge.has_carrier()) {
+        ensure!(start.elapsed() < PATIENCE, "{relay} does not come up; look at it with: ip -d link show dev {relay}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// The batch lines after which copies go through this relay.
