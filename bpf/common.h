@@ -235,21 +235,21 @@ static __always_inline struct scratch *workspace(void)
 	return bpf_map_lookup_elem(&scratch, &zero);
 }
 
-/* What all fragments of one copy carry, in parts; a part's end is the beginning of the next. */
+/* What a frame's first fragment leaves for the others, in parts; a part's end is the beginning of the next. */
 struct chunk {
 	__u8 bytes[CHUNK_BYTES + PIECE_BYTES] __attribute__((aligned(8)));
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, CHUNKS);
+	__uint(max_entries, CHUNKS + 1); /* and one for what has to be put aside for a moment */
 	__type(key, __u32);
 	__type(value, struct chunk);
-} payload SEC(".maps");
+} rest SEC(".maps");
 
 static __always_inline struct chunk *chunk(__u32 number)
 {
-	return bpf_map_lookup_elem(&payload, &number);
+	return bpf_map_lookup_elem(&rest, &number);
 }
 
 /* What the tap tells the relay's egress hook through skb->cb, which does not survive the bridge. */

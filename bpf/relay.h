@@ -289,10 +289,21 @@ static __always_inline int store_fragment_header(struct __sk_buff *skb, struct r
 	return bpf_skb_store_bytes(skb, ETH_HLEN + sizeof(struct ipv6hdr), &header, sizeof(header), 0);
 }
 
+/* The outer headers of the first of several IPv6 fragments. */
+static __noinline int store_first_ipv6(struct __sk_buff *skb, struct remote *remote, struct outer *outer, struct copy *copy)
+{
+	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr), tunnel = remote->outer_len - at;
+
+	if (store_outer(skb, outer, at) || store_fragment_header(skb, remote, copy) || tunnel == 0 || tunnel > 32)
+		return -1;
+	return bpf_skb_store_bytes(skb, at + sizeof(struct ipv6_fragment), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr),
+				   BOUNDED(tunnel, 32), 0);
+}
+
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
 static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 outer_len = remote->outer_len, tag_len;
+	__u32 outer_len = remote->outer_len - remote->ip_len + ip_bytes(remote, copy), tag_len;
 	struct scratch *room = workspace();
 	struct outer *outer = room ? &room->outer : NULL;
 
@@ -301,7 +312,9 @@ static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, s
 	tag_len = 4 * (room->tags.count & (2 * MAX_TAGS - 1));
 	fill_ip(outer, remote, copy, outer_len - ETH_HLEN + tag_len + skb->len);
 	fill_tunnel(skb, room, remote, copy);
-	if (bpf_skb_change_head(skb, outer_len + tag_len, 0) || store_outer(skb, outer, outer_len))
+	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
+		return -1;
+	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) : store_first_ipv6(skb, remote, outer, copy))
 		return -1;
 	if (!tag_len)
 		return 0;
@@ -470,7 +483,7 @@ __noinline int resize(struct __sk_buff *skb, __u32 length)
 /* Keep the first `length` bytes. */
 __noinline int cut(struct __sk_buff *skb, __u32 length)
 {
-	struct chunk *buffer = chunk(0);
+	struct chunk *buffer = chunk(CHUNKS);
 
 	if (!bpf_skb_change_tail(skb, length, 0))
 		return 0;
@@ -481,28 +494,18 @@ __noinline int cut(struct __sk_buff *skb, __u32 length)
 	return bpf_skb_store_bytes(skb, 0, buffer->bytes, BOUNDED(length, CHUNK_BYTES), 0);
 }
 
-/*
- * Load the frame, whose tags are out, into the payload map from its byte `base` on. A part also holds the beginning of
- * the next one.
- */
-__noinline int load_frame(struct __sk_buff *skb, __u32 base)
+/* Keep what the frame has from its byte `from` on in the rest map. A part also holds the beginning of the next one. */
+__noinline int save_rest(struct __sk_buff *skb, __u32 from)
 {
 	__u32 length = skb->len;
 
-	if (base > HEADER_BYTES)
-		return -1;
-	for (__u32 number = 0; number < CHUNKS; number++) {
-		__u32 at = number ? 0 : base, from = number * CHUNK_BYTES - (number ? base : 0), bytes;
+	for (__u32 number = 0; number < CHUNKS && from < length; number++) {
+		__u32 bytes = MIN(length - from, CHUNK_BYTES);
 		struct chunk *part = chunk(number);
 
-		if (!part || from >= length)
-			break;
-		OPAQUE(at);
-		at &= 127;
-		bytes = MIN(length - from, CHUNK_BYTES - at);
-		if (bpf_skb_load_bytes(skb, from, part->bytes + at, BOUNDED(bytes, CHUNK_BYTES)))
+		if (!part || bpf_skb_load_bytes(skb, from, part->bytes, BOUNDED(bytes, CHUNK_BYTES)))
 			return -1;
-		from += bytes;
+		from += CHUNK_BYTES;
 		if (from >= length)
 			break;
 		bytes = MIN(length - from, PIECE_BYTES);
@@ -512,53 +515,8 @@ __noinline int load_frame(struct __sk_buff *skb, __u32 base)
 	return 0;
 }
 
-#define TUNNEL_BYTES 32 /* room for any tunnel header */
-
-/* Put the MAC addresses and the tags behind `tunnel` bytes of the payload. */
-__noinline int put_tags(__u32 tunnel, __u32 tags)
-{
-	struct scratch *room = workspace();
-	struct chunk *first = chunk(0);
-	__u8 *to;
-
-	if (!room || !first || tunnel > TUNNEL_BYTES)
-		return -1;
-	OPAQUE(tunnel);
-	to = first->bytes + (tunnel & (2 * TUNNEL_BYTES - 1));
-	__builtin_memcpy(to, room->tags.head, 2 * ETH_ALEN);
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < MAX_TAGS; i++) {
-		if (i >= tags)
-			break;
-		__builtin_memcpy(to + 2 * ETH_ALEN + 4 * i, room->tags.head + 2 * ETH_ALEN + 4 * i, 4);
-	}
-	return 0;
-}
-
-/* Put together what the outer IP packet carries: the tunnel header, the MAC addresses, the tags, the rest of the frame. */
-static __noinline int save_payload(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
-{
-	__u32 tunnel = remote->outer_len - ETH_HLEN - remote->ip_len, tags;
-	struct scratch *room = workspace();
-	struct chunk *first = chunk(0);
-
-	if (!room || !first || untag(skb, room))
-		return -1;
-	tags = room->tags.count;
-	fill_ip(&room->outer, remote, copy, remote->ip_len);
-	fill_tunnel(skb, room, remote, copy);
-	/* More than there is of it: the frame overwrites that. */
-	if (remote->flags & REMOTE_IPV6)
-		__builtin_memcpy(first->bytes, room->outer.bytes + HEADER_L3 + sizeof(struct ipv6hdr), TUNNEL_BYTES);
-	else
-		__builtin_memcpy(first->bytes, room->outer.bytes + HEADER_L3 + sizeof(struct iphdr), TUNNEL_BYTES);
-	if (load_frame(skb, tunnel + 4 * tags))
-		return -1;
-	return tags ? put_tags(tunnel, tags) : 0;
-}
-
-/* Store `length` bytes of the payload, from its byte `offset` on, at byte `at` of the packet. */
-__noinline int store_payload(struct __sk_buff *skb, __u32 at, __u32 offset, __u32 length)
+/* Store `length` bytes of the rest, from its byte `offset` on, at byte `at` of the packet. */
+__noinline int store_rest(struct __sk_buff *skb, __u32 at, __u32 offset, __u32 length)
 {
 	for (int i = 0; i < SKB_BYTES / PIECE_BYTES + 1 && length; i++) {
 		__u32 bytes = MIN(length, PIECE_BYTES), from = offset & (CHUNK_BYTES - 1);
@@ -576,8 +534,8 @@ __noinline int store_payload(struct __sk_buff *skb, __u32 at, __u32 offset, __u3
 }
 
 /*
- * Make the fragment of the packet that begins with this byte of the payload, and send a clone of it. Answers 0, or what
- * the helpers said: above zero the out interface refused it.
+ * Make a later fragment of the packet, which begins with this byte of the payload, and send a clone of it. Answers 0, or
+ * what the helpers said: above zero the out interface refused it.
  */
 __noinline int send_fragment(struct __sk_buff *skb, __u32 offset)
 {
@@ -603,7 +561,7 @@ __noinline int send_fragment(struct __sk_buff *skb, __u32 offset)
 		return -1;
 	if (remote->flags & REMOTE_IPV6 && store_fragment_header(skb, remote, &copy))
 		return -1;
-	if (store_payload(skb, head, offset, length))
+	if (store_rest(skb, head, offset - room->train.size, length))
 		return -1;
 	return bpf_clone_redirect(skb, out, 0);
 }
@@ -622,10 +580,8 @@ __noinline int send_next(struct __sk_buff *skb, __u32 offset)
 	return offset + room->train.size;
 }
 
-__noinline int send_train(struct __sk_buff *skb)
+__noinline int send_train(struct __sk_buff *skb, __u32 offset)
 {
-	__u32 offset = 0;
-
 	for (int i = 0; i < MAX_FRAGMENTS; i++) {
 		__u32 next = send_next(skb, offset);
 
@@ -636,13 +592,45 @@ __noinline int send_train(struct __sk_buff *skb)
 	return 0;
 }
 
+#define LAST_BYTES 256
+
 /*
- * Cut the outer IP packet of this frame into fragments of the same size, a multiple of 8 bytes. All are clones, so that
- * what becomes of them is known: the copy is sent if all of them are.
+ * Bytes of payload in each fragment but the last, a multiple of 8: `most`, or less, so that the last is not so short that
+ * the kernel cannot cut a packet to it (below its transport header). Answers 0 where there cannot be so many fragments.
+ */
+static __always_inline __u32 fragment_size(__u32 payload, __u32 most, __u32 count)
+{
+	__u32 size = most, equal = (payload + count - 1) / count;
+
+	if (payload <= most || most < LAST_BYTES + 8)
+		size = (equal + 7) & ~7U;
+	else if (payload - (count - 1) * most < LAST_BYTES)
+		size = ((payload - LAST_BYTES) / (count - 1) + 7) & ~7U;
+	size = MIN(size, most);
+	return size < payload && count <= MAX_FRAGMENTS ? size : 0;
+}
+
+/* The first fragment is the frame's head behind the whole outer header. The rest is saved. */
+static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy, __u32 size)
+{
+	struct scratch *room = workspace();
+	__u32 kept;
+
+	if (!room || untag(skb, room))
+		return -1;
+	kept = size - (remote->outer_len - ETH_HLEN - remote->ip_len) - 4 * room->tags.count;
+	if (save_rest(skb, kept) || cut(skb, kept))
+		return -1;
+	return push_outer(skb, remote, copy);
+}
+
+/*
+ * Cut the outer IP packet of this frame into fragments. All are clones, so that what becomes of them is known: the copy is
+ * sent if all of them are.
  */
 static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
-	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, most;
+	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, most, count;
 	struct scratch *room = workspace();
 
 	study(skb, remote, copy);
@@ -653,17 +641,16 @@ static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote
 		return drop(skb, copy, REASON(too_long));
 	if (most < 8 || most > SKB_BYTES)
 		return drop(skb, copy, REASON(oversize));
-	size = (copy->payload + most - 1) / most; /* fragments: two at least, as a frame too long to resize may fit one */
-	size = size < 2 ? 2 : size;
-	if (!within_rate(copy->cfg, copy->payload + size * (__u64)(ETH_HLEN + ip_bytes(remote, copy)), size))
+	count = (copy->payload + most - 1) / most; /* two at least, as a frame too long to resize may fit one */
+	count = count < 2 ? 2 : count;
+	if (!within_rate(copy->cfg, copy->payload + count * (__u64)(ETH_HLEN + ip_bytes(remote, copy)), count))
 		return drop(skb, copy, REASON(rate));
-	size = ((copy->payload + size - 1) / size + 7) & ~7U;
-	if (size == 0 || size >= copy->payload || (copy->payload - 1) / size >= MAX_FRAGMENTS)
+	size = fragment_size(copy->payload, most, count);
+	if (!room || !size || first_fragment(skb, remote, copy, size))
 		return drop(skb, copy, REASON(fragment));
-	if (!room || save_payload(skb, remote, copy))
-		return drop(skb, copy, REASON(resize));
 	room->train = (struct train){ .payload = copy->payload, .size = size, .id = copy->id, .hash = copy->hash };
-	send_train(skb);
+	room->train.failed = bpf_clone_redirect(skb, copy->out, 0);
+	send_train(skb, size);
 	if (room->train.failed)
 		return drop(skb, copy, room->train.failed > 0 ? REASON(out) : REASON(fragment));
 	count_sent(copy);

@@ -26,7 +26,7 @@ enum limits {
 	HEADER_BYTES = 96, /* room for a template */
 	HEADER_L3 = 16, /* where the outer IP header starts in a template; the Ethernet header ends there */
 	DEVICES = 256,
-	CHUNK_BYTES = 16384, /* of a frame's outer payload that is kept in one element of the payload map */
+	CHUNK_BYTES = 16384, /* of a frame that are kept in one element of the rest map */
 	CHUNKS = 4,
 	PIECE_BYTES = 2048, /* of the next element that an element holds too: what is stored at once */
 	SKB_BYTES = 16000, /* longest frame that the kernel's resize helpers take (SKB_MAX_ALLOC, rounded down) */

@@ -47,7 +47,7 @@ pub const MAPS: [&str; 13] = [
 ];
 
 /// Those that say nothing to a person: references to devices, and working memory.
-const OTHER_MAPS: [&str; 3] = ["devices", "payload", "scratch"];
+const OTHER_MAPS: [&str; 3] = ["devices", "rest", "scratch"];
 
 /// All that are pinned.
 pub const ALL_MAPS: [&str; 16] = {

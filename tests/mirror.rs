@@ -232,7 +232,7 @@ fn kubernetes_sized_frames_stay_whole_where_the_path_takes_them() {
 }
 
 #[test]
-fn fragments_are_equal_multiples_of_eight_with_one_id() {
+fn fragments_are_multiples_of_eight_with_one_id() {
     let lab = jumbo_lab(9000, 1500);
     up(&lab, &["--oversize", "fragment"]);
     let frames = vec![frames::jumbo(&Ends::PEER_TO_HOST, 1, 9014), frames::jumbo(&Ends::PEER_TO_HOST, 2, 9014)];
@@ -242,7 +242,7 @@ fn fragments_are_equal_multiples_of_eight_with_one_id() {
     for copy in &copies {
         let (last, rest) = copy.outer_lens.split_last().unwrap();
         assert!(rest.iter().all(|len| len == &rest[0] && (len - 20) % 8 == 0), "{:?}", copy.outer_lens);
-        assert!(rest[0] <= 1500 && last.abs_diff(rest[0]) <= 8 * copy.outer_lens.len());
+        assert!(rest[0] <= 1500 && *last <= rest[0], "{:?}", copy.outer_lens);
         assert!(copy.ids.iter().all(|id| *id == copy.ids[0]), "{:?}", copy.ids);
     }
     assert_ne!(copies[0].ids[0], copies[1].ids[0]);
