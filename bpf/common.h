@@ -210,6 +210,7 @@ struct train {
 	__u32 size; /* of these, in each but the last */
 	__u32 id; /* outer IP id */
 	__u32 hash; /* of the flow */
+	__u32 out; /* ifindex of the out interface */
 	__s32 failed; /* what the first that failed was answered: above zero, by the out interface */
 };
 

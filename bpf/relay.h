@@ -533,53 +533,51 @@ __noinline int store_rest(struct __sk_buff *skb, __u32 at, __u32 offset, __u32 l
 	return 0;
 }
 
-/*
- * Make a later fragment of the packet, which begins with this byte of the payload, and send a clone of it. Answers 0, or
- * what the helpers said: above zero the out interface refused it.
- */
-__noinline int send_fragment(struct __sk_buff *skb, __u32 offset)
+/* Make a later fragment of the packet: the one that begins with this byte of the payload. */
+static __noinline int make_fragment(struct __sk_buff *skb, struct remote *remote, __u32 offset)
 {
-	__u32 slot = skb->mark & MARK_REMOTE_MASK, head, out, length;
-	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
-	struct scratch *room = workspace();
 	struct copy copy = { .tap = skb->mark >> MARK_TAP_SHIFT & MARK_TAP_MASK };
+	struct scratch *room = workspace();
+	__u32 head, length;
 	bool more;
 
-	if (!remote || !room)
+	if (!room)
 		return -1;
 	more = room->train.payload - offset > room->train.size;
 	length = more ? room->train.size : room->train.payload - offset;
 	copy.hash = room->train.hash;
 	copy.id = room->train.id;
 	copy.fragment = offset / 8 | (more ? IP_MF : 0);
-	out = way_out(remote);
 	head = ETH_HLEN + ip_bytes(remote, &copy);
-	if (!out || resize(skb, head + length))
+	if (resize(skb, head + length))
 		return -1;
 	fill_ip(&room->outer, remote, &copy, head - ETH_HLEN + length);
 	if (store_outer(skb, &room->outer, ETH_HLEN + remote->ip_len))
 		return -1;
 	if (remote->flags & REMOTE_IPV6 && store_fragment_header(skb, remote, &copy))
 		return -1;
-	if (store_rest(skb, head, offset - room->train.size, length))
-		return -1;
-	return bpf_clone_redirect(skb, out, 0);
+	return store_rest(skb, head, offset - room->train.size, length);
 }
 
-/* The next of them, from this byte of the payload on. Answers where the one behind it begins. */
+/* Send a clone of the fragment that begins here, unless it is the last. Answers where the next one begins. */
 __noinline int send_next(struct __sk_buff *skb, __u32 offset)
 {
+	__u32 slot = skb->mark & MARK_REMOTE_MASK;
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
 	struct scratch *room = workspace();
 	int err;
 
-	if (!room || offset >= room->train.payload)
+	if (!remote || !room || room->train.payload - offset <= room->train.size)
 		return offset;
-	err = send_fragment(skb, offset);
+	err = make_fragment(skb, remote, offset);
+	if (!err)
+		err = bpf_clone_redirect(skb, room->train.out, 0);
 	if (!room->train.failed)
 		room->train.failed = err;
 	return offset + room->train.size;
 }
 
+/* Send all from here but the last. */
 __noinline int send_train(struct __sk_buff *skb, __u32 offset)
 {
 	for (int i = 0; i < MAX_FRAGMENTS; i++) {
@@ -624,9 +622,17 @@ static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *
 	return push_outer(skb, remote, copy);
 }
 
+/* What became of the fragments that were sent: 0, or a verdict for the whole copy, which is counted once. */
+static __always_inline int judge(struct __sk_buff *skb, struct copy *copy, int failed)
+{
+	if (!failed)
+		return 0;
+	return drop(skb, copy, failed > 0 ? REASON(out) : REASON(fragment));
+}
+
 /*
- * Cut the outer IP packet of this frame into fragments. All are clones, so that what becomes of them is known: the copy is
- * sent if all of them are.
+ * Cut the outer IP packet of this frame into fragments. Clones tell what becomes of them, the packet itself does not, but
+ * costs less: so the last one is the packet itself, unless the out interface has a queue that may refuse it.
  */
 static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote, struct copy *copy)
 {
@@ -648,11 +654,19 @@ static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote
 	size = fragment_size(copy->payload, most, count);
 	if (!room || !size || first_fragment(skb, remote, copy, size))
 		return drop(skb, copy, REASON(fragment));
-	room->train = (struct train){ .payload = copy->payload, .size = size, .id = copy->id, .hash = copy->hash };
+	room->train = (struct train){ copy->payload, size, copy->id, copy->hash, copy->out, 0 };
 	room->train.failed = bpf_clone_redirect(skb, copy->out, 0);
-	send_train(skb, size);
+	if (count > 2)
+		send_train(skb, size);
 	if (room->train.failed)
-		return drop(skb, copy, room->train.failed > 0 ? REASON(out) : REASON(fragment));
+		return judge(skb, copy, room->train.failed);
+	if (make_fragment(skb, remote, (copy->payload - 1) / size * size))
+		return drop(skb, copy, REASON(fragment));
+	if (!(remote->flags & REMOTE_QUEUED))
+		return sent(copy);
+	room->train.failed = bpf_clone_redirect(skb, copy->out, 0);
+	if (room->train.failed)
+		return judge(skb, copy, room->train.failed);
 	count_sent(copy);
 	return TC_ACT_SHOT; /* what has been sent were clones */
 }
@@ -770,8 +784,8 @@ int snif_wire(struct __sk_buff *skb)
 	/* What was not sent on into the bridge is not counted there: where snif_encap is gone it is lost, as `clone`. */
 	if (!cfg || !room || !is_copy(skb->mark) || !room->crossing.asked)
 		return TC_ACT_SHOT;
-	/* Frames that were cut out of a super-packet of the frag-list kind are left unfinished. */
-	if (!room->crossing.again && is_unfinished(skb)) {
+	/* Frames that were cut out of a super-packet of the frag-list kind, which only forwarding makes, are left unfinished. */
+	if (!room->crossing.again && skb->ingress_ifindex && is_unfinished(skb)) {
 		room->crossing.again = 1;
 		bpf_clone_redirect(skb, device(DEVICE_RELAY), 0);
 		room->crossing.again = 0;

@@ -150,6 +150,7 @@ enum remote_flag {
 	REMOTE_L3 = 32, /* the out interface takes IP packets without a link header */
 	REMOTE_FLOW = 64, /* the header carries the flow hash: UDP source port, IPv6 flow label */
 	REMOTE_UDP_CHECKSUM = 128,
+	REMOTE_QUEUED = 256, /* the out interface has a queue, which may refuse packets */
 };
 
 /*

@@ -250,6 +250,7 @@ pub mod remote_flag {
     pub const L3: u16 = 32;
     pub const FLOW: u16 = 64;
     pub const UDP_CHECKSUM: u16 = 128;
+    pub const QUEUED: u16 = 256;
 }
 
 /// Bytes of `struct remote` before its templates.

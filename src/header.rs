@@ -65,6 +65,8 @@ pub struct Path {
     pub per_frame: bool,
     /// The out interface takes IP packets without a link header.
     pub l3: bool,
+    /// The out interface has a queue, which may refuse packets.
+    pub queued: bool,
 }
 
 /// The bytes between the outer IP header and the inner frame, and positions in them (from their start, plus one).
@@ -226,7 +228,7 @@ fn room_flags(outer: &Outer) -> u64 {
 }
 
 fn flags(outer: &Outer, at: Positions) -> u16 {
-    use remote_flag::{DF, FINISH, FLOW, IPV6, L3, PER_FRAME, UDP_CHECKSUM, UNRESOLVED};
+    use remote_flag::{DF, FINISH, FLOW, IPV6, L3, PER_FRAME, QUEUED, UDP_CHECKSUM, UNRESOLVED};
     let path = outer.path.as_ref();
     let resolved = path.is_some_and(|path| path.l3 || path.next_hop_mac.is_some());
     let checksum = outer.tunnel.udp_checksum;
@@ -239,6 +241,7 @@ fn flags(outer: &Outer, at: Positions) -> u16 {
         (L3, path.is_some_and(|path| path.l3)),
         (FLOW, at.udp != 0 || outer.remote.is_ipv6()),
         (UDP_CHECKSUM, checksum),
+        (QUEUED, path.is_some_and(|path| path.queued)),
     ]
     .into_iter()
     .fold(0, |flags, (flag, on)| if on { flags | flag } else { flags })

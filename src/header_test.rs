@@ -17,6 +17,7 @@ fn outer(tunnel: TunnelOptions, remote: &str) -> Outer {
         finish: false,
         per_frame: false,
         l3: false,
+        queued: false,
     };
     let options = OuterOptions { ttl: 64, tos: 0, df: false };
     Outer { tunnel, source: source.parse().unwrap(), remote, options, path: Some(path) }

@@ -20,6 +20,9 @@ pub struct Link {
     /// Bytes of the largest L3 packet.
     pub mtu: u32,
     pub link_type: String,
+    /// The root qdisc.
+    #[serde(default)]
+    pub qdisc: String,
     #[serde(default)]
     pub address: String,
     #[serde(default)]
@@ -63,6 +66,11 @@ pub struct Lost {
 impl Link {
     pub fn is_up(&self) -> bool {
         self.flags.iter().any(|flag| flag == "UP")
+    }
+
+    /// Packets wait in a queue, which drops what it cannot hold.
+    pub fn has_queue(&self) -> bool {
+        self.qdisc != "noqueue"
     }
 
     pub fn has_carrier(&self) -> bool {

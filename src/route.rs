@@ -212,6 +212,7 @@ fn route(
         finish: stack::leaves_unfinished(links, &way.out, shell)?,
         per_frame: !kernel::encapsulates_frames(),
         l3: way.out.is_l3(),
+        queued: way.out.has_queue(),
     });
     Ok(RemoteRoute { out: Some(way.out), outer })
 }

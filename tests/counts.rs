@@ -151,9 +151,10 @@ fn whole(packets: &[Vec<u8>]) -> u64 {
 #[test]
 fn a_copy_of_which_the_queue_refuses_a_fragment_counts_once() {
     let lab = Lab::new();
+    // A queue that is there at `up`, as at every NIC: then each fragment is a clone, whose fate is told.
+    qdisc(&lab, "tbf rate 5mbit burst 3100 limit 8000");
     line(&lab, Ns::Host, &[&UP.join(" "), " --oversize fragment"].concat());
     let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);
-    qdisc(&lab, "tbf rate 5mbit burst 3100 limit 8000");
     let large: Vec<Vec<u8>> = (0..211).map(|n| frames::jumbo(&Ends::PEER_TO_HOST, n, 1514)).collect();
     lab.send(Ns::Peer, "peer0", &large);
     let (asked, sent, lost) = tally(&session(&lab, Ns::Host), "out");

@@ -242,12 +242,11 @@ impl Partial {
         self.end == Some(self.pieces.values().map(|piece| piece.body.len()).sum())
     }
 
-    /// Also checks that fragments are as equal as multiples of eight can be, and lie side by side.
+    /// Also checks that all fragments but the last are of one size, and that they lie side by side.
     fn finish(self) -> Result<Datagram> {
         let sizes: Vec<usize> = self.pieces.values().map(|piece| piece.body.len()).collect();
         let (last, rest) = sizes.split_last().context("at least one piece")?;
         ensure!(rest.iter().all(|size| *size == rest[0] && last <= size), "fragments of unequal size: {sizes:?}");
-        ensure!(rest.iter().all(|size| size - last <= 8 * sizes.len()), "fragments of unequal size: {sizes:?}");
         let mut body = Vec::new();
         for piece in self.pieces.values() {
             ensure!(piece.offset == body.len(), "fragments overlap or leave a hole: {sizes:?}");
