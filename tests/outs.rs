@@ -382,11 +382,12 @@ fn super_packets_that_the_relay_loses_are_counted_in_wire_frames() {
     out.lab.tcp_transfer(BYTES, Ns::Host, Ns::Peer);
     let counted = poll(lab::PATIENCE, || {
         let status = status(&out.lab);
-        let asked = total(&status["taps"], "pcnt");
-        (asked > (BYTES / 1448) as u64 && status["drops"]["relay"] == asked).then_some(status)
+        let (asked, sent) = (total(&status["taps"], "pcnt"), total(&status["remotes"], "pcnt"));
+        let lost = status["drops"]["relay"].as_u64().unwrap();
+        // What the stack finishes itself, the last acknowledgement of a closed connection, need not cross.
+        (lost > (BYTES / 1448) as u64 && asked == lost + sent && sent <= 2).then_some(status)
     });
     let status = counted.unwrap_or_else(|| panic!("Expected all to be lost by the relay, got {:#}", status(&out.lab)));
-    assert_eq!(total(&status["remotes"], "pcnt"), 0);
     assert_eq!(total(&status["remotes"], "dcnt"), total(&status["taps"], "dcnt"));
 }
 
