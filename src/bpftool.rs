@@ -71,6 +71,9 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Runs many writes in one bpftool; it stops at the first that fails.
 pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
     done(shell.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines))).map(drop)
 }
 
