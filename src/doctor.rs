@@ -273,7 +273,12 @@ fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Chec
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
         checks.push(fail(name, detail, format!("tc qdisc del dev {name} ingress")));
     } else {
-        let found = if hooks.has_qdisc("clsact") { "clsact is there and will stay" } else { "no clsact: `up` adds it" };
+        let ours = Home::here()?.clsact_marks().contains(&link.ifindex);
+        let found = match (hooks.has_qdisc("clsact"), ours) {
+            (true, true) => "clsact is there, added by us: it goes with the last tap",
+            (true, false) => "clsact is there and will stay",
+            (false, _) => "no clsact: `up` adds it",
+        };
         checks.push(ok(name, found));
     }
     for direction in [Direction::Ingress, Direction::Egress] {
@@ -391,14 +396,16 @@ fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr) -> Check {
     if out.mtu >= needed {
         return ok("mtu", format!("{} on {}, whole copies of {} need {needed}", out.mtu, out.ifname, watched.ifname));
     }
-    warn(
-        "mtu",
-        format!(
-            "{} on {} is less than the {needed} that whole copies of {} need: see --oversize",
-            out.mtu, out.ifname, watched.ifname
-        ),
-        format!("ip link set dev {} mtu {needed}", out.ifname),
-    )
+    let detail = format!(
+        "{} on {} is less than the {needed} that whole copies of {} need: see --oversize",
+        out.mtu, out.ifname, watched.ifname
+    );
+    // A larger MTU of the watched interface itself would need still more.
+    let fix = match out.ifindex == watched.ifindex {
+        true => format!("ip route add {remote} dev OTHER"),
+        false => format!("ip link set dev {} mtu {needed}", out.ifname),
+    };
+    warn("mtu", detail, fix)
 }
 
 /// The verdict of a report.

@@ -1,5 +1,5 @@
-//! Rules of the bridge family, which see what crosses a relay on its way out of the bridge: a copy that they drop is lost
-//! and counted as `relay`. Read from nft's JSON, of which anything that is not known is passed over.
+//! Rules of the bridge family, which see what crosses a relay on its way out of the bridge, and rules at the egress of a
+//! relay's own devices: a copy that they drop is lost and counted as `relay`. Read from nft's JSON, of which anything that is not known is passed over.
 
 use std::fmt;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::exec::{self, Cmd, Shell};
-use crate::kernel;
+use crate::{kernel, relay};
 
 /// What a rule matches where all relays are meant.
 const RELAYS: &str = "snif*";
@@ -16,6 +16,7 @@ const RELAYS: &str = "snif*";
 /// A chain that can drop what crosses a relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
+    family: String,
     table: String,
     chain: String,
     /// `policy drop`, or the rule's handle.
@@ -24,8 +25,8 @@ pub struct Obstacle {
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Obstacle { table, chain, what } = self;
-        write!(f, "chain {chain} of nft's table bridge {table} ({what})")
+        let Obstacle { family, table, chain, what } = self;
+        write!(f, "chain {chain} of nft's table {family} {table} ({what})")
     }
 }
 
@@ -33,7 +34,11 @@ impl Obstacle {
     /// The command after which copies pass.
     pub fn fix(&self) -> String {
         let [table, chain] = [&self.table, &self.chain].map(|name| exec::quote(name));
-        format!("nft insert rule bridge {table} {chain} oifname '\"{RELAYS}\"' accept")
+        match self.family.as_str() {
+            "bridge" => format!("nft insert rule bridge {table} {chain} oifname '\"{RELAYS}\"' accept"),
+            // A chain of the relay's device alone.
+            family => format!("nft insert rule {family} {table} {chain} accept"),
+        }
     }
 
     /// What the user should know, ending with what helps.
@@ -47,11 +52,13 @@ pub fn obstacles(shell: &Shell) -> Vec<Obstacle> {
     if exec::find("nft").is_none() || !may_have_rules() {
         return Vec::new();
     }
-    let ask = |words: &[&str]| nft(shell, words);
-    let chains = ask(&["list", "chains", "bridge"]);
-    let mut tables: Vec<&str> = base_chains(&chains).filter_map(|chain| chain["table"].as_str()).collect();
-    tables.dedup();
-    tables.iter().flat_map(|table| in_table(&ask(&["list", "table", "bridge", table]))).collect()
+    let in_family = |family| {
+        let chains = nft(shell, &["list", "chains", family]);
+        let mut tables: Vec<&str> = base_chains(&chains).filter_map(|chain| chain["table"].as_str()).collect();
+        tables.dedup();
+        tables.iter().flat_map(|table| in_table(&nft(shell, &["list", "table", family, table]))).collect::<Vec<_>>()
+    };
+    ["bridge", "netdev"].into_iter().flat_map(in_family).collect()
 }
 
 /// Asking loads nf_tables where it is a module, and a machine without it has no rules.
@@ -69,10 +76,21 @@ fn nft(shell: &Shell, words: &[&str]) -> Vec<Value> {
     serde_json::from_value(all["nftables"].take()).unwrap_or_default()
 }
 
-/// What leaves a bridge meets the hooks `output` and `postrouting`.
+/// What leaves a bridge meets the hooks `output` and `postrouting` of its family, and `egress` of the devices.
 fn base_chains(objects: &[Value]) -> impl Iterator<Item = &Value> {
     let chains = objects.iter().map(|object| &object["chain"]);
-    chains.filter(|chain| chain["hook"] == "output" || chain["hook"] == "postrouting")
+    chains.filter(|chain| match chain["family"].as_str() {
+        Some("netdev") => chain["hook"] == "egress" && devices(chain).iter().any(|name| relay::is_name(name)),
+        _ => chain["hook"] == "output" || chain["hook"] == "postrouting",
+    })
+}
+
+/// The devices of a chain: one, or a list.
+fn devices(chain: &Value) -> Vec<&str> {
+    match chain["dev"].as_array() {
+        Some(list) => list.iter().filter_map(Value::as_str).collect(),
+        None => chain["dev"].as_str().into_iter().collect(),
+    }
 }
 
 /// The obstacles in one table, of which these are all objects.
@@ -83,7 +101,8 @@ fn in_table(objects: &[Value]) -> Vec<Obstacle> {
 
 fn obstacle(objects: &[Value], chain: &Value) -> Option<Obstacle> {
     let (table, name) = (chain["table"].as_str()?, chain["name"].as_str()?);
-    let found = |what: String| Some(Obstacle { table: table.into(), chain: name.into(), what });
+    let family = chain["family"].as_str().unwrap_or("bridge");
+    let found = |what: String| Some(Obstacle { family: family.into(), table: table.into(), chain: name.into(), what });
     for rule in rules(objects, name).filter(|rule| may_match(rule)) {
         match fate(objects, rule, DEPTH) {
             Fate::Dropped => return found(format!("rule with handle {}", rule["handle"])),
@@ -178,6 +197,21 @@ fn is_relays(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// nft 1.0.6 does not tell the device of an egress chain: then it is passed over.
+    #[test]
+    fn a_chain_at_the_egress_of_a_relays_device_is_an_obstacle() {
+        let chain = |dev: Value| {
+            serde_json::json!([{"chain": {"family": "netdev", "table": "t", "name": "c", "hook": "egress", "dev": dev,
+                "policy": "drop"}}])
+        };
+        let found = |dev: Value| in_table(chain(dev).as_array().expect("a list"));
+        let fix = found("snif0l".into())[0].fix();
+        assert_eq!(fix, "nft insert rule netdev t c accept");
+        assert_eq!(found(serde_json::json!(["eth0", "snif0"])).len(), 1);
+        assert_eq!((found("eth0".into()), found(Value::Null)), (Vec::new(), Vec::new()));
+    }
+
     use serde_json::json;
 
     /// A table with the chain `out` at a hook, and these rules in it.

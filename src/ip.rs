@@ -46,6 +46,9 @@ pub struct LinkInfo {
     /// What only interfaces of this kind have.
     #[serde(default)]
     pub info_data: serde_json::Value,
+    /// What only ports of a bridge, bond or the like have.
+    #[serde(default)]
+    pub info_slave_data: serde_json::Value,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

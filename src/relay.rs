@@ -136,7 +136,7 @@ pub fn faults(shell: &Shell, config: &Config, links: &[Link], attached: impl Fn(
     let mut faults = Vec::new();
     let parts = [("bridge", config.relay), ("port", config.port), ("peer", config.peer)];
     for ((part, ifindex), program) in parts.into_iter().zip(PROGRAMS) {
-        let Some(link) = links.iter().find(|link| link.ifindex == ifindex) else {
+        let Some(link) = links.iter().find(|link| link.ifindex == ifindex && is_one(link)) else {
             faults.push(format!("its {part} is gone"));
             continue;
         };
@@ -151,10 +151,16 @@ pub fn faults(shell: &Shell, config: &Config, links: &[Link], attached: impl Fn(
             faults.push(format!("{program} is not at the egress hook of {name}"));
         }
     }
-    let Some(bridge) = links.iter().find(|link| link.ifindex == config.relay) else { return Ok(faults) };
+    let Some(bridge) = links.iter().find(|link| link.ifindex == config.relay && is_one(link)) else {
+        return Ok(faults);
+    };
     let is_port = |link: &&Link| link.master.as_ref() == Some(&bridge.ifname);
-    if !links.iter().filter(is_port).any(|link| link.ifindex == config.port) {
-        faults.push(format!("{} has lost its port", bridge.ifname));
+    match links.iter().filter(is_port).find(|link| link.ifindex == config.port) {
+        Some(port) => faults.extend(port_faults(port)),
+        None => faults.push(format!("{} has lost its port", bridge.ifname)),
+    }
+    if bridge.linkinfo.info_data["stp_state"].as_u64().is_some_and(|state| state != 0) {
+        faults.push(format!("STP of {} is on", bridge.ifname));
     }
     let others = links.iter().filter(is_port).filter(|link| link.ifindex != config.port);
     faults.extend(others.map(|link| format!("{} is another port of {}", link.ifname, bridge.ifname)));
@@ -163,9 +169,41 @@ pub fn faults(shell: &Shell, config: &Config, links: &[Link], attached: impl Fn(
     Ok(faults)
 }
 
+/// Is this a device of a relay, and not a stranger that has got its number?
+pub fn is_one(link: &Link) -> bool {
+    link.ifalias.starts_with(ALIAS) || is_name(&link.ifname)
+}
+
+/// What keeps a port from passing frames, although it is up. Half a relay that is down is no other fault.
+fn port_faults(port: &Link) -> Vec<String> {
+    let (name, data) = (&port.ifname, &port.linkinfo.info_slave_data);
+    let mut faults = Vec::new();
+    if port.has_carrier() && data["state"].as_str().is_some_and(|state| state != "forwarding") {
+        faults.push(format!("the bridge port {name} is {}", data["state"].as_str().unwrap_or_default()));
+    }
+    if data["flood"] == false {
+        faults.push(format!("the bridge port {name} does not flood"));
+    }
+    faults
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_passes_no_frames_is_a_fault() {
+        let port = |data: &str| -> Link {
+            let text = format!(
+                r#"{{"ifindex":1,"ifname":"snif0l","flags":["UP","LOWER_UP"],"mtu":65535,"link_type":"ether",
+                "linkinfo":{{"info_kind":"veth","info_slave_data":{data}}}}}"#
+            );
+            serde_json::from_str(&text).expect("a link")
+        };
+        assert_eq!(port_faults(&port(r#"{"state":"forwarding","flood":true}"#)), [""; 0]);
+        assert_eq!(port_faults(&port("{}")), [""; 0]);
+        assert_eq!(port_faults(&port(r#"{"state":"disabled","flood":false}"#)).len(), 2);
+    }
 
     #[test]
     fn the_devices_of_a_relay_are_known_by_name() {

@@ -6,6 +6,7 @@ use crate::abi::{Stat, remote_flag};
 use crate::capture::Verdict;
 use crate::doctor::{Check, Level};
 use crate::plan::spelled;
+use crate::session;
 use crate::status::{Map, RemoteStatus, Session, Status, TapStatus};
 
 /// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
@@ -87,9 +88,10 @@ fn session(session: &Session) -> String {
             grouped(session.out_dropped)
         );
     }
-    session.faults.iter().for_each(|fault| {
-        let _ = writeln!(text, "  relay: {fault}; put it right with: snifctl up, as before");
-    });
+    if !session.faults.is_empty() {
+        let fix = session::command(&session.memory.plan);
+        let _ = writeln!(text, "  relay: {}; put it right with:\n    {fix}", session.faults.join(", "));
+    }
     session.obstacles.iter().for_each(|obstacle| {
         let _ = writeln!(text, "  relay: {obstacle} can drop copies; let them pass with:\n    {}", obstacle.fix());
     });

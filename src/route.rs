@@ -258,7 +258,7 @@ fn carrier_question(remote: IpAddr, way: &Way, hider: &Link, watched: &str) -> S
     let over = if way.out.ifindex == hider.ifindex { String::new() } else { format!(" over {name}") };
     format!(
         "--remote {remote} is reached through {}{over}, a tunnel whose own packets may pass {watched}: each copy would be copied \
-         again; name where {name} sends them, or `none` if elsewhere, as in: --carrier 203.0.113.5:51820",
+         again; name where {name} sends them, or `none` if elsewhere, when the session is made: snifctl up --carrier 203.0.113.5:51820",
         way.out.ifname
     )
 }
@@ -338,22 +338,40 @@ fn rate_warning(plan: &Plan, watched: &[Link], remotes: &[RemoteRoute]) -> Optio
 /// Says when exact copies cannot fit, with what is there and what it takes, for the tightest path.
 fn mtu_warning(plan: &Plan, watched: &[Link], remotes: &[RemoteRoute]) -> Option<String> {
     let largest = watched.iter().max_by_key(|link| link.mtu)?;
-    let needs = |route: &RemoteRoute| largest.mtu + ETHERNET as u32 + plan.tunnel.overhead(route.outer.remote);
+    let frame = (largest.mtu + ETHERNET as u32).min(plan.snaplen.unwrap_or(u32::MAX));
+    let needs = |route: &RemoteRoute| frame + plan.tunnel.overhead(route.outer.remote);
     let lacks = |route: &RemoteRoute| needs(route).saturating_sub(route.outer.path.map_or(u32::MAX, |path| path.mtu));
     let tightest = remotes.iter().filter(|route| route.out.is_some()).max_by_key(|route| lacks(route))?;
     let (needed, mtu, out) = (needs(tightest), tightest.outer.path?.mtu, tightest.out.as_ref()?);
     if mtu >= needed {
         return None;
     }
-    let fate = match plan.oversize {
-        Oversize::Segment => "TCP super-packets are cut to fit, other frames that do not fit are fragmented",
-        Oversize::Fragment => "the outer packets of larger copies are fragmented",
-        Oversize::Truncate => "larger copies are cut",
-        Oversize::Drop => "larger copies are dropped",
+    let what = match plan.snaplen {
+        Some(bytes) if frame == bytes => format!("copies of {bytes} bytes of {}", largest.ifname),
+        _ => format!("whole copies of {} (MTU {})", largest.ifname, largest.mtu),
     };
-    Some(format!(
-        "MTU {mtu} towards {} is too small for whole copies of {} (MTU {}), which need {needed}: {fate}; mend with: ip link \
-         set dev {} mtu {needed}",
-        tightest.outer.remote, largest.ifname, largest.mtu, out.ifname
-    ))
+    let remote = tightest.outer.remote;
+    // A larger MTU of a watched interface would need a still larger one.
+    let fix = match watched.iter().any(|link| link.ifindex == out.ifindex) {
+        true => format!(
+            "{} is watched itself, so send them another way, as in: ip route add {remote} dev OTHER",
+            out.ifname
+        ),
+        false => format!("make room with: ip link set dev {} mtu {needed}", out.ifname),
+    };
+    Some(format!("MTU {mtu} towards {remote} is too small for {what}, which need {needed}: {}; {fix}", fate(plan)))
+}
+
+/// What becomes of copies that do not fit.
+fn fate(plan: &Plan) -> &'static str {
+    let whole = plan.tunnel.patched().sequence == 0 && !plan.tunnel.udp_checksum && plan.snaplen.is_none();
+    match (plan.oversize, whole && kernel::encapsulates_frames(), plan.outer.df) {
+        (Oversize::Segment, true, false) => {
+            "TCP super-packets are cut to fit, other frames that do not fit are fragmented"
+        }
+        (Oversize::Segment, true, true) => "TCP super-packets are cut to fit, other frames that do not fit are dropped",
+        (Oversize::Segment | Oversize::Fragment, _, false) => "the outer packets of larger copies are fragmented",
+        (Oversize::Truncate, ..) => "larger copies are cut",
+        (Oversize::Segment | Oversize::Fragment, _, true) | (Oversize::Drop, ..) => "larger copies are dropped",
+    }
 }

@@ -461,6 +461,7 @@ impl Kernel {
         // An `up` that was killed has made a new relay with the old one's numbers.
         let known = [(abi::device::RELAY, self.config.relay), (abi::device::PEER, self.config.peer)];
         let there = known.iter().filter_map(|(key, at)| Some((key, links.iter().find(|link| link.ifindex == *at)?)));
+        let there = there.filter(|(_, link)| relay::is_one(link));
         let unknown = there.filter(|(key, link)| !self.is_referred(**key, link.ifindex));
         faults.extend(unknown.map(|(_, link)| format!("the programs do not know {}", link.ifname)));
         Ok(faults)

@@ -63,8 +63,15 @@ pub fn holds_tap(hooks: &Hooks, session: &str) -> bool {
 
 /// Removes the devices of relays. Removing one end of a veth pair removes the other.
 pub fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<bool> {
+    let ours: Vec<&Link> = links.iter().filter(|link| is_relay_of(link, target)).collect();
+    // A bridge of ours is also known by its port, where someone has given it another alias.
+    let is_bridge = |link: &&Link| relay::is_name(&link.ifname) && link.linkinfo.info_kind == "bridge";
+    let bridges = links.iter().filter(is_bridge).filter(|link| {
+        ours.iter().all(|own| own.ifindex != link.ifindex)
+            && ours.iter().any(|own| own.master.as_ref() == Some(&link.ifname))
+    });
     let mut doomed: Vec<&Link> = Vec::new();
-    for link in links.iter().filter(|link| is_relay_of(link, target)) {
+    for link in bridges.chain(ours.iter().copied()) {
         if link.link.is_none() || doomed.iter().all(|other| Some(&other.ifname) != link.link.as_ref()) {
             doomed.push(link);
         }

@@ -92,12 +92,15 @@ fn doctor(lab: &Lab, name: &str) -> Vec<(String, String)> {
 // ---- faults ----
 
 /// What is done to the relay, how that is told, and why copies that cross it are lost then, if they are.
-const FAULTS: [(&str, &str, Option<&str>); 12] = [
+const FAULTS: [(&str, &str, Option<&str>); 15] = [
     ("ethtool -K snif0 tx on", "tx-checksumming of snif0 is on", None),
     ("ip link set snif0 down", "snif0 is down", Some("relay")),
     ("ip link set snif0l down", "snif0l is down", Some("relay")),
     ("ip link set snif0p down", "snif0p is down", Some("relay")),
     ("ip link set snif0l mtu 600", "the MTU of snif0l is 600", Some("relay")),
+    ("ip link set snif0l type bridge_slave flood off", "the bridge port snif0l does not flood", Some("relay")),
+    ("bridge link set dev snif0l state 0", "the bridge port snif0l is disabled", Some("relay")),
+    ("ip link set snif0 type bridge stp_state 1", "STP of snif0 is on", None),
     ("ip link set snif0l nomaster", "snif0 has lost its port", Some("relay")),
     (
         "ip link add more0 type veth peer name more1; ip link set more0 master snif0 up",
@@ -122,7 +125,7 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
     for (damage, fault, reason) in FAULTS {
         lab.host(&["sh", "-euc", damage, "sh", &maps]);
         assert!(faults(&lab).contains(&fault.to_string()), "{fault} in {:?}", faults(&lab));
-        assert!(lab.said(&["status"]).quietly_ok().stdout.contains(&format!("relay: {fault}")), "{fault}");
+        assert!(lab.said(&["status"]).quietly_ok().stdout.contains(fault), "{fault}");
         let mut received = lab.capture(Ns::Peer, "peer0", Direction::In);
         datagrams(&lab, 13);
         received.take(13);
@@ -149,6 +152,19 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
     lab.host(&["ip", "link", "del", "more0"]);
     lab.said(&["down"]).quietly_ok();
     lab.assert_as_before(&before);
+}
+
+/// A relay is known by its parts, whatever others call one of them, and a stranger with its number is not one.
+#[test]
+fn a_relay_with_another_alias_goes_with_its_session() {
+    let lab = Lab::roomy();
+    let before = lab.machine();
+    for device in ["snif0", "snif0l", "snif0p"] {
+        up_with(&lab, "--direction egress").quietly_ok();
+        lab.host(&["ip", "link", "set", "dev", device, "alias", "mine"]);
+        lab.said(&["down"]).quietly_ok();
+        lab.assert_as_before(&before);
+    }
 }
 
 /// A port that learns where a MAC address is takes the copies to it with it.
