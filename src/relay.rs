@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail};
 
 use crate::abi::{Config, Direction, device};
 use crate::bpftool;
@@ -18,7 +18,7 @@ use crate::tc;
 const MTU: u32 = 65535;
 
 /// How long the bridge may take to pass frames.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Numbers that the kernel does not hand out by itself, so that they can be chosen before the devices are made.
 const FIRST_INDEX: u32 = 0x7000_0001;
@@ -114,11 +114,20 @@ pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result
     wait(shell, relay)
 }
 
-/// Until the bridge passes frames: the kernel lets it do so some time after its port came up.
+/// Until the bridge passes frames: the kernel lets it do so some time after its port came up, at once where it is asked for
+/// the port and then for the bridge (from 6.8). Where it takes long, with thousands of new links, copies that cross until
+/// then are counted as lost by the relay.
 fn wait(shell: &Shell, relay: &str) -> Result<()> {
+    let [bridge, port, _] = devices(relay);
+    let has_carrier = |name: &str| Ok::<bool, Error>(ip::link(shell, name)?.is_some_and(|link| link.has_carrier()));
     let start = Instant::now();
-    while !shell.dry_run && !ip::link(shell, relay)?.is_some_and(|bridge| bridge.has_carrier()) {
-        ensure!(start.elapsed() < PATIENCE, "{relay} does not come up; look at it with: ip -d link show dev {relay}");
+    while !shell.dry_run && !(has_carrier(&port)? && has_carrier(&bridge)?) {
+        if start.elapsed() >= PATIENCE {
+            eprintln!(
+                "snifctl: {bridge} does not pass frames yet: copies that cross it until then are counted as relay"
+            );
+            break;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
