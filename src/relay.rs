@@ -120,8 +120,9 @@ pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result
 fn wait(shell: &Shell, relay: &str) -> Result<()> {
     let [bridge, port, _] = devices(relay);
     let has_carrier = |name: &str| Ok::<bool, Error>(ip::link(shell, name)?.is_some_and(|link| link.has_carrier()));
+    let passes = || Ok::<bool, Error>(has_carrier(&port)? && has_carrier(&bridge)?);
     let start = Instant::now();
-    while !shell.dry_run && !(has_carrier(&port)? && has_carrier(&bridge)?) {
+    while !shell.dry_run && !passes()? {
         if start.elapsed() >= PATIENCE {
             eprintln!(
                 "snifctl: {bridge} does not pass frames yet: copies that cross it until then are counted as relay"
