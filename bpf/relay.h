@@ -21,15 +21,9 @@ struct ipv6_fragment {
 #define ENOTSUPP 524 /* the kernel's own; no header for programs has it */
 
 /*
- * On to the out interface. One without Ethernet takes only packets that say they are IP, which snif_deliver sees to, at
- * the peer's egress hook.
+ * Where copies to this remote go from here: 0 where the device is gone. One without Ethernet takes only packets that say
+ * they are IP, which snif_deliver sees to, at the peer's egress hook.
  */
-static __always_inline int forward(struct copy *copy)
-{
-	return bpf_redirect(copy->out, 0);
-}
-
-/* Where copies to this remote go from here: 0 where the device is gone. */
 static __always_inline __u32 way_out(struct remote *remote)
 {
 	__u32 out = device(remote->device);
@@ -50,7 +44,7 @@ static __always_inline void count_sent(struct copy *copy)
 static __always_inline int sent(struct copy *copy)
 {
 	count_sent(copy);
-	return forward(copy);
+	return bpf_redirect(copy->out, 0);
 }
 
 #if HAS_RATE
@@ -335,6 +329,12 @@ static __always_inline __u32 need(struct __sk_buff *skb, struct remote *remote)
 	return remote->outer_len - ETH_HLEN + skb->len + tag_bytes(skb);
 }
 
+/* Is more than --snaplen in it, or in the longest of its segments? */
+static __always_inline bool exceeds_snaplen(struct __sk_buff *skb, struct config *cfg, __u32 headers)
+{
+	return HAS_CUT && cfg->snaplen && wire_bytes(skb, headers) > cfg->snaplen;
+}
+
 static __always_inline bool fits(struct __sk_buff *skb, struct remote *remote)
 {
 	return need(skb, remote) <= remote->mtu && skb->len + HEADER_BYTES + 4 * MAX_TAGS <= SKB_BYTES;
@@ -427,14 +427,14 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 {
 	__u32 size = skb->gso_size, tag = tag_bytes(skb), room = remote->outer_len + tag;
 	__u64 flags = remote->room_flags | BPF_F_ADJ_ROOM_ENCAP_L2((__u64)ETH_HLEN + tag);
-	__u32 packets = copy->frames, snaplen = copy->cfg->snaplen;
+	__u32 packets = copy->frames;
 	__u32 over = copy->headers + size > remote->mtu + ETH_HLEN ? copy->headers + size - remote->mtu - ETH_HLEN : 0;
 	__u64 cost;
 	struct scratch *parts = workspace();
 	__be16 ethertype;
 
 	if (!parts || remote->flags & REMOTE_PER_FRAME || !copy->headers || copy->headers + ETH_HLEN >= skb->len ||
-	    (HAS_CUT && snaplen && wire_bytes(skb, copy->headers) > snaplen) || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
+	    exceeds_snaplen(skb, copy->cfg, copy->headers) || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &ethertype, 2))
 		return -1;
 	if (room - ETH_HLEN + copy->headers + size <= remote->mtu) {
 		flags |= BPF_F_ADJ_ROOM_FIXED_GSO;
@@ -622,11 +622,9 @@ static __always_inline int first_fragment(struct __sk_buff *skb, struct remote *
 	return push_outer(skb, remote, copy);
 }
 
-/* What became of the fragments that were sent: 0, or a verdict for the whole copy, which is counted once. */
-static __always_inline int judge(struct __sk_buff *skb, struct copy *copy, int failed)
+/* A fragment of the copy was refused, by the out interface if `failed` is above zero: the copy counts once. */
+static __always_inline int drop_refused(struct __sk_buff *skb, struct copy *copy, int failed)
 {
-	if (!failed)
-		return 0;
 	return drop(skb, copy, failed > 0 ? REASON(out) : REASON(fragment));
 }
 
@@ -638,6 +636,7 @@ static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote
 {
 	__u32 mtu = MIN(remote->mtu, SKB_BYTES - HEADER_BYTES), size, most, count;
 	struct scratch *room = workspace();
+	int err;
 
 	study(skb, remote, copy);
 	copy->id = take_ids(remote, copy->remote, 1);
@@ -659,14 +658,14 @@ static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote
 	if (count > 2)
 		send_train(skb, size);
 	if (room->train.failed)
-		return judge(skb, copy, room->train.failed);
+		return drop_refused(skb, copy, room->train.failed);
 	if (make_fragment(skb, remote, (copy->payload - 1) / size * size))
 		return drop(skb, copy, REASON(fragment));
 	if (!(remote->flags & REMOTE_QUEUED))
 		return sent(copy);
-	room->train.failed = bpf_clone_redirect(skb, copy->out, 0);
-	if (room->train.failed)
-		return judge(skb, copy, room->train.failed);
+	err = bpf_clone_redirect(skb, copy->out, 0);
+	if (err)
+		return drop_refused(skb, copy, err);
 	count_sent(copy);
 	return TC_ACT_SHOT; /* what has been sent were clones */
 }
@@ -722,7 +721,7 @@ static __always_inline bool is_unfinished(struct __sk_buff *skb)
 /* Send a copy on into the bridge: on its way there the kernel cuts it into wire frames and finishes them. */
 static __always_inline int cross(struct crossing *crossing, struct copy *copy)
 {
-	crossing->asked += copy->frames;
+	crossing->asked = copy->frames;
 	return TC_ACT_OK;
 }
 
@@ -753,7 +752,7 @@ int snif_encap(struct __sk_buff *skb)
 		verdict = send_super(skb, remote, &copy);
 		return verdict < 0 ? cross(&room->crossing, &copy) : verdict;
 	}
-	if (!(remote->flags & REMOTE_FINISH) && fits(skb, remote) && !(HAS_CUT && cfg->snaplen && wire_bytes(skb, 0) > cfg->snaplen))
+	if (!(remote->flags & REMOTE_FINISH) && fits(skb, remote) && !exceeds_snaplen(skb, cfg, 0))
 		return send_frame(skb, remote, &copy);
 	if (is_unfinished(skb))
 		return cross(&room->crossing, &copy);
@@ -767,7 +766,7 @@ static __always_inline int pass_on(struct crossing *crossing, struct remote *rem
 	if (!copy->out)
 		return TC_ACT_SHOT; /* the tap counts it: not all of its parts have come */
 	if (++crossing->met < crossing->asked)
-		return forward(copy);
+		return bpf_redirect(copy->out, 0);
 	copy->frames = crossing->headed;
 	copy->bytes = crossing->bytes;
 	return sent(copy);

@@ -180,7 +180,8 @@ fn ensure_cache() -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(cache).with_context(|| format!("cannot make {CACHE}"))?;
     let owned = fs::symlink_metadata(cache).is_ok_and(|at| at.is_dir() && at.uid() == 0);
     ensure!(owned, "{CACHE} is not a directory of root's; try: rm -r {CACHE}");
-    fs::set_permissions(cache, fs::Permissions::from_mode(0o755)).with_context(|| format!("cannot mend {CACHE}"))
+    fs::set_permissions(cache, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot set the mode of {CACHE}"))
 }
 
 /// What the source has to do without on an older kernel.

@@ -116,7 +116,7 @@ enum Command {
           sudo snifctl map dump taps
     "})]
     Map(MapCommand),
-    /// Check tools, kernel, an interface and a remote, and say how to mend what is wrong
+    /// Check tools, kernel, an interface and a remote, and say how to fix what is wrong
     #[command(after_help = indoc! {"
         Examples:
           sudo snifctl doctor

@@ -1,5 +1,5 @@
 //! Is everything here that snifctl needs, and what stands in the way? Each answer says what a lack prevents and the
-//! command that mends it.
+//! command that fixes it.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -34,7 +34,7 @@ pub struct Check {
     pub name: String,
     /// What was found, and what it prevents.
     pub detail: String,
-    /// The command that mends it.
+    /// The command that fixes it.
     pub fix: Option<String>,
 }
 

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::abi::{Config, Direction, device};
 use crate::bpftool;
@@ -114,21 +114,20 @@ pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result
     wait(shell, relay)
 }
 
-/// Until the bridge passes frames: the kernel lets it do so some time after its port came up, at once where it is asked for
+/// Until the bridge passes frames: the kernel lets it do so some time after its port came up, or as soon as it is asked for
 /// the port and then for the bridge (from 6.8). Where it takes long, with thousands of new links, copies that cross until
 /// then are counted as lost by the relay.
 fn wait(shell: &Shell, relay: &str) -> Result<()> {
     let [bridge, port, _] = devices(relay);
-    let has_carrier = |name: &str| Ok::<bool, Error>(ip::link(shell, name)?.is_some_and(|link| link.has_carrier()));
-    let passes = || Ok::<bool, Error>(has_carrier(&port)? && has_carrier(&bridge)?);
     let start = Instant::now();
-    while !shell.dry_run && !passes()? {
+    while !shell.dry_run && !ip::link(shell, &bridge)?.is_some_and(|link| link.has_carrier()) {
         if start.elapsed() >= PATIENCE {
             eprintln!(
                 "snifctl: {bridge} does not pass frames yet: copies that cross it until then are counted as relay"
             );
             break;
         }
+        ip::link(shell, &port)?;
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

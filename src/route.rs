@@ -299,7 +299,7 @@ fn ensure_not_too_deep(
 
 /// The endpoints of a WireGuard interface, by `wg`, if that is what it is and the tool is there.
 fn wireguard_endpoints(shell: &Shell, out: &Link) -> Option<Vec<Carrier>> {
-    if out.linkinfo.info_kind != "wireguard" {
+    if out.kind() != "wireguard" {
         return None;
     }
     let text = shell.read(&Cmd::new("wg", ["show", &out.ifname, "endpoints"])).ok()?;

@@ -23,7 +23,7 @@ use crate::state::{self, Home, Lock, handle};
 use crate::status::{self, Broken, Memory, Session};
 use crate::tc::{self, Hooks};
 use crate::teardown::{Clsact, Target, holds_tap, is_left, teardown};
-use crate::{bpftool, doctor, filter, header, mend, outs, relay, remotes};
+use crate::{bpftool, doctor, filter, header, outs, relay, remotes, repair};
 
 /// How `up` ended. The session is `None` where it is up but its status could not be read.
 pub enum Outcome {
@@ -134,7 +134,7 @@ fn up_locked(
         if session.is_complete() {
             return Ok((refreshed(shell, home, session, resolved, status)?, Vec::new()));
         }
-        if let Some(queues) = mend::mend(shell, home, &session, resolved, keep)? {
+        if let Some(queues) = repair::repair(shell, home, &session, resolved, keep)? {
             refresh(shell, home, &status::session(shell, home, &plan.name, &ip::links(shell)?)?, resolved)?;
             return Ok((Outcome::Made(status()), queues));
         }

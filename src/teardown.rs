@@ -65,7 +65,7 @@ pub fn holds_tap(hooks: &Hooks, session: &str) -> bool {
 pub fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<bool> {
     let ours: Vec<&Link> = links.iter().filter(|link| is_relay_of(link, target)).collect();
     // A bridge of ours is also known by its port, where someone has given it another alias.
-    let is_bridge = |link: &&Link| relay::is_name(&link.ifname) && link.linkinfo.info_kind == "bridge";
+    let is_bridge = |link: &&Link| relay::is_name(&link.ifname) && link.kind() == "bridge";
     let bridges = links.iter().filter(is_bridge).filter(|link| {
         ours.iter().all(|own| own.ifindex != link.ifindex)
             && ours.iter().any(|own| own.master.as_ref() == Some(&link.ifname))
@@ -86,7 +86,7 @@ pub fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<b
 /// A device of a relay without an alias was made by a run that ended before it could say whose it is.
 fn is_relay_of(link: &Link, target: &Target) -> bool {
     if link.ifalias.is_empty() {
-        return relay::is_name(&link.ifname) && ["veth", "bridge"].contains(&link.linkinfo.info_kind.as_str());
+        return relay::is_name(&link.ifname) && ["veth", "bridge"].contains(&link.kind());
     }
     link.ifalias.strip_prefix(ALIAS).is_some_and(|owner| match target {
         Target::One(name) => owner == *name,
@@ -177,7 +177,7 @@ fn settle_clsact(shell: &Shell, home: &Home, clsact: &Clsact, devices: &[&Link],
     let (mut lines, mut done) = (Vec::new(), Vec::new());
     for (link, hooks) in marked.iter().zip(tc::hooks(shell, &names)?) {
         let (goes, is_given_up) = match clsact {
-            Clsact::Remove => (hooks.is_unused(), hooks.is_unused()),
+            Clsact::Remove => (hooks.is_unused(), false),
             Clsact::Leave => (false, hooks.is_unused() || left.contains(&link.ifindex)),
             Clsact::Hold(held) => (hooks.is_unused() && !held.contains(&link.ifindex), false),
         };

@@ -17,7 +17,7 @@ use lab::check::assert_same_frames;
 use lab::decode::{Copy, Port, decap_gre, inner_frames, tcp_stream, verify_checksums};
 use lab::faults::{Fakes, Fault};
 use lab::frames::{self, Ends, Family};
-use lab::judge::{Said, UP};
+use lab::judge::{Said, UP, drops};
 use lab::tunnels::{Kind, Tunnelled, decap, inner, packets_to};
 use lab::{COLLECTOR_MAC, HOST_IP, Lab, Ns, Options, PATIENCE, PEER_IP, mac_text, pcap, poll};
 use serde_json::Value;
@@ -90,10 +90,6 @@ fn total(session: &Value, list: &str, counter: &str) -> u64 {
 
 fn drop_of(session: &Value, reason: &str) -> u64 {
     number(&session["drops"][reason])
-}
-
-fn drops(session: &Value) -> u64 {
-    session["drops"].as_object().expect("drops by reason").values().map(number).sum()
 }
 
 /// What a tap, or what was removed of a session's taps, has counted.

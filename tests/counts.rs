@@ -8,7 +8,7 @@ use lab::capture::Direction;
 use lab::check::assert_same_frames;
 use lab::decode::{decap_gre, gre_packets, inner_frames};
 use lab::frames::{self, Ends};
-use lab::judge::{Said, UP};
+use lab::judge::{Said, UP, total};
 use lab::{Lab, Ns, Options, PATIENCE, poll};
 use serde_json::Value;
 
@@ -30,10 +30,6 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
 }
 
-fn total(session: &Value, list: &str) -> u64 {
-    session[list].as_array().expect("rows").iter().map(|row| number(&row["stat"]["pcnt"])).sum()
-}
-
 fn of_taps(session: &Value, what: &str) -> u64 {
     session["taps"].as_array().expect("taps").iter().map(|tap| number(&tap[what])).sum()
 }
@@ -41,7 +37,8 @@ fn of_taps(session: &Value, what: &str) -> u64 {
 /// Copies asked for, sent, and dropped for this one reason; panics unless that is all.
 #[track_caller]
 fn tally(session: &Value, reason: &str) -> (u64, u64, u64) {
-    let (asked, sent, lost) = (total(session, "taps"), total(session, "remotes"), number(&session["drops"][reason]));
+    let (asked, sent, lost) =
+        (total(&session["taps"], "pcnt"), total(&session["remotes"], "pcnt"), number(&session["drops"][reason]));
     assert_eq!(asked, sent + lost, "asked = sent + {reason} in {session:#}");
     (asked, sent, lost)
 }
@@ -72,7 +69,7 @@ fn two_hosts_that_are_each_others_collector_do_not_copy_without_end() {
         line(&lab, Ns::Peer, &format!("up peer0 --remote 192.0.2.1 --max-rate 1gbit {peer}"));
         lab.send(Ns::Host, "eth0", &frames::series(&Ends::HOST_TO_PEER, 13));
         for ((ns, dev), before) in ends.into_iter().zip(before) {
-            let settled = poll(PATIENCE, || (total(&session(&lab, ns), "taps") >= expected.0).then_some(()));
+            let settled = poll(PATIENCE, || (total(&session(&lab, ns)["taps"], "pcnt") >= expected.0).then_some(()));
             assert!(settled.is_some(), "{host} and {peer}: {:#}", session(&lab, ns));
             let session = session(&lab, ns);
             assert_eq!(tally(&session, "depth"), expected, "{ns:?} of {host} and {peer}: {session:#}");
@@ -125,7 +122,7 @@ fn copies_that_a_router_sends_back_translated_are_copied_once_more_and_no_furthe
     let mut wire = lab.capture(Ns::Peer, "peer0", Direction::In);
     let frames = frames::series(&Ends::HOST_TO_PEER, 13);
     lab.send(Ns::Host, "eth0", &frames);
-    let settled = poll(PATIENCE, || (total(&session(&lab, Ns::Host), "taps") >= 39).then_some(()));
+    let settled = poll(PATIENCE, || (total(&session(&lab, Ns::Host)["taps"], "pcnt") >= 39).then_some(()));
     assert!(settled.is_some(), "{:#}", session(&lab, Ns::Host));
     // The frames, their copies come back, and the copies of those, which are given up.
     assert_eq!(tally(&session(&lab, Ns::Host), "depth"), (39, 26, 13));

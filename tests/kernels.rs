@@ -165,12 +165,7 @@ fn interfaces_of_a_vrf_are_watched_and_copies_leave_through_one() {
 #[test]
 fn copies_leave_through_wireguard_and_arrive_decrypted() {
     let lab = roomy();
-    let [host, collector] = [Ns::Host, Ns::Collector].map(|ns| WireGuard::make(&lab, ns));
-    lab.ip_batch(Ns::Collector, &format!("address add {COLLECTOR_IP}/24 dev col0"));
-    host.meet(&lab, &collector, "10.99.0.1", Some(&format!("{COLLECTOR_IP}:51820")));
-    collector.meet(&lab, &host, "10.99.0.2", None);
-    // Out of the first packets' way: the handshake.
-    lab.host(&["ping", "-c", "1", "-W", "5", "10.99.0.2"]);
+    WireGuard::pair(&lab);
     // Watched is the interface that WireGuard's own packets pass, too: they are not copied again.
     let up = ["up", "eth0", "out0", "--tunnel", "gre", "--remote", "10.99.0.2"];
     lab.snifctl(up).assert().success();
@@ -201,11 +196,7 @@ fn assert_pings_copied_once(lab: &Lab, remotes: u64) {
 #[test]
 fn a_route_that_moves_to_wireguard_and_a_remote_behind_it_make_no_loop() {
     let lab = roomy();
-    let [host, collector] = [Ns::Host, Ns::Collector].map(|ns| WireGuard::make(&lab, ns));
-    lab.ip_batch(Ns::Collector, &format!("address add {COLLECTOR_IP}/24 dev col0"));
-    host.meet(&lab, &collector, "10.99.0.1", Some(&format!("{COLLECTOR_IP}:51820")));
-    collector.meet(&lab, &host, "10.99.0.2", None);
-    lab.host(&["ping", "-c", "1", "-W", "5", "10.99.0.2"]);
+    WireGuard::pair(&lab);
     let up = |remote: &str| {
         let filter = ["--filter", "icmp or udp"]; // no ARP of the collector's
         lab.said(&[&["up", "eth0", "out0", "--tunnel", "gre", "--remote", remote], &filter[..]].concat()).ok();
@@ -274,6 +265,16 @@ struct WireGuard {
 }
 
 impl WireGuard {
+    /// A tunnel over the out link, 10.99.0.1 on the host and 10.99.0.2 at the collector.
+    fn pair(lab: &Lab) {
+        let [host, collector] = [Ns::Host, Ns::Collector].map(|ns| WireGuard::make(lab, ns));
+        lab.ip_batch(Ns::Collector, &format!("address add {COLLECTOR_IP}/24 dev col0"));
+        host.meet(lab, &collector, "10.99.0.1", Some(&format!("{COLLECTOR_IP}:51820")));
+        collector.meet(lab, &host, "10.99.0.2", None);
+        // Out of the first packets' way: the handshake.
+        lab.host(&["ping", "-c", "1", "-W", "5", "10.99.0.2"]);
+    }
+
     fn make(lab: &Lab, ns: Ns) -> WireGuard {
         lab.ip_batch(ns, "link add wg0 mtu 1600 type wireguard");
         let key = lab.dir().join(format!("key-{ns:?}"));

@@ -6,6 +6,7 @@ use lab::capture::{Capture, Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{Copy, Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
 use lab::frames::{self, Ends};
+use lab::judge::{drops, total};
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options, poll};
 use serde_json::Value;
 
@@ -20,21 +21,6 @@ fn up(lab: &Lab, more: &[&str]) {
     lab.snifctl(args).assert().success();
 }
 
-fn status(lab: &Lab) -> Value {
-    let output = lab.snifctl(["status", "--json"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-    all["sessions"][0].clone()
-}
-
-fn total(list: &Value, counter: &str) -> u64 {
-    list.as_array().unwrap().iter().map(|row| row["stat"][counter].as_u64().unwrap()).sum()
-}
-
-fn drops(status: &Value) -> u64 {
-    status["drops"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
-}
-
 fn drop_of(status: &Value, reason: &str) -> u64 {
     status["drops"][reason].as_u64().unwrap()
 }
@@ -43,19 +29,19 @@ fn drop_of(status: &Value, reason: &str) -> u64 {
 #[track_caller]
 fn assert_counted(lab: &Lab, sent: u64) -> Value {
     let settled = poll(lab::PATIENCE, || {
-        let status = status(lab);
+        let status = lab.session();
         let handed = total(&status["remotes"], "pcnt");
         let lost_after = status["out_dropped"].as_u64().unwrap();
         let asked = total(&status["taps"], "pcnt");
         (asked == handed + drops(&status) && handed - lost_after == sent).then_some(status)
     });
-    settled.unwrap_or_else(|| panic!("Expected {sent} copies sent and all counted, got {:#}", status(lab)))
+    settled.unwrap_or_else(|| panic!("Expected {sent} copies sent and all counted, got {:#}", lab.session()))
 }
 
 /// Everything asked for was sent.
 #[track_caller]
 fn assert_no_drops(lab: &Lab) {
-    let status = poll_counters(lab);
+    let status = lab.settled();
     assert_eq!(drops(&status), 0, "{status:#}");
 }
 
@@ -300,20 +286,10 @@ fn mirrored_transfer(lab: &Lab, bytes: usize, from: Ns) -> (lab::traffic::Transf
     let to = if from == Ns::Host { Ns::Peer } else { Ns::Host };
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
     let transfer = lab.tcp_transfer(bytes, from, to);
-    poll_counters(lab);
+    lab.settled();
     mirrored.settle();
     let copies = decap_gre(&mirrored.stop());
     (transfer, copies, mirrored)
-}
-
-/// Waits until every copy asked for is accounted for.
-fn poll_counters(lab: &Lab) -> Value {
-    let settled = poll(lab::PATIENCE, || {
-        let status = status(lab);
-        let handed = total(&status["remotes"], "pcnt");
-        (total(&status["taps"], "pcnt") == handed + drops(&status)).then_some(status)
-    });
-    settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", status(lab)))
 }
 
 fn assert_no_fault(capture: &Capture) {
@@ -350,7 +326,7 @@ fn fragment_mode_copies_every_wire_frame_of_a_tcp_stream_exactly() {
         assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "the copied stream differs");
         assert_wire_segments(&inner, transfer.port);
         inner.iter().for_each(|frame| verify_checksums(frame));
-        let status = poll_counters(&lab);
+        let status = lab.settled();
         assert_eq!(copies.len() as u64, total(&status["taps"], "pcnt"));
         assert_eq!(drops(&status), 0);
         let bytes: usize = inner.iter().map(Vec::len).sum();
@@ -376,8 +352,8 @@ fn where_the_mtu_suffices_every_mode_gives_the_wires_own_segments() {
         let inner = inner_frames(&copies);
         assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "{mode}: the copied stream differs");
         assert_wire_segments(&inner, transfer.port);
-        assert_eq!(drops(&status(&lab)), 0, "{mode}");
-        assert_eq!(copies.len() as u64, total(&status(&lab)["taps"], "pcnt"), "{mode}");
+        assert_eq!(drops(&lab.session()), 0, "{mode}");
+        assert_eq!(copies.len() as u64, total(&lab.session()["taps"], "pcnt"), "{mode}");
         assert_no_fault(&capture);
         assert_unique_ids(&copies);
     }
@@ -456,7 +432,7 @@ fn tcp_inside_a_kernel_vxlan_tunnel_is_copied_as_it_is_on_the_wire() {
         assert_no_drops(&lab);
         mirrored.settle();
         let copies = decap_gre(&mirrored.stop());
-        assert_eq!(copies.len() as u64, total(&status(&lab)["remotes"], "pcnt"), "{mode}");
+        assert_eq!(copies.len() as u64, total(&lab.session()["remotes"], "pcnt"), "{mode}");
         copies.iter().for_each(|copy| verify_checksums(&copy.frame));
         wire.stop();
         assert_vxlan_stream(&copies);
@@ -711,7 +687,7 @@ fn a_gateway_and_a_route_mtu_are_respected() {
     let copies = copies_of_fragments(&mut mirrored, 3);
     assert_same_frames(&frames, &inner_frames(&copies));
     assert!(copies.iter().all(|copy| copy.eth_dst == COLLECTOR_MAC && copy.outer_dst.to_string() == "203.0.113.77"));
-    assert_eq!(status(&lab)["remotes"][0]["mtu"], 1000);
+    assert_eq!(lab.session()["remotes"][0]["mtu"], 1000);
 }
 
 // ---- losses are counted ----

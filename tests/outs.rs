@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use lab::capture::{Capture, Direction, tshark_fields};
 use lab::decode::{Copy, Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
+use lab::judge::total;
 use lab::traffic::Background;
 use lab::tunnels::{self, Kind, raw_packets};
 use lab::{COLLECTOR_IP, COLLECTOR_IP6, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_IP6, Options, PEER_IP, mac_text, poll};
-use serde_json::Value;
 
 /// Through each out interface, each way.
 const BYTES: usize = 1 << 20;
@@ -167,23 +167,15 @@ fn addressed(dev: &str) -> String {
     )
 }
 
-fn status(lab: &Lab) -> Value {
-    lab.status()["sessions"][0].clone()
-}
-
-fn total(list: &Value, counter: &str) -> u64 {
-    list.as_array().unwrap().iter().map(|row| row["stat"][counter].as_u64().unwrap()).sum()
-}
-
 /// Waits until everything asked for is sent; nothing may be dropped.
 #[track_caller]
 fn all_sent(lab: &Lab, what: &str) -> u64 {
     let sent = poll(lab::PATIENCE, || {
-        let status = status(lab);
+        let status = lab.session();
         let sent = total(&status["remotes"], "pcnt");
         (total(&status["taps"], "pcnt") == sent).then_some(sent)
     });
-    sent.unwrap_or_else(|| panic!("{what}: Expected asked = sent, got {:#}", status(lab)))
+    sent.unwrap_or_else(|| panic!("{what}: Expected asked = sent, got {:#}", lab.session()))
 }
 
 /// The copies in a capture, whatever else is in it.
@@ -381,13 +373,13 @@ fn super_packets_that_the_relay_loses_are_counted_in_wire_frames() {
     out.lab.host(&["ip", "link", "set", "dev", "snif0p", "down"]);
     out.lab.tcp_transfer(BYTES, Ns::Host, Ns::Peer);
     let counted = poll(lab::PATIENCE, || {
-        let status = status(&out.lab);
+        let status = out.lab.session();
         let (asked, sent) = (total(&status["taps"], "pcnt"), total(&status["remotes"], "pcnt"));
         let lost = status["drops"]["relay"].as_u64().unwrap();
         // What the stack finishes itself, the last acknowledgement of a closed connection, need not cross.
         (lost > (BYTES / 1448) as u64 && asked == lost + sent && sent <= 2).then_some(status)
     });
-    let status = counted.unwrap_or_else(|| panic!("Expected all to be lost by the relay, got {:#}", status(&out.lab)));
+    let status = counted.unwrap_or_else(|| panic!("Expected all to be lost by the relay, got {:#}", out.lab.session()));
     assert_eq!(total(&status["remotes"], "dcnt"), total(&status["taps"], "dcnt"));
 }
 
@@ -571,5 +563,5 @@ fn what_a_tunnel_drops_as_nested_too_deeply_is_counted() {
     let sent = all_sent(&out.lab, "a stack");
     let arrived = copies(&out, &mut capture).len() as u64;
     assert!(arrived < sent, "the kernel has lost its limit: {arrived} of {sent}");
-    assert_eq!(status(&out.lab)["out_dropped"], sent - arrived);
+    assert_eq!(out.lab.session()["out_dropped"], sent - arrived);
 }

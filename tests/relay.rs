@@ -12,7 +12,7 @@ use lab::capture::{Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{decap_gre, gre_packets, inner_frames, verify_checksums};
 use lab::frames::{self, Ends};
-use lab::judge::{Said, UP};
+use lab::judge::{Said, UP, drops, total};
 use lab::{Lab, Ns, Options, PATIENCE, poll};
 use serde_json::Value;
 
@@ -54,30 +54,18 @@ fn super_packet_to(lab: &Lab, to: &str, count: usize) {
     datagrams_to(lab, to, 1, count * 1000, ",setsockopt-int=17:103:1000");
 }
 
-fn session(lab: &Lab) -> Value {
-    lab.status()["sessions"][0].clone()
-}
-
-fn total(session: &Value, list: &str) -> u64 {
-    session[list].as_array().expect("rows").iter().map(|row| row["stat"]["pcnt"].as_u64().expect("a count")).sum()
-}
-
-fn drops(session: &Value) -> u64 {
-    session["drops"].as_object().expect("drops").values().map(|count| count.as_u64().expect("a count")).sum()
-}
-
 /// What the session has done: copies asked for, sent, and dropped for this one reason; panics unless that is all.
 #[track_caller]
 fn tally(lab: &Lab, reason: &str) -> (u64, u64, u64) {
-    let session = session(lab);
-    let (asked, sent) = (total(&session, "taps"), total(&session, "remotes"));
+    let session = lab.session();
+    let (asked, sent) = (total(&session["taps"], "pcnt"), total(&session["remotes"], "pcnt"));
     let lost = session["drops"][reason].as_u64().expect("a reason");
     assert_eq!(asked, sent + drops(&session), "asked = sent + drops in {session:#}");
     (asked, sent, lost)
 }
 
 fn faults(lab: &Lab) -> Vec<String> {
-    let faults = session(lab)["faults"].clone();
+    let faults = lab.session()["faults"].clone();
     faults.as_array().expect("faults").iter().map(|fault| fault.as_str().expect("text").into()).collect()
 }
 
@@ -131,8 +119,8 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
         received.take(13);
         (asked, lost) = (asked + 13, lost + if reason.is_some() { 13 } else { 0 });
         let reasons = reason.map_or(0, |reason| tally(&lab, reason).2);
-        assert!(reason.is_none() || reasons >= 13, "{damage}: {reasons} of {reason:?}: {:#}", session(&lab));
-        assert_eq!(drops(&session(&lab)), lost, "{damage}: {:#}", session(&lab));
+        assert!(reason.is_none() || reasons >= 13, "{damage}: {reasons} of {reason:?}: {:#}", lab.session());
+        assert_eq!(drops(&lab.session()), lost, "{damage}: {:#}", lab.session());
         if damage.starts_with("ethtool") {
             let told = doctor(&lab, "relay");
             assert!(told[0].0 == "warn" && told[0].1.contains(fault), "{told:?}");
@@ -146,7 +134,7 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
         datagrams(&lab, 7);
         inner_frames(&decap_gre(&collector.take(7))).iter().for_each(|frame| verify_checksums(frame));
         asked += 7;
-        assert_eq!(total(&session(&lab), "taps"), asked, "{damage}");
+        assert_eq!(total(&lab.session()["taps"], "pcnt"), asked, "{damage}");
         assert_eq!(lab.program_ids(), ids, "{damage}: the programs are the same");
     }
     lab.host(&["ip", "link", "del", "more0"]);
@@ -323,7 +311,7 @@ fn send_into(lab: &Lab, dev: &str, frame: &[u8]) {
 fn foreign_frames_and_the_bridges_own_noise_do_not_leave_and_are_not_counted() {
     let lab = crossing_lab(roomy());
     up_with(&lab, "").quietly_ok();
-    let counted = session(&lab);
+    let counted = lab.session();
     let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);
     lab.host(&[
         "ip",
@@ -355,7 +343,7 @@ fn foreign_frames_and_the_bridges_own_noise_do_not_leave_and_are_not_counted() {
     assert!(poll(PATIENCE, || (refused(&lab, "snif0l") > noise).then_some(())).is_some(), "the bridge made no noise");
     assert_eq!(collector.stop(), Vec::<Vec<u8>>::new());
     for list in ["taps", "remotes", "drops", "out_dropped"] {
-        assert_eq!(session(&lab)[list], counted[list]);
+        assert_eq!(lab.session()[list], counted[list]);
     }
 }
 
@@ -374,7 +362,7 @@ fn no_interface_that_is_made_after_the_relay_is_gone_gets_a_frame() {
     lab::pcap::write(&file, &sent);
     let mut flow = lab.command(Ns::Peer, &["tcpreplay", "--pps=1000", "--intf1=peer0", &file.to_string_lossy()]);
     let mut flow = flow.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-    poll(PATIENCE, || (total(&session(&lab), "taps") > 0).then_some(())).expect("frames are copied");
+    poll(PATIENCE, || (total(&lab.session()["taps"], "pcnt") > 0).then_some(())).expect("frames are copied");
     lab.ip_batch(Ns::Host, "link del snif0\nlink del snif0p");
     let made: Vec<String> = (0..6).map(|n| format!("new{n}")).collect();
     for (at, name) in made.iter().enumerate() {
@@ -389,8 +377,8 @@ fn no_interface_that_is_made_after_the_relay_is_gone_gets_a_frame() {
     }
     datagrams(&lab, 13);
     assert!(flow.wait().expect("wait for tcpreplay").success());
-    let all = poll(PATIENCE, || (total(&session(&lab), "taps") >= 997 + 13).then_some(()));
-    assert!(all.is_some(), "{:#}", session(&lab));
+    let all = poll(PATIENCE, || (total(&lab.session()["taps"], "pcnt") >= 997 + 13).then_some(()));
+    assert!(all.is_some(), "{:#}", lab.session());
     let (asked, handed, lost) = tally(&lab, "clone");
     assert_eq!(asked, handed + lost);
     assert!(lost > 13, "{lost}");

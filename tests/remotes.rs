@@ -14,7 +14,7 @@ use lab::check::assert_same_frames;
 use lab::decode::{Copy, Port, decap_gre, inner_frames, tcp_stream};
 use lab::faults::Fault;
 use lab::frames::{self, Ends, Family};
-use lab::judge::{Said, UP};
+use lab::judge::{Said, UP, drops};
 use lab::{COLLECTOR_IP6, COLLECTOR_MAC, Lab, Ns, OUT_IP6, PATIENCE, mac_text, pcap, poll};
 use serde_json::Value;
 
@@ -71,11 +71,6 @@ fn count(row: &Value, counter: &str) -> u64 {
 
 fn total(session: &Value, list: &str, counter: &str) -> u64 {
     rows(session, list).iter().map(|row| count(row, counter)).sum()
-}
-
-fn drops(session: &Value) -> u64 {
-    let counters = session["drops"].as_object().expect("drops by reason");
-    counters.values().map(|count| count.as_u64().expect("a counter")).sum()
 }
 
 #[track_caller]

@@ -12,6 +12,7 @@ use lab::capture::{Capture, Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{Port, tcp_stream, verify_checksums};
 use lab::frames::{self, Ends};
+use lab::judge::{drops, total};
 use lab::traffic::Transfer;
 use lab::tunnels::{Erspan, Kind, Link, Tunnelled, decap, decap_on, inner, packets_to, raw_packets};
 use lab::{COLLECTOR_IP, COLLECTOR_IP6, COLLECTOR_MAC, HOST_IP, Lab, Ns, OUT_IP, OUT_IP6, OUT_MAC, Options};
@@ -151,29 +152,9 @@ fn dev_of(ns: Ns) -> &'static str {
     if ns == Ns::Peer { "peer0" } else { "eth0" }
 }
 
-fn total(list: &Value, counter: &str) -> u64 {
-    list.as_array().unwrap().iter().map(|row| row["stat"][counter].as_u64().unwrap()).sum()
-}
-
-fn drops(status: &Value) -> u64 {
-    status["drops"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
-}
-
-/// The session's status once every copy asked for is sent or dropped.
-#[track_caller]
-fn settled(lab: &Lab) -> Value {
-    let session = || lab.status()["sessions"][0].clone();
-    let asked = |status: &Value| total(&status["taps"], "pcnt");
-    let settled = poll(lab::PATIENCE, || {
-        let status = session();
-        (asked(&status) == total(&status["remotes"], "pcnt") + drops(&status)).then_some(status)
-    });
-    settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", session()))
-}
-
 /// The packets once no more come.
 fn packets(lab: &Lab, capture: &mut Capture) -> Vec<Vec<u8>> {
-    settled(lab);
+    lab.settled();
     capture.settle();
     capture.stop()
 }
@@ -282,9 +263,9 @@ fn every_frame_and_stream_arrives_exactly_in(tunnel: Tunnel) {
             assert!(mode == "segment" || copies.iter().all(|copy| copy.outer.lens.len() == 1));
             assert_unique_ids(&copies);
             assert_sequence(case, &copies);
-            assert!(mode == "segment" || copies.len() as u64 == sent(&settled(&lab), case));
+            assert!(mode == "segment" || copies.len() as u64 == sent(&lab.settled(), case));
         }
-        assert_eq!(drops(&settled(&lab)), 0);
+        assert_eq!(drops(&lab.settled()), 0);
         down(&lab);
     }
 }
@@ -347,7 +328,7 @@ fn oversize_frames_meet_the_fate_that_was_asked_for_in(tunnel: Tunnel) {
         let frames = sized_frames(tunnel, &ends);
         let packets = mirrored(&lab, from, &frames);
         let dropped: u64 = tunnel.cases().map(|case| assert_fate(case, mode, from, &frames, &packets)).iter().sum();
-        let status = settled(&lab);
+        let status = lab.settled();
         assert_eq!((drops(&status), status["drops"]["oversize"].as_u64()), (dropped, Some(dropped)), "{mode}");
         if mode == "fragment" {
             let (stream, transfer) = stream(&lab, Ns::Host);
@@ -765,14 +746,14 @@ fn assert_ends(lab: &Lab, case: Case, mode: &str) {
     let whole = |frame: &Vec<u8>| frame.len() >= 54;
     let frames: Vec<Vec<u8>> = frames::corpus_frames(&Ends::PEER_TO_HOST).into_iter().filter(whole).collect();
     lab.send(Ns::Peer, "peer0", &frames);
-    settled(lab);
+    lab.settled();
     inside.settle();
     assert_same_frames(&frames, &without_subheader(case, inside.stop()));
     let mut inside = lab.capture_wire(Ns::Collector, "t0", Direction::In);
     let transfer = lab.tcp_transfer(MEGABYTES, Ns::Host, Ns::Peer);
     let frames = without_subheader(case, packets(lab, &mut inside));
     assert!(tcp_stream(&frames, Port::Dst(transfer.port)) == transfer.data, "{case:?} {mode}: the stream differs");
-    assert_eq!(drops(&settled(lab)), 0, "{case:?} {mode}");
+    assert_eq!(drops(&lab.settled()), 0, "{case:?} {mode}");
 }
 
 /// The kernel's device for type III knows no platform subheader, and leaves its 8 bytes before each frame.
@@ -813,13 +794,13 @@ fn copies_through_the_watched_interface_and_errors_that_quote_them_are_not_copie
         assert_eq!(seen.len() - ours.len(), frames.len(), "{tunnel:?} to {remote}");
         let copies = decap(tunnel.kind, &ours);
         assert_same_frames(&frames, &inner(&copies));
-        assert_eq!(total(&settled(&lab)["taps"], "pcnt"), frames.len() as u64, "{tunnel:?} to {remote}");
+        assert_eq!(total(&lab.settled()["taps"], "pcnt"), frames.len() as u64, "{tunnel:?} to {remote}");
         // Their twins, which quote something else, are copied.
         let mut other = errors[0].clone();
         let quoted_remote = if remote.is_ipv4() { 34 + 8 + 16 } else { 54 + 8 + 24 };
         other[quoted_remote + 1] ^= 0x55;
         lab.send(Ns::Peer, "peer0", &[other]);
-        assert_eq!(total(&settled(&lab)["taps"], "pcnt"), frames.len() as u64 + 1, "{tunnel:?} to {remote}");
+        assert_eq!(total(&lab.settled()["taps"], "pcnt"), frames.len() as u64 + 1, "{tunnel:?} to {remote}");
     }
 }
 
@@ -885,7 +866,7 @@ impl Drop for Tun {
 
 /// The copies among the packets of a tun device, once no more come.
 fn copies_on_tun(lab: &Lab, capture: &mut Capture, kind: Kind) -> Vec<Tunnelled> {
-    settled(lab);
+    lab.settled();
     capture.settle();
     let packets = raw_packets(capture.pcap());
     let is_ours = |packet: &Vec<u8>| match packet[0] >> 4 {
@@ -926,7 +907,7 @@ fn copies_leave_through_a_tun_device_in(tunnel: Tunnel) {
             assert!(tcp_stream(&frames, Port::Dst(transfer.port)) == transfer.data, "{tunnel:?} {v6}: differs");
             frames.iter().for_each(|frame| verify_checksums(frame));
         }
-        assert_eq!(drops(&settled(&lab)), 0, "{tunnel:?}");
+        assert_eq!(drops(&lab.settled()), 0, "{tunnel:?}");
     }
 }
 
@@ -968,7 +949,7 @@ fn copies_that_a_vpn_carries_over_the_watched_link_do_not_loop() {
             assert_same_frames(&frames, &inner(&copies_of_family(&copies, v6)));
         }
         assert_eq!(wire.take(3 * frames.len()).len(), 39, "each frame and the packets that carry its two copies");
-        assert_eq!(total(&settled(&lab)["taps"], "pcnt"), 26);
+        assert_eq!(total(&lab.settled()["taps"], "pcnt"), 26);
     }
 }
 
@@ -1009,7 +990,7 @@ fn fragments_of_a_vpns_packets_do_not_loop() {
     arrived.wait_for(frames.len());
     let copies = copies_on_tun(&lab, &mut arrived, Kind::Gre);
     assert_same_frames(&frames, &inner(&copies));
-    assert_eq!(total(&settled(&lab)["taps"], "pcnt"), 13);
+    assert_eq!(total(&lab.settled()["taps"], "pcnt"), 13);
 }
 
 // ---- what is refused ----

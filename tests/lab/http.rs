@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use super::traffic::{backlog, pseudo_random};
+use super::traffic::pseudo_random;
 use super::{Lab, Ns, PATIENCE, PEER_IP, check_output, poll};
 
 pub const HTTP_PORT: u16 = 8080;
@@ -92,8 +92,7 @@ impl Lab {
             let mut argv = vec![PYTHON, "-c", CLIENT, &address, &port, path_text(&site.dir)];
             argv.extend(pages.iter().map(|page| page.path.as_str()));
             check_output("the downloads", self.command(Ns::Host, &argv).stdout(Stdio::piped()).output());
-            let calm = poll(PATIENCE, || (backlog() == 0 && self.captures_at_rest()).then_some(()));
-            assert!(calm.is_some(), "still not received: {} packets in the backlog, or a busy tcpdump", backlog());
+            self.wait_until_received();
         }
     }
 }

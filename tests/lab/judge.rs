@@ -188,6 +188,21 @@ impl Lab {
         self.said(&["status", "--json"]).quietly_ok().json()
     }
 
+    /// The first session of it.
+    #[track_caller]
+    pub fn session(&self) -> Value {
+        self.status()["sessions"][0].clone()
+    }
+
+    /// The session once every copy asked for is sent or dropped.
+    #[track_caller]
+    pub fn settled(&self) -> Value {
+        let is_settled =
+            |session: &Value| total(&session["taps"], "pcnt") == total(&session["remotes"], "pcnt") + drops(session);
+        let settled = poll(PATIENCE, || Some(self.session()).filter(is_settled));
+        settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", self.session()))
+    }
+
     /// Panics unless these sessions and no others are up, with all their taps at their hooks.
     #[track_caller]
     pub fn assert_up(&self, names: &[&str]) {
@@ -246,4 +261,16 @@ fn without_timers(text: &str) -> String {
         kept.collect::<Vec<_>>().join(" ")
     };
     text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A counter of a session's taps or remotes, all together.
+#[track_caller]
+pub fn total(rows: &Value, counter: &str) -> u64 {
+    rows.as_array().expect("rows").iter().map(|row| row["stat"][counter].as_u64().expect("a counter")).sum()
+}
+
+/// Copies that a session has dropped, for any reason.
+#[track_caller]
+pub fn drops(session: &Value) -> u64 {
+    session["drops"].as_object().expect("drops").values().map(|count| count.as_u64().expect("a counter")).sum()
 }

@@ -9,11 +9,12 @@ use serde_json::Value;
 
 use super::check::assert_same_frames;
 use super::decode::verify_checksums;
+use super::judge::drops;
+use super::mac_text;
 use super::order::{Missing, Seen, assert_in_order, joined};
 use super::traffic::Cpus;
 use super::tunnels::{Kind, Tunnelled, decap, inner, packets_to};
-use super::{COLLECTOR_IP, COLLECTOR_MAC, HOST_IP6, Lab, Ns, OUT_MAC, Options, PATIENCE, PEER_IP, PEER_MAC};
-use super::{mac_text, poll};
+use super::{COLLECTOR_IP, COLLECTOR_MAC, HOST_IP6, Lab, Ns, OUT_MAC, Options, PEER_IP, PEER_MAC};
 
 /// By what the copies leave. The lab's out0 is beneath it, or eth0 itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,7 +263,7 @@ impl Case {
 
     /// Does something under the eyes of both captures, while the filter changes if that is asked for.
     fn passed(&self, lab: &Lab, traffic: impl FnOnce()) -> Passed {
-        let before = settled(lab);
+        let before = lab.settled();
         // Copies are captured beneath devices that only pass them on: there they are on the wire.
         let mut watch = lab.watch_order(if self.out == Out::Watched { "eth0" } else { "out0" });
         if self.swaps {
@@ -270,7 +271,7 @@ impl Case {
         } else {
             traffic();
         }
-        let after = settled(lab);
+        let after = lab.settled();
         let sent = (0..self.remotes).map(|n| sent(&after, n) - sent(&before, n)).collect();
         Passed { seen: watch.stop(&self.remotes()), sent, dropped: drops(&after) - drops(&before) }
     }
@@ -375,26 +376,7 @@ fn while_swapping(lab: &Lab, traffic: impl FnOnce()) {
     });
 }
 
-/// The session once every copy asked for is sent or dropped.
-#[track_caller]
-fn settled(lab: &Lab) -> Value {
-    let session = || lab.status()["sessions"][0].clone();
-    let asked = |session: &Value| total(&session["taps"]);
-    let settled = poll(PATIENCE, || Some(session()).filter(|now| asked(now) == total(&now["remotes"]) + drops(now)));
-    settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", session()))
-}
-
-fn total(rows: &Value) -> u64 {
-    rows.as_array().expect("rows").iter().map(|row| row["stat"]["pcnt"].as_u64().expect("a counter")).sum()
-}
-
 /// Copies to a remote, the one with this number in the request.
 fn sent(session: &Value, remote: usize) -> u64 {
     session["remotes"][remote]["stat"]["pcnt"].as_u64().expect("a counter")
-}
-
-/// Copies that our programs dropped; `out` is what the out interface dropped of those that were sent.
-fn drops(session: &Value) -> u64 {
-    let counts = session["drops"].as_object().expect("drops").iter().filter(|(reason, _)| *reason != "out");
-    counts.map(|(_, count)| count.as_u64().expect("a counter")).sum()
 }

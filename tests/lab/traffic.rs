@@ -19,7 +19,8 @@ pub struct Transfer {
     pub data: Vec<u8>,
 }
 
-/// An HTTP server on the host or the peer, port 80. Ends when it is dropped.
+/// An HTTP server on the host or the peer, port 80, whose CPU can be chosen, as its client's. (A sensor wants a whole HTTP
+/// exchange: see [`super::http::Site`].) Ends when it is dropped.
 pub struct HttpServer {
     at: Ns,
     _socat: Socat,
@@ -81,7 +82,7 @@ impl Lab {
         for (name, response) in &server.responses {
             let got = self.run(client, &[&get[..], &[name, &address.to_string()]].concat());
             assert!(got.stdout == *response, "the response of {name} bytes differs");
-            self.let_captures_rest();
+            self.wait_until_received();
         }
         self.wait_for_closed_connections();
     }
@@ -102,7 +103,7 @@ impl Lab {
         let argv = ["sh", "-euc", each, "sh", &to.to_string()].map(String::from);
         let argv: Vec<&str> = argv.iter().chain(&sizes).map(String::as_str).collect();
         self.run(from, &argv);
-        self.let_captures_rest();
+        self.wait_until_received();
     }
 
     /// Sends frames out of an interface, in order, byte for byte; returns when all have left, the receivers' backlog
@@ -112,9 +113,15 @@ impl Lab {
     pub fn send(&self, ns: Ns, iface: &str, frames: &[Vec<u8>]) {
         for burst in frames.chunks(BURST) {
             self.send_burst(ns, iface, burst);
-            let calm = poll(PATIENCE, || (backlog() == 0 && self.captures_at_rest()).then_some(()));
-            assert!(calm.is_some(), "still not received: {} packets in the backlog, or a busy tcpdump", backlog());
+            self.wait_until_received();
         }
+    }
+
+    /// Waits until the receivers' backlog is empty and the lab's captures have come to rest.
+    #[track_caller]
+    pub fn wait_until_received(&self) {
+        let calm = poll(PATIENCE, || (backlog() == 0 && self.captures_at_rest()).then_some(()));
+        assert!(calm.is_some(), "still not received: {} packets in the backlog, or a busy tcpdump", backlog());
     }
 
     #[track_caller]
@@ -188,7 +195,7 @@ impl Lab {
 }
 
 /// Packets that wait in the receive backlogs of all CPUs (the twelfth column, in hex).
-pub(super) fn backlog() -> u64 {
+fn backlog() -> u64 {
     let stat = fs::read_to_string("/proc/net/softnet_stat").expect("read the backlog's length");
     let columns = stat.lines().filter_map(|line| line.split_whitespace().nth(11));
     columns.map(|column| u64::from_str_radix(column, 16).expect("a hex number")).sum()

@@ -13,9 +13,9 @@ use crate::tc::{self, Hooks};
 use crate::teardown::{self, Target};
 use crate::{bpftool, relay, session};
 
-/// Mends a session that is not whole. Answers `None`, with nothing changed, where it must be made anew; else what is to
+/// Repairs a session that is not whole. Answers `None`, with nothing changed, where it must be made anew; else what is to
 /// be said of its interfaces' queues.
-pub fn mend(
+pub fn repair(
     shell: &Shell,
     home: &Home,
     session: &Session,
@@ -25,7 +25,7 @@ pub fn mend(
     let names: Vec<&str> = resolved.watched.iter().map(|link| link.ifname.as_str()).collect();
     let hooks = session::free_hooks(shell, &names)?;
     let watched: Vec<(&Link, &Hooks)> = resolved.watched.iter().zip(&hooks).collect();
-    if !is_mendable(session, &watched) {
+    if !is_repairable(session, &watched) {
         return Ok(None);
     }
     let lost = if session.faults.is_empty() { "a tap's filter is gone".into() } else { session.faults.join(", ") };
@@ -47,7 +47,7 @@ pub fn mend(
 
 /// All that the maps say is there, the interfaces are those that they name, and no other filter stands where one of ours
 /// is missing, as after a change of the filter that was killed.
-fn is_mendable(session: &Session, watched: &[(&Link, &Hooks)]) -> bool {
+fn is_repairable(session: &Session, watched: &[(&Link, &Hooks)]) -> bool {
     let same = |link: &Link| session.memory.ifindexes.values().any(|ifindex| *ifindex == link.ifindex);
     let is_free = |(link, hooks): &(&Link, &Hooks)| {
         let ours = |direction: &Direction| {
