@@ -10,16 +10,24 @@ use clap::{Args, Parser, Subcommand};
 use indoc::indoc;
 use serde_json::Value;
 
-use crate::abi::{Direction, Remote};
-use crate::clang::Source;
-use crate::doctor::{self, Level};
-use crate::exec::{Shell, print};
-use crate::plan::{self, OuterOptions, Oversize, Request, Spread, Tunnel, TunnelOptions, Watch};
-use crate::session::{self, Outcome};
-use crate::state::{self, Home, MAPS};
-use crate::status::{Session, Status};
-use crate::teardown::{self, Clsact, Target};
-use crate::{bpftool, capture, demo, filter, remotes, report, status, swap, taps};
+use crate::commands::capture;
+use crate::commands::demo;
+use crate::commands::doctor::{self, Level};
+use crate::datapath::abi::{Direction, Remote};
+use crate::datapath::filter;
+use crate::output::text;
+use crate::request::{self, OuterOptions, Oversize, Request, Spread, Tunnel, TunnelOptions, Watch};
+use crate::session::home::{self, Home, MAPS};
+use crate::session::make::{self, Outcome};
+use crate::session::read;
+use crate::session::read::{Session, Status};
+use crate::session::remotes;
+use crate::session::swap;
+use crate::session::taps;
+use crate::session::teardown::{self, Clsact, Target};
+use crate::tools::bpftool;
+use crate::tools::clang::Source;
+use crate::tools::exec::{Runner, print};
 
 /// Copy every packet of a Linux interface into a tunnel, with eBPF: exact, counted, the watched traffic untouched
 #[derive(Debug, Parser)]
@@ -407,49 +415,51 @@ fn one_line(message: &str) -> String {
 
 /// Does what was asked.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    let shell = Shell { dry_run: false, verbose: cli.verbose };
+    let runner = Runner { dry_run: false, verbose: cli.verbose };
     match cli.command {
-        Command::Up(args) => up(shell, args),
-        Command::Down { name, all, keep_clsact } => down(&shell, name, all, keep_clsact),
-        Command::Status { name, json } => show_status(&shell, name.as_deref(), json),
-        Command::Filter(FilterCommand::Show { code, name }) => filter_show(&shell, code, name.as_deref()),
+        Command::Up(args) => up(runner, args),
+        Command::Down { name, all, keep_clsact } => down(&runner, name, all, keep_clsact),
+        Command::Status { name, json } => show_status(&runner, name.as_deref(), json),
+        Command::Filter(FilterCommand::Show { code, name }) => filter_show(&runner, code, name.as_deref()),
         Command::Filter(FilterCommand::Set { expression, name }) => {
-            filter_set(&shell, Some(&expression.join(" ")), name.as_deref())
+            filter_set(&runner, Some(&expression.join(" ")), name.as_deref())
         }
-        Command::Filter(FilterCommand::Clear { name }) => filter_set(&shell, None, name.as_deref()),
+        Command::Filter(FilterCommand::Clear { name }) => filter_set(&runner, None, name.as_deref()),
         Command::Filter(FilterCommand::Test { expression, read, name, json }) => {
-            filter_test(&shell, &expression.join(" "), &read, name.as_deref(), json)
+            filter_test(&runner, &expression.join(" "), &read, name.as_deref(), json)
         }
-        Command::Tap(TapCommand::List { name, json }) => tap_list(&shell, name.as_deref(), json),
+        Command::Tap(TapCommand::List { name, json }) => tap_list(&runner, name.as_deref(), json),
         Command::Tap(TapCommand::Add { interface, direction, name, keep_clsact }) => {
-            warn(taps::add(&shell, &interface, direction, name.as_deref(), keep_clsact)?)
+            warn(taps::add(&runner, &interface, direction, name.as_deref(), keep_clsact)?)
         }
         Command::Tap(TapCommand::Remove { interface, direction, name, keep_clsact }) => {
             let clsact = clsact(keep_clsact);
-            taps::remove(&shell, &interface, direction, name.as_deref(), &clsact).map(|()| ExitCode::SUCCESS)
+            taps::remove(&runner, &interface, direction, name.as_deref(), &clsact).map(|()| ExitCode::SUCCESS)
         }
-        Command::Remote(RemoteCommand::List { name, json }) => remote_list(&shell, name.as_deref(), json),
-        Command::Remote(RemoteCommand::Add { address, name }) => warn(remotes::add(&shell, &address, name.as_deref())?),
+        Command::Remote(RemoteCommand::List { name, json }) => remote_list(&runner, name.as_deref(), json),
+        Command::Remote(RemoteCommand::Add { address, name }) => {
+            warn(remotes::add(&runner, &address, name.as_deref())?)
+        }
         Command::Remote(RemoteCommand::Remove { address, name }) => {
-            remotes::remove(&shell, &address, name.as_deref()).map(|()| ExitCode::SUCCESS)
+            remotes::remove(&runner, &address, name.as_deref()).map(|()| ExitCode::SUCCESS)
         }
-        Command::Map(MapCommand::List { name, json }) => map_list(&shell, name.as_deref(), json),
-        Command::Map(MapCommand::Dump { map, name }) => map_dump(&shell, map.as_deref(), name.as_deref()),
-        Command::Doctor { iface, remote, json } => show_doctor(&shell, iface.as_deref(), remote.as_deref(), json),
-        Command::Demo { part: None } => demo::start(&shell),
-        Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&shell),
+        Command::Map(MapCommand::List { name, json }) => map_list(&runner, name.as_deref(), json),
+        Command::Map(MapCommand::Dump { map, name }) => map_dump(&runner, map.as_deref(), name.as_deref()),
+        Command::Doctor { iface, remote, json } => show_doctor(&runner, iface.as_deref(), remote.as_deref(), json),
+        Command::Demo { part: None } => demo::start(&runner),
+        Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&runner),
         Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
         Command::Source { dir, filter } => {
-            let filter = session::compiled_filter(&shell, "--filter", filter.as_deref())?;
+            let filter = make::compiled_filter(&runner, "--filter", filter.as_deref())?;
             Source::datapath(filter, Vec::new()).write(&dir).map(|()| ExitCode::SUCCESS)
         }
     }
 }
 
-fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
+fn up(runner: Runner, args: UpArgs) -> Result<ExitCode> {
     let (dry_run, json, keep) = (args.dry_run, args.json, args.keep_clsact);
-    let shell = Shell { dry_run, ..shell };
-    let plan = plan::plan(Request {
+    let runner = Runner { dry_run, ..runner };
+    let plan = request::plan(Request {
         name: args.name,
         interfaces: args.interfaces,
         direction: args.direction,
@@ -473,7 +483,7 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
         oversize: args.oversize,
         outer: OuterOptions { ttl: args.ttl, tos: args.tos, df: args.df },
     })?;
-    let (outcome, warnings) = session::up(&shell, &plan, keep)?;
+    let (outcome, warnings) = make::up(&runner, &plan, keep)?;
     warn(warnings)?;
     let name = &plan.name;
     let session = match outcome {
@@ -493,7 +503,7 @@ fn up(shell: Shell, args: UpArgs) -> Result<ExitCode> {
     };
     match session {
         Some(session) if json => print_json(&serde_json::to_value(Status { sessions: vec![session] })?)?,
-        Some(session) => print(&report::session_line(&session)),
+        Some(session) => print(&text::session_line(&session)),
         None => eprintln!("snifctl: session {name} is up, but its status could not be read; try: snifctl status"),
     }
     Ok(ExitCode::SUCCESS)
@@ -526,11 +536,11 @@ fn clsact(keep: bool) -> Clsact<'static> {
     if keep { Clsact::Leave } else { Clsact::Remove }
 }
 
-fn down(shell: &Shell, name: Option<String>, all: bool, keep_clsact: bool) -> Result<ExitCode> {
+fn down(runner: &Runner, name: Option<String>, all: bool, keep_clsact: bool) -> Result<ExitCode> {
     let name = name.unwrap_or_else(|| "default".into());
-    plan::ensure_name(&name)?;
+    request::ensure_name(&name)?;
     let target = if all { Target::All } else { Target::One(&name) };
-    if !teardown::down(shell, &target, &clsact(keep_clsact))? {
+    if !teardown::down(runner, &target, &clsact(keep_clsact))? {
         let what = if all { "no session is up".into() } else { format!("session {name} is not up") };
         eprintln!("snifctl: {what}; nothing to do");
     }
@@ -539,27 +549,27 @@ fn down(shell: &Shell, name: Option<String>, all: bool, keep_clsact: bool) -> Re
 
 /// What every command that reads sessions needs.
 fn ready_to_read() -> Result<Home> {
-    state::ensure_root()?;
+    home::ensure_root()?;
     doctor::ensure_present(&["bpftool", "tc", "ip"])?;
     Home::here()
 }
 
-fn show_status(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
+fn show_status(runner: &Runner, name: Option<&str>, json: bool) -> Result<ExitCode> {
     let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
-    let status = status::status(shell, &home, name)?;
+    let status = read::status(runner, &home, name)?;
     match json {
         true => print_json(&serde_json::to_value(&status)?)?,
-        false => print(&report::status(&status)),
+        false => print(&text::status(&status)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn remote_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
-    let remotes = read_session(shell, name)?.remotes;
+fn remote_list(runner: &Runner, name: Option<&str>, json: bool) -> Result<ExitCode> {
+    let remotes = read_session(runner, name)?.remotes;
     match json {
         true => print_json(&serde_json::json!({ "remotes": remotes }))?,
-        false => print(&report::remotes(&remotes)),
+        false => print(&text::remotes(&remotes)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -571,26 +581,26 @@ fn warn(warnings: Vec<String>) -> Result<ExitCode> {
 }
 
 /// The session that is meant, as the kernel has it.
-fn read_session(shell: &Shell, name: Option<&str>) -> Result<Session> {
+fn read_session(runner: &Runner, name: Option<&str>) -> Result<Session> {
     let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
-    let name = state::chosen(&home, name)?;
-    let mut status = status::status(shell, &home, Some(&name))?;
+    let name = home::chosen(&home, name)?;
+    let mut status = read::status(runner, &home, Some(&name))?;
     status.sessions.pop().context("the session is gone; see: snifctl status")
 }
 
-fn filter_show(shell: &Shell, code: bool, name: Option<&str>) -> Result<ExitCode> {
-    let session = read_session(shell, name)?;
+fn filter_show(runner: &Runner, code: bool, name: Option<&str>) -> Result<ExitCode> {
+    let session = read_session(runner, name)?;
     match session.filter {
-        Some(expression) if code => print(&filter::compile(shell, "--filter", &expression)?),
+        Some(expression) if code => print(&filter::compile(runner, "--filter", &expression)?),
         Some(expression) => print(&format!("{expression}\n")),
         None => eprintln!("snifctl: session {} has no filter: every packet is copied", session.name),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn filter_set(shell: &Shell, expression: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
-    let (session, changed) = swap::set(shell, expression, name)?;
+fn filter_set(runner: &Runner, expression: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
+    let (session, changed) = swap::set(runner, expression, name)?;
     if !changed {
         let what = if expression.is_some() { "already has this filter" } else { "has no filter" };
         eprintln!("snifctl: session {session} {what}; nothing to do");
@@ -598,15 +608,15 @@ fn filter_set(shell: &Shell, expression: Option<&str>, name: Option<&str>) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-fn filter_test(shell: &Shell, expression: &str, file: &Path, name: Option<&str>, json: bool) -> Result<ExitCode> {
+fn filter_test(runner: &Runner, expression: &str, file: &Path, name: Option<&str>, json: bool) -> Result<ExitCode> {
     let in_force = match expression {
-        "" => read_session(shell, name)?.filter.unwrap_or_default(),
+        "" => read_session(runner, name)?.filter.unwrap_or_default(),
         given => given.into(),
     };
-    let verdict = capture::test(shell, &in_force, file)?;
+    let verdict = capture::test(runner, &in_force, file)?;
     match json {
         true => print_json(&serde_json::json!({ "packets": verdict.packets, "matched": verdict.matched }))?,
-        false => print(&report::verdict(&verdict)),
+        false => print(&text::verdict(&verdict)),
     }
     if verdict.cut > 0 {
         let (cut, tested) = (verdict.cut, capture::TESTED);
@@ -617,36 +627,36 @@ fn filter_test(shell: &Shell, expression: &str, file: &Path, name: Option<&str>,
     Ok(ExitCode::SUCCESS)
 }
 
-fn tap_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
-    let session = read_session(shell, name)?;
+fn tap_list(runner: &Runner, name: Option<&str>, json: bool) -> Result<ExitCode> {
+    let session = read_session(runner, name)?;
     match json {
         true => print_json(&serde_json::json!({ "taps": session.taps }))?,
-        false => print(&report::taps(&session)),
+        false => print(&text::taps(&session)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn map_list(shell: &Shell, name: Option<&str>, json: bool) -> Result<ExitCode> {
+fn map_list(runner: &Runner, name: Option<&str>, json: bool) -> Result<ExitCode> {
     let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
-    let session = state::chosen(&home, name)?;
-    let maps = status::maps(shell, &home, &session)?;
+    let session = home::chosen(&home, name)?;
+    let maps = read::maps(runner, &home, &session)?;
     match json {
         true => print_json(&serde_json::to_value(&maps)?)?,
-        false => print(&report::maps(&maps)),
+        false => print(&text::maps(&maps)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn map_dump(shell: &Shell, map: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
+fn map_dump(runner: &Runner, map: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
     let home = ready_to_read()?;
     let _lock = home.lock_to_read()?;
-    let session = state::chosen(&home, name)?;
+    let session = home::chosen(&home, name)?;
     if let Some(map) = map.filter(|map| !MAPS.contains(map)) {
         bail!("MAP {map:?} is not a map of session {session}; it has: {}", MAPS.join(", "));
     }
     let wanted: Vec<&str> = map.map_or_else(|| MAPS.to_vec(), |map| vec![map]);
-    let dumps = status::dumps(shell, &home, &session, &wanted)?;
+    let dumps = read::dumps(runner, &home, &session, &wanted)?;
     let elements = dumps.iter().map(|dump| element_lines(&bpftool::formatted(dump))).collect::<Result<Vec<_>>>()?;
     match map {
         Some(_) => print(&format!("{}\n", elements[0])),
@@ -658,11 +668,11 @@ fn map_dump(shell: &Shell, map: Option<&str>, name: Option<&str>) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_doctor(shell: &Shell, iface: Option<&str>, remote: Option<&str>, json: bool) -> Result<ExitCode> {
-    let checks = doctor::checks(shell, iface, remote)?;
+fn show_doctor(runner: &Runner, iface: Option<&str>, remote: Option<&str>, json: bool) -> Result<ExitCode> {
+    let checks = doctor::checks(runner, iface, remote)?;
     match json {
         true => print_json(&serde_json::json!({ "checks": checks }))?,
-        false => print(&report::checks(&checks)),
+        false => print(&text::checks(&checks)),
     }
     Ok(if doctor::worst(&checks) == Level::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -1,33 +1,12 @@
 //! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
 
-mod abi;
-mod bpftool;
-mod capture;
-mod clang;
 mod cli;
-mod demo;
-mod doctor;
-mod exec;
-mod filter;
-mod firewall;
-mod header;
-mod ip;
-mod kernel;
-mod outs;
-mod plan;
-mod relay;
-mod remotes;
-mod repair;
-mod report;
-mod route;
+mod commands;
+mod datapath;
+mod output;
+mod request;
 mod session;
-mod stack;
-mod state;
-mod status;
-mod swap;
-mod taps;
-mod tc;
-mod teardown;
+mod tools;
 
 use std::process::ExitCode;
 

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::exec::{self, Background, Cmd, Shell, print};
-use crate::{doctor, state};
+use crate::commands::doctor;
+use crate::session::home;
+use crate::tools::exec::{self, Background, Cmd, Runner, print};
 
 const WATCHED: &str = "192.0.2.1";
 const PEER: &str = "192.0.2.2";
@@ -19,41 +20,41 @@ const PORT: u16 = 7;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Enters the sandbox: runs the demo in namespaces of its own.
-pub fn start(shell: &Shell) -> Result<ExitCode> {
-    state::ensure_root()?;
-    doctor::ensure_tools(shell, false)?;
+pub fn start(runner: &Runner) -> Result<ExitCode> {
+    home::ensure_root()?;
+    doctor::ensure_tools(runner, false)?;
     let program = exec::own_path()?;
     let mut args = vec!["--mount", "--net", "--", &program, "demo", "inside"];
-    if shell.verbose {
+    if runner.verbose {
         args.push("--verbose");
     }
     exec::replace(&Cmd::new("unshare", args))
 }
 
 /// The demo itself, inside its namespaces.
-pub fn run(shell: &Shell) -> Result<ExitCode> {
-    let shell = &Shell { dry_run: false, ..*shell };
-    shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
+pub fn run(runner: &Runner) -> Result<ExitCode> {
+    let runner = &Runner { dry_run: false, ..*runner };
+    runner.write(&Cmd::new("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
     say("A sandbox: this namespace watches eth0; a peer talks to it; a collector waits behind out0.");
     let peer = Namespace::new()?;
     let collector = Namespace::new()?;
-    wire(shell, &peer, &collector)?;
-    let capture = Capture::start(&collector, private_dir(shell)?)?;
+    wire(runner, &peer, &collector)?;
+    let capture = Capture::start(&collector, private_dir(runner)?)?;
     let _service = peer.background(&[&exec::own_path()?, "demo", "peer"])?;
 
     say(&format!("$ snifctl up eth0 --tunnel gre --remote {COLLECTOR}"));
-    own(shell, &["up", "eth0", "--tunnel", "gre", "--remote", COLLECTOR])?;
+    own(runner, &["up", "eth0", "--tunnel", "gre", "--remote", COLLECTOR])?;
     say("A little traffic on eth0: ARP to find the peer, TCP and UDP to its echo service, and a closed port for ICMP.");
     traffic()?;
     say("What the kernel counted:   $ snifctl status");
-    own(shell, &["status"])?;
+    own(runner, &["status"])?;
     say("The same, raw:   $ snifctl map dump taps");
-    own(shell, &["map", "dump", "taps"])?;
+    own(runner, &["map", "dump", "taps"])?;
     say("What arrived at the collector, each frame of eth0 whole inside GRE:");
-    capture.show(shell, &collector)?;
+    capture.show(runner, &collector)?;
     say("$ snifctl down");
-    own(shell, &["down"])?;
-    ensure_clean(shell)?;
+    own(runner, &["down"])?;
+    ensure_clean(runner)?;
     say(
         "Nothing is left: no program, filter, qdisc, link or pin. On a real machine: sudo snifctl up eth0 --tunnel gre --remote ADDR",
     );
@@ -61,12 +62,12 @@ pub fn run(shell: &Shell) -> Result<ExitCode> {
 }
 
 /// A directory in memory that, like the sandbox, ends with us: mounted where nothing is needed meanwhile.
-fn private_dir(shell: &Shell) -> Result<&'static Path> {
+fn private_dir(runner: &Runner) -> Result<&'static Path> {
     let own = exec::own_path()?;
     let places = ["/mnt", "/srv", "/media", "/opt"].map(Path::new);
     let place = places.into_iter().find(|place| place.is_dir() && !Path::new(&own).starts_with(place));
     let place = place.context("none of /mnt, /srv, /media and /opt is a directory; try: mkdir /mnt")?;
-    shell.write(&Cmd::new("mount", ["-t", "tmpfs", "tmpfs", &place.to_string_lossy()]))?;
+    runner.write(&Cmd::new("mount", ["-t", "tmpfs", "tmpfs", &place.to_string_lossy()]))?;
     Ok(place)
 }
 
@@ -75,9 +76,9 @@ fn say(text: &str) {
 }
 
 /// Runs a command of our own and shows what it prints.
-fn own(shell: &Shell, args: &[&str]) -> Result<()> {
+fn own(runner: &Runner, args: &[&str]) -> Result<()> {
     let program = exec::own_path()?;
-    print(&shell.read(&Cmd::new(&program, args.iter().copied()))?);
+    print(&runner.read(&Cmd::new(&program, args.iter().copied()))?);
     Ok(())
 }
 
@@ -124,7 +125,7 @@ fn wait(what: &str, ready: impl Fn() -> bool) -> Result<()> {
 }
 
 /// peer:peer0 <-> eth0 (here) out0 <-> collector:col0, the last without offloads, like a wire.
-fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
+fn wire(runner: &Runner, peer: &Namespace, collector: &Namespace) -> Result<()> {
     let here = [
         "link set dev lo up".to_string(),
         format!("link add eth0 type veth peer name peer0 netns {}", peer.pid()),
@@ -134,16 +135,16 @@ fn wire(shell: &Shell, peer: &Namespace, collector: &Namespace) -> Result<()> {
         "link set dev eth0 up".to_string(),
         "link set dev out0 up".to_string(),
     ];
-    shell.write(&Cmd::new("ip", ["-batch", "-"]).input(&here))?;
+    runner.write(&Cmd::new("ip", ["-batch", "-"]).input(&here))?;
     for (namespace, dev, address) in [(peer, "peer0", PEER), (collector, "col0", COLLECTOR)] {
         let lines = [
             format!("address add {address}/24 dev {dev}"),
             format!("link set dev {dev} up"),
             "link set dev lo up".into(),
         ];
-        shell.write(&namespace.command(&["ip", "-batch", "-"]).input(&lines))?;
+        runner.write(&namespace.command(&["ip", "-batch", "-"]).input(&lines))?;
     }
-    shell.write(&Cmd::new("ethtool", ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"])).map(drop)
+    runner.write(&Cmd::new("ethtool", ["-K", "out0", "tx", "off", "tso", "off", "gso", "off"])).map(drop)
 }
 
 /// The peer's part: answers on TCP and UDP port 7, until it is ended.
@@ -209,9 +210,9 @@ impl Capture {
         Ok(Capture(Some((process, path))))
     }
 
-    fn show(self, shell: &Shell, collector: &Namespace) -> Result<()> {
+    fn show(self, runner: &Runner, collector: &Namespace) -> Result<()> {
         let Some((process, path)) = self.0 else {
-            return summarize(shell, collector);
+            return summarize(runner, collector);
         };
         let file = path.to_string_lossy().into_owned();
         settle(&path)?;
@@ -220,14 +221,14 @@ impl Capture {
             Some(_) => Cmd::new("tshark", ["-n", "-r", &file]),
             None => Cmd::new("tcpdump", ["-n", "-e", "-r", &file]),
         };
-        print(&shell.read(&cmd)?);
+        print(&runner.read(&cmd)?);
         Ok(())
     }
 }
 
 /// One line, where no tool is there that decodes.
-fn summarize(shell: &Shell, collector: &Namespace) -> Result<()> {
-    let text = shell.read(&collector.command(&["ip", "-j", "-s", "link", "show", "dev", "col0"]))?;
+fn summarize(runner: &Runner, collector: &Namespace) -> Result<()> {
+    let text = runner.read(&collector.command(&["ip", "-j", "-s", "link", "show", "dev", "col0"]))?;
     let links: serde_json::Value = serde_json::from_str(&text)?;
     let rx = &links[0]["stats64"]["rx"];
     let (packets, bytes) = (&rx["packets"], &rx["bytes"]);
@@ -250,9 +251,9 @@ fn settle(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn ensure_clean(shell: &Shell) -> Result<()> {
-    let links = crate::ip::links(shell)?;
-    let relay = links.iter().find(|link| link.ifalias.starts_with(state::ALIAS));
+fn ensure_clean(runner: &Runner) -> Result<()> {
+    let links = crate::tools::ip::links(runner)?;
+    let relay = links.iter().find(|link| link.ifalias.starts_with(home::ALIAS));
     ensure!(relay.is_none(), "a relay is left; please report this");
     ensure!(!Path::new("/sys/fs/bpf/snifctl").exists(), "pins are left; please report this");
     Ok(())

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::abi::Direction;
-use crate::exec::{Cmd, Shell};
+use crate::datapath::abi::Direction;
+use crate::tools::exec::{Cmd, Runner};
 
 /// Our filters go first: a filter before us that answers OK would hide the packet.
 pub const FIRST_PREF: u32 = 1;
@@ -89,13 +89,13 @@ impl Hooks {
 }
 
 /// What sits at the hooks of each of these interfaces, in their order.
-pub fn hooks(shell: &Shell, interfaces: &[&str]) -> Result<Vec<Hooks>> {
+pub fn hooks(runner: &Runner, interfaces: &[&str]) -> Result<Vec<Hooks>> {
     if interfaces.is_empty() {
         return Ok(Vec::new());
     }
     let hooks = |dev: &&str| [format!("qdisc show dev {dev}"), filters(dev, "ingress"), filters(dev, "egress")];
     let lines: Vec<String> = interfaces.iter().flat_map(hooks).collect();
-    let text = shell.read(&Cmd::new("tc", ["-j", "-s", "-batch", "-"]).input(&lines))?;
+    let text = runner.read(&Cmd::new("tc", ["-j", "-s", "-batch", "-"]).input(&lines))?;
     let mut replies = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
     interfaces
         .iter()
@@ -149,9 +149,9 @@ pub fn del_filter(dev: &str, direction: Direction, pref: u32, handle: u32) -> St
 }
 
 /// Runs many changes in one `tc`; it stops at the first that fails.
-pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
+pub fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    shell.write(&Cmd::new("tc", ["-batch", "-"]).input(lines)).map(drop)
+    runner.write(&Cmd::new("tc", ["-batch", "-"]).input(lines)).map(drop)
 }

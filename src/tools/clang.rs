@@ -8,19 +8,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::exec::{Cmd, Failed, Running, Shell, print};
-use crate::{doctor, kernel};
+use crate::commands::doctor;
+use crate::tools::exec::{Cmd, Failed, Runner, Running, print};
+use crate::tools::kernel;
 
 /// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
 const FILES: [(&str, &str); 8] = [
-    (DATAPATH, include_str!("../bpf/snifctl.bpf.c")),
-    (TAPS, include_str!("../bpf/taps.bpf.c")),
-    (MATCHER, include_str!("../bpf/match.bpf.c")),
-    ("tap.h", include_str!("../bpf/tap.h")),
-    ("relay.h", include_str!("../bpf/relay.h")),
-    ("common.h", include_str!("../bpf/common.h")),
-    ("snifctl.h", include_str!("../bpf/snifctl.h")),
-    ("classic.h", include_str!("../bpf/classic.h")),
+    (DATAPATH, include_str!("../../bpf/snifctl.bpf.c")),
+    (TAPS, include_str!("../../bpf/taps.bpf.c")),
+    (MATCHER, include_str!("../../bpf/match.bpf.c")),
+    ("tap.h", include_str!("../../bpf/tap.h")),
+    ("relay.h", include_str!("../../bpf/relay.h")),
+    ("common.h", include_str!("../../bpf/common.h")),
+    ("snifctl.h", include_str!("../../bpf/snifctl.h")),
+    ("classic.h", include_str!("../../bpf/classic.h")),
 ];
 const DATAPATH: &str = "snifctl.bpf.c";
 const TAPS: &str = "taps.bpf.c";
@@ -78,20 +79,20 @@ impl Source {
 
     /// Starts clang where the cache has no object, and looks meanwhile whether the tools are there. What goes wrong with
     /// clang itself is told by [`Compiling::object`].
-    pub fn begin(self, shell: &Shell) -> Result<Compiling> {
+    pub fn begin(self, runner: &Runner) -> Result<Compiling> {
         let cached = self.cached();
         let is_compiled = is_trusted(&cached);
-        let job = (!is_compiled && !shell.dry_run).then(|| self.start(shell));
-        doctor::ensure_tools(shell, is_compiled)?;
+        let job = (!is_compiled && !runner.dry_run).then(|| self.start(runner));
+        doctor::ensure_tools(runner, is_compiled)?;
         Ok(Compiling { source: self, cached, job })
     }
 
-    fn start(&self, shell: &Shell) -> Result<Job> {
+    fn start(&self, runner: &Runner) -> Result<Job> {
         let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
         self.write(dir.path())?;
         let built = dir.path().join("built.o");
-        let clang = shell.start(&self.command(dir.path(), &built))?;
+        let clang = runner.start(&self.command(dir.path(), &built))?;
         Ok(Job { clang, built, _dir: dir })
     }
 
@@ -124,17 +125,17 @@ struct Job {
 impl Compiling {
     /// The object in the cache. A dry run prints the commands for it, where `words` are the options of `snifctl source`
     /// that write this source.
-    pub fn object(self, shell: &Shell, words: &[&str]) -> Result<PathBuf> {
+    pub fn object(self, runner: &Runner, words: &[&str]) -> Result<PathBuf> {
         let Compiling { source, cached, job } = self;
         if let Some(job) = job {
             job?.keep(&cached)?;
-        } else if shell.dry_run && !is_trusted(&cached) {
+        } else if runner.dry_run && !is_trusted(&cached) {
             let dir = std::env::temp_dir().join("snifctl-source");
             let place = dir.to_string_lossy();
             let words = ["source", &place].into_iter().chain(words.iter().copied());
             print(&format!("{}\n", Cmd::new("snifctl", words)));
             print(&format!("mkdir -p -m 0755 {CACHE}\n"));
-            shell.write(&source.command(&dir, &cached))?;
+            runner.write(&source.command(&dir, &cached))?;
         }
         Ok(cached)
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::exec::{Cmd, Failed, Shell};
+use crate::tools::exec::{Cmd, Failed, Runner};
 
 /// One interface, from `ip -j -d -s link show`.
 #[derive(Clone, Debug, Deserialize)]
@@ -122,15 +122,15 @@ pub fn mac_text(bytes: &[u8]) -> String {
 }
 
 /// Every interface of this network namespace.
-pub fn links(shell: &Shell) -> Result<Vec<Link>> {
+pub fn links(runner: &Runner) -> Result<Vec<Link>> {
     let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show"]);
-    parse(&shell.read(&cmd)?, "ip link")
+    parse(&runner.read(&cmd)?, "ip link")
 }
 
 /// One interface of it.
-pub fn link(shell: &Shell, name: &str) -> Result<Option<Link>> {
+pub fn link(runner: &Runner, name: &str) -> Result<Option<Link>> {
     let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show", "dev", name]);
-    Ok(parse(&shell.read(&cmd)?, "ip link")?.into_iter().next())
+    Ok(parse(&runner.read(&cmd)?, "ip link")?.into_iter().next())
 }
 
 /// What the kernel's route lookup answers, from `ip -j route get`.
@@ -152,12 +152,12 @@ pub struct Metrics {
 }
 
 /// The route to `address`, or the kernel's reason why there is none.
-pub fn route_get(shell: &Shell, address: IpAddr, source: Option<IpAddr>) -> Result<Result<RouteReply, String>> {
+pub fn route_get(runner: &Runner, address: IpAddr, source: Option<IpAddr>) -> Result<Result<RouteReply, String>> {
     let mut args = vec!["-j".to_string(), "route".into(), "get".into(), address.to_string()];
     if let Some(source) = source {
         args.extend(["from".into(), source.to_string()]);
     }
-    match shell.read(&Cmd::new("ip", args)) {
+    match runner.read(&Cmd::new("ip", args)) {
         Ok(text) => {
             let replies: Vec<RouteReply> = parse(&text, "ip route get")?;
             Ok(replies.into_iter().next().ok_or_else(|| "no route".to_string()))
@@ -185,16 +185,16 @@ impl Neighbour {
     }
 }
 
-pub fn neighbour(shell: &Shell, address: IpAddr, dev: &str) -> Result<Option<Neighbour>> {
+pub fn neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<Option<Neighbour>> {
     let cmd = Cmd::new("ip", ["-j", "neigh", "show", "to", &address.to_string(), "dev", dev]);
-    let found: Vec<Neighbour> = parse(&shell.read(&cmd)?, "ip neigh")?;
+    let found: Vec<Neighbour> = parse(&runner.read(&cmd)?, "ip neigh")?;
     Ok(found.into_iter().next())
 }
 
 /// Makes the kernel ask for the neighbour, as a packet to it would.
-pub fn probe_neighbour(shell: &Shell, address: IpAddr, dev: &str) -> Result<()> {
+pub fn probe_neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<()> {
     let cmd = Cmd::new("ip", ["neigh", "replace", &address.to_string(), "dev", dev, "use"]);
-    shell.write(&cmd).map(drop)
+    runner.write(&cmd).map(drop)
 }
 
 #[derive(Deserialize)]
@@ -209,8 +209,8 @@ struct AddressInfo {
 }
 
 /// Every address that this network namespace owns.
-pub fn addresses(shell: &Shell) -> Result<Vec<IpAddr>> {
-    let replies: Vec<AddressReply> = parse(&shell.read(&Cmd::new("ip", ["-j", "address", "show"]))?, "ip address")?;
+pub fn addresses(runner: &Runner) -> Result<Vec<IpAddr>> {
+    let replies: Vec<AddressReply> = parse(&runner.read(&Cmd::new("ip", ["-j", "address", "show"]))?, "ip address")?;
     Ok(replies.into_iter().flat_map(|reply| reply.addr_info).filter_map(|info| info.local).collect())
 }
 
@@ -221,16 +221,16 @@ struct Feature {
 }
 
 /// Which features of a device are on, by ethtool's names.
-pub fn features(shell: &Shell, dev: &str) -> Result<BTreeMap<String, bool>> {
-    let text = shell.read(&Cmd::new("ethtool", ["--json", "-k", dev]))?;
+pub fn features(runner: &Runner, dev: &str) -> Result<BTreeMap<String, bool>> {
+    let text = runner.read(&Cmd::new("ethtool", ["--json", "-k", dev]))?;
     let all: Vec<serde_json::Map<String, serde_json::Value>> = parse(&text, "ethtool")?;
     let is_on = |value| serde_json::from_value::<Feature>(value).is_ok_and(|feature| feature.active);
     Ok(all.into_iter().flatten().map(|(name, value)| (name, is_on(value))).collect())
 }
 
 /// Runs many changes in one `ip`; it stops at the first that fails.
-pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
-    shell.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
+pub fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
+    runner.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
 }
 
 /// Reads a tool's JSON. An empty answer is an empty list: `ip` prints nothing where it finds nothing.

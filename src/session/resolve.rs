@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::abi::ETHERNET;
-use crate::exec::{Cmd, Shell};
-use crate::header::{Outer, Path};
-use crate::ip::{self, Link, RouteReply};
-use crate::kernel;
-use crate::plan::{Carrier, Oversize, Plan, Watch};
-use crate::stack;
+use crate::datapath::abi::ETHERNET;
+use crate::datapath::template::{Outer, Path};
+use crate::request::{Carrier, Oversize, Plan, Watch};
+use crate::session::stack;
+use crate::tools::exec::{Cmd, Runner};
+use crate::tools::ip::{self, Link, RouteReply};
+use crate::tools::kernel;
 
 /// How long unknown neighbours may take: the kernel asks three times, a second apart.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(3500);
@@ -39,22 +39,22 @@ pub struct RemoteRoute {
 }
 
 /// Looks up everything that `plan` names.
-pub fn resolve(shell: &Shell, plan: &Plan, links: &[Link]) -> Result<Resolved> {
+pub fn resolve(runner: &Runner, plan: &Plan, links: &[Link]) -> Result<Resolved> {
     let watched = watched(plan, links)?;
-    let mut ways = plan.remotes.iter().map(|remote| way(shell, plan, *remote, links)).collect::<Result<Vec<_>>>()?;
+    let mut ways = plan.remotes.iter().map(|remote| way(runner, plan, *remote, links)).collect::<Result<Vec<_>>>()?;
     if let [only] = ways.as_slice()
         && let Err(reason) = only
     {
         bail!("{reason}");
     }
-    find_neighbours(shell, &mut ways)?;
+    find_neighbours(runner, &mut ways)?;
     let mut warnings: Vec<String> = watched.iter().filter_map(down_warning).collect();
-    let carriers = carriers(shell, plan, &watched, &ways, links)?;
+    let carriers = carriers(runner, plan, &watched, &ways, links)?;
     for (remote, way) in reached(plan, &ways) {
-        ensure_not_too_deep(shell, plan, &watched, *remote, way, links)?;
+        ensure_not_too_deep(runner, plan, &watched, *remote, way, links)?;
     }
     let remotes =
-        plan.remotes.iter().zip(ways).map(|(remote, way)| route(shell, plan, *remote, way, links, &mut warnings));
+        plan.remotes.iter().zip(ways).map(|(remote, way)| route(runner, plan, *remote, way, links, &mut warnings));
     let remotes = remotes.collect::<Result<Vec<_>>>()?;
     warnings.extend(mtu_warning(plan, &watched, &remotes));
     warnings.extend(rate_warning(plan, &watched, &remotes));
@@ -81,7 +81,7 @@ fn watchable(name: &String, links: &[Link]) -> Result<Link> {
         link.link_type
     );
     ensure!(
-        !link.ifalias.starts_with(crate::state::ALIAS),
+        !link.ifalias.starts_with(crate::session::home::ALIAS),
         "IFACE {name} is a relay of snifctl, which carries copies only; list other interfaces with: ip link"
     );
     Ok(link.clone())
@@ -101,8 +101,8 @@ fn reached<'a>(plan: &'a Plan, ways: &'a [Result<Way, String>]) -> impl Iterator
 }
 
 impl Way {
-    fn neighbour(&self, shell: &Shell) -> Result<Option<[u8; 6]>> {
-        Ok(ip::neighbour(shell, self.next_hop, &self.out.ifname)?.and_then(|found| found.mac()))
+    fn neighbour(&self, runner: &Runner) -> Result<Option<[u8; 6]>> {
+        Ok(ip::neighbour(runner, self.next_hop, &self.out.ifname)?.and_then(|found| found.mac()))
     }
 
     fn may_ask(&self) -> bool {
@@ -112,8 +112,8 @@ impl Way {
 
 /// The way to a remote. What is wrong with the request is an error; a missing route is a reason, which need not stop
 /// the other remotes.
-fn way(shell: &Shell, plan: &Plan, remote: IpAddr, links: &[Link]) -> Result<Result<Way, String>> {
-    let reply = match ip::route_get(shell, remote, None)? {
+fn way(runner: &Runner, plan: &Plan, remote: IpAddr, links: &[Link]) -> Result<Result<Way, String>> {
+    let reply = match ip::route_get(runner, remote, None)? {
         Ok(reply) => reply,
         Err(reason) => {
             return Ok(Err(format!(
@@ -137,15 +137,15 @@ fn way(shell: &Shell, plan: &Plan, remote: IpAddr, links: &[Link]) -> Result<Res
         out.ifname,
         out.link_type
     );
-    source(shell, plan, remote, &reply)?;
+    source(runner, plan, remote, &reply)?;
     let next_hop = reply.gateway.unwrap_or(remote);
     Ok(Ok(Way { out: out.clone(), next_hop, next_hop_mac: None, reply }))
 }
 
 /// The outer source: the one asked for, if it is ours, or the one that the route prefers.
-fn source(shell: &Shell, plan: &Plan, remote: IpAddr, reply: &RouteReply) -> Result<IpAddr> {
+fn source(runner: &Runner, plan: &Plan, remote: IpAddr, reply: &RouteReply) -> Result<IpAddr> {
     if let Some(source) = plan.sources.iter().find(|source| source.is_ipv6() == remote.is_ipv6()) {
-        let ours = ip::addresses(shell)?.into_iter().filter(|address| address.is_ipv6() == source.is_ipv6());
+        let ours = ip::addresses(runner)?.into_iter().filter(|address| address.is_ipv6() == source.is_ipv6());
         let ours: Vec<IpAddr> = ours.collect();
         let shown: Vec<String> = ours.iter().map(IpAddr::to_string).collect();
         ensure!(
@@ -161,16 +161,16 @@ fn source(shell: &Shell, plan: &Plan, remote: IpAddr, reply: &RouteReply) -> Res
 }
 
 /// Fills in the next hops' addresses; asks for those that are not known, all at once, unless this is a dry run.
-fn find_neighbours(shell: &Shell, ways: &mut [Result<Way, String>]) -> Result<()> {
+fn find_neighbours(runner: &Runner, ways: &mut [Result<Way, String>]) -> Result<()> {
     for way in ways.iter_mut().flatten() {
-        way.next_hop_mac = if way.out.is_l3() { None } else { way.neighbour(shell)? };
+        way.next_hop_mac = if way.out.is_l3() { None } else { way.neighbour(runner)? };
         if way.may_ask() {
-            ip::probe_neighbour(shell, way.next_hop, &way.out.ifname)?;
+            ip::probe_neighbour(runner, way.next_hop, &way.out.ifname)?;
         }
     }
     let start = Instant::now();
-    let quiet = Shell { verbose: false, ..*shell };
-    while !shell.dry_run && start.elapsed() < NEIGHBOUR_WAIT && ways.iter().flatten().any(Way::may_ask) {
+    let quiet = Runner { verbose: false, ..*runner };
+    while !runner.dry_run && start.elapsed() < NEIGHBOUR_WAIT && ways.iter().flatten().any(Way::may_ask) {
         std::thread::sleep(Duration::from_millis(10));
         for way in ways.iter_mut().flatten().filter(|way| way.may_ask()) {
             way.next_hop_mac = way.neighbour(&quiet)?;
@@ -180,7 +180,7 @@ fn find_neighbours(shell: &Shell, ways: &mut [Result<Way, String>]) -> Result<()
 }
 
 fn route(
-    shell: &Shell,
+    runner: &Runner,
     plan: &Plan,
     remote: IpAddr,
     way: Result<Way, String>,
@@ -201,15 +201,15 @@ fn route(
             .push(format!("out interface {} is down: no copy leaves until: ip link set dev {0} up", way.out.ifname));
     }
     if way.next_hop_mac.is_none() && !way.out.is_l3() {
-        warnings.push(neighbour_warning(shell, remote, &way));
+        warnings.push(neighbour_warning(runner, remote, &way));
     }
-    outer.source = source(shell, plan, remote, &way.reply)?;
+    outer.source = source(runner, plan, remote, &way.reply)?;
     outer.path = Some(Path {
         ifindex: way.out.ifindex,
         mtu: path_mtu(&way),
         source_mac: way.out.mac().unwrap_or_default(),
         next_hop_mac: way.next_hop_mac,
-        finish: stack::leaves_unfinished(links, &way.out, shell)?,
+        finish: stack::leaves_unfinished(links, &way.out, runner)?,
         per_frame: !kernel::encapsulates_frames(),
         l3: way.out.is_l3(),
         queued: way.out.has_queue(),
@@ -226,7 +226,7 @@ fn path_mtu(way: &Way) -> u32 {
 /// interface they would be copied, sent through the tunnel, and so on. Most of the kernel's devices keep the mark that tells;
 /// of WireGuard and user-space tunnels (tun, tap) the packets have to be known by where they go.
 fn carriers(
-    shell: &Shell,
+    runner: &Runner,
     plan: &Plan,
     watched: &[Link],
     ways: &[Result<Way, String>],
@@ -240,13 +240,13 @@ fn carriers(
         return Ok(found);
     }
     for (remote, way) in reached(plan, ways) {
-        for hider in stack::mark_losers(links, &way.out, shell)? {
+        for hider in stack::mark_losers(links, &way.out, runner)? {
             let beside = watched.iter().filter(|link| link.ifindex != hider.ifindex);
             let beside: Vec<&str> = beside.map(|link| link.ifname.as_str()).collect();
             if beside.is_empty() {
                 continue;
             }
-            let endpoints = wireguard_endpoints(shell, hider);
+            let endpoints = wireguard_endpoints(runner, hider);
             found.extend(endpoints.with_context(|| carrier_question(*remote, way, hider, &beside.join(", ")))?);
         }
     }
@@ -267,7 +267,7 @@ fn carrier_question(remote: IpAddr, way: &Way, hider: &Link, watched: &str) -> S
 /// three, the tunnel is the fourth: nothing may stand between the two, nor on an interface whose outgoing packets are
 /// watched, as what it sends is in a transmission already. What stands on it only to carry copies does not count.
 fn ensure_not_too_deep(
-    shell: &Shell,
+    runner: &Runner,
     plan: &Plan,
     watched: &[Link],
     remote: IpAddr,
@@ -275,7 +275,7 @@ fn ensure_not_too_deep(
     links: &[Link],
 ) -> Result<()> {
     let out = &way.out;
-    let depth = if kernel::limits_nesting() { stack::tunnel_depth(links, out, shell)? } else { 0 };
+    let depth = if kernel::limits_nesting() { stack::tunnel_depth(links, out, runner)? } else { 0 };
     ensure!(
         depth < 2,
         "--remote {remote} is reached through {}, which stands on a tunnel of the kernel's, or is one over another: copies \
@@ -298,18 +298,18 @@ fn ensure_not_too_deep(
 }
 
 /// The endpoints of a WireGuard interface, by `wg`, if that is what it is and the tool is there.
-fn wireguard_endpoints(shell: &Shell, out: &Link) -> Option<Vec<Carrier>> {
+fn wireguard_endpoints(runner: &Runner, out: &Link) -> Option<Vec<Carrier>> {
     if out.kind() != "wireguard" {
         return None;
     }
-    let text = shell.read(&Cmd::new("wg", ["show", &out.ifname, "endpoints"])).ok()?;
+    let text = runner.read(&Cmd::new("wg", ["show", &out.ifname, "endpoints"])).ok()?;
     let endpoints = text.lines().filter_map(|line| line.split('\t').nth(1)?.parse::<std::net::SocketAddr>().ok());
     Some(endpoints.map(|at| Carrier { address: at.ip(), port: at.port() }).collect())
 }
 
-fn neighbour_warning(shell: &Shell, remote: IpAddr, way: &Way) -> String {
+fn neighbour_warning(runner: &Runner, remote: IpAddr, way: &Way) -> String {
     let (next_hop, out) = (way.next_hop, &way.out.ifname);
-    if shell.dry_run {
+    if runner.dry_run {
         return format!("{next_hop} is not known on {out} yet: its address is zero here, and `up` asks for it");
     }
     format!(

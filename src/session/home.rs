@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::exec::{Cmd, Shell};
+use crate::tools::exec::{Cmd, Runner};
 
 const BPFFS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/snifctl";
@@ -105,12 +105,12 @@ impl Home {
     }
 
     /// From now on the clsact qdisc of this interface is not ours, if it was.
-    pub fn forget_clsact(&self, shell: &Shell, ifindex: u32) -> Result<()> {
+    pub fn forget_clsact(&self, runner: &Runner, ifindex: u32) -> Result<()> {
         let mark = self.clsact_mark(ifindex);
-        if !shell.dry_run && !mark.exists() {
+        if !runner.dry_run && !mark.exists() {
             return Ok(());
         }
-        shell.act("rm -rf", &mark, |dir| fs::remove_dir(dir))
+        runner.act("rm -rf", &mark, |dir| fs::remove_dir(dir))
     }
 
     /// The ifindexes whose clsact qdisc we have added.
@@ -128,10 +128,10 @@ impl Home {
     }
 
     /// Makes the directory, mounting bpffs first where it is not mounted.
-    pub fn create(&self, shell: &Shell) -> Result<()> {
-        ensure_bpffs(shell)?;
-        if shell.dry_run || !self.dir.is_dir() {
-            shell
+    pub fn create(&self, runner: &Runner) -> Result<()> {
+        ensure_bpffs(runner)?;
+        if runner.dry_run || !self.dir.is_dir() {
+            runner
                 .act("mkdir -p -m 0700", &self.dir, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
         }
         Ok(())
@@ -145,9 +145,9 @@ impl Home {
     }
 
     /// Waits for the lock. The directory may be removed by who held it before us: then it is made and taken again.
-    pub fn lock_to_write(&self, shell: &Shell) -> Result<Lock> {
+    pub fn lock_to_write(&self, runner: &Runner) -> Result<Lock> {
         loop {
-            self.create(shell)?;
+            self.create(runner)?;
             let Some(file) = open(&self.dir)? else { continue };
             file.lock().with_context(|| format!("cannot lock {}", self.dir.display()))?;
             if is_same(&file, &self.dir) {
@@ -219,11 +219,11 @@ pub fn bpffs_is_mounted() -> bool {
     })
 }
 
-pub fn ensure_bpffs(shell: &Shell) -> Result<()> {
+pub fn ensure_bpffs(runner: &Runner) -> Result<()> {
     if bpffs_is_mounted() {
         return Ok(());
     }
-    let mounted = shell.write(&Cmd::new("mount", ["-t", "bpf", "bpf", BPFFS]));
+    let mounted = runner.write(&Cmd::new("mount", ["-t", "bpf", "bpf", BPFFS]));
     mounted.map(drop).with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
 }
 
@@ -232,7 +232,7 @@ pub fn ensure_root() -> Result<()> {
     if is_root() {
         return Ok(());
     }
-    let line: Vec<String> = std::env::args().skip(1).map(|arg| crate::exec::quote(&arg)).collect();
+    let line: Vec<String> = std::env::args().skip(1).map(|arg| crate::tools::exec::quote(&arg)).collect();
     bail!("this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}", line.join(" "))
 }
 

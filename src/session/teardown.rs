@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::abi::Direction;
-use crate::exec::Shell;
-use crate::ip::{self, Link};
-use crate::state::{self, ALIAS, Home, handle};
-use crate::tc::{self, Hooks};
-use crate::{bpftool, doctor, relay};
+use crate::commands::doctor;
+use crate::datapath::abi::Direction;
+use crate::session::home::{self, ALIAS, Home, handle};
+use crate::session::relay;
+use crate::tools::bpftool;
+use crate::tools::exec::Runner;
+use crate::tools::ip::{self, Link};
+use crate::tools::tc::{self, Hooks};
 
 /// What to take down.
 pub enum Target<'a> {
@@ -29,23 +31,23 @@ pub enum Clsact<'a> {
 }
 
 /// Takes sessions down. Returns whether there was anything to remove; nothing to remove is no error.
-pub fn down(shell: &Shell, target: &Target, clsact: &Clsact) -> Result<bool> {
-    state::ensure_root()?;
+pub fn down(runner: &Runner, target: &Target, clsact: &Clsact) -> Result<bool> {
+    home::ensure_root()?;
     doctor::ensure_present(&["bpftool", "tc", "ip"])?;
     let home = Home::here()?;
-    let _lock = home.lock_to_write(shell)?;
-    let removed = ip::links(shell).and_then(|links| teardown(shell, &home, target, clsact, &links));
+    let _lock = home.lock_to_write(runner)?;
+    let removed = ip::links(runner).and_then(|links| teardown(runner, &home, target, clsact, &links));
     home.remove_stale_tests();
     home.remove_if_empty();
     removed
 }
 
 /// Taps first, then the relay, then the pins. `links` are those of now.
-pub fn teardown(shell: &Shell, home: &Home, target: &Target, clsact: &Clsact, links: &[Link]) -> Result<bool> {
-    let mut removed = detach(shell, home, target, clsact, links)?;
-    removed |= remove_relays(shell, target, links)?;
+pub fn teardown(runner: &Runner, home: &Home, target: &Target, clsact: &Clsact, links: &[Link]) -> Result<bool> {
+    let mut removed = detach(runner, home, target, clsact, links)?;
+    removed |= remove_relays(runner, target, links)?;
     for dir in pins(home, target) {
-        shell.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
+        runner.act("rm -r", &dir, |dir| fs::remove_dir_all(dir))?;
         removed = true;
     }
     Ok(removed)
@@ -62,7 +64,7 @@ pub fn holds_tap(hooks: &Hooks, session: &str) -> bool {
 }
 
 /// Removes the devices of relays. Removing one end of a veth pair removes the other.
-pub fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<bool> {
+pub fn remove_relays(runner: &Runner, target: &Target, links: &[Link]) -> Result<bool> {
     let ours: Vec<&Link> = links.iter().filter(|link| is_relay_of(link, target)).collect();
     // A bridge of ours is also known by its port, where someone has given it another alias.
     let is_bridge = |link: &&Link| relay::is_name(&link.ifname) && link.kind() == "bridge";
@@ -78,7 +80,7 @@ pub fn remove_relays(shell: &Shell, target: &Target, links: &[Link]) -> Result<b
     }
     let lines: Vec<String> = doomed.iter().map(|link| format!("link delete dev {}", link.ifname)).collect();
     if !lines.is_empty() {
-        ip::batch(shell, &lines)?;
+        ip::batch(runner, &lines)?;
     }
     Ok(!lines.is_empty())
 }
@@ -108,47 +110,47 @@ fn pins(home: &Home, target: &Target) -> Vec<PathBuf> {
 const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 /// Removes our filters from the watched interfaces, and sees to their clsact qdiscs.
-fn detach(shell: &Shell, home: &Home, target: &Target, clsact: &Clsact, links: &[Link]) -> Result<bool> {
+fn detach(runner: &Runner, home: &Home, target: &Target, clsact: &Clsact, links: &[Link]) -> Result<bool> {
     let marks = home.clsact_marks();
-    let tapped = tapped(shell)?;
+    let tapped = tapped(runner)?;
     let ours = |link: &&Link| {
         (tapped.contains(&link.ifindex) || marks.contains(&link.ifindex)) && !link.ifalias.starts_with(ALIAS)
     };
     let devices: Vec<&Link> = links.iter().filter(ours).collect();
     let names: Vec<&str> = devices.iter().map(|link| link.ifname.as_str()).collect();
     let (mut lines, mut left) = (Vec::new(), Vec::new());
-    for (link, hooks) in devices.iter().zip(tc::hooks(shell, &names)?) {
+    for (link, hooks) in devices.iter().zip(tc::hooks(runner, &names)?) {
         let filters = filters_of(&link.ifname, &hooks, target, &BOTH);
         left.extend((!filters.is_empty()).then_some(link.ifindex));
         lines.extend(filters);
     }
-    tc::batch(shell, &lines)?;
-    settle_clsact(shell, home, clsact, &devices, &left)?;
+    tc::batch(runner, &lines)?;
+    settle_clsact(runner, home, clsact, &devices, &left)?;
     for gone in marks.iter().filter(|mark| !links.iter().any(|link| link.ifindex == **mark)) {
-        home.forget_clsact(shell, *gone)?;
+        home.forget_clsact(runner, *gone)?;
     }
     Ok(!lines.is_empty())
 }
 
 /// Removes a session's filters from these hooks of one interface, and sees to its clsact qdisc.
 pub fn detach_taps(
-    shell: &Shell,
+    runner: &Runner,
     home: &Home,
     session: &str,
     link: &Link,
     directions: &[Direction],
     clsact: &Clsact,
 ) -> Result<()> {
-    let found = tc::hooks(shell, &[&link.ifname])?;
+    let found = tc::hooks(runner, &[&link.ifname])?;
     let lines: Vec<String> =
         found.iter().flat_map(|hooks| filters_of(&link.ifname, hooks, &Target::One(session), directions)).collect();
-    tc::batch(shell, &lines)?;
-    settle_clsact(shell, home, clsact, &[link], &[link.ifindex])
+    tc::batch(runner, &lines)?;
+    settle_clsact(runner, home, clsact, &[link], &[link.ifindex])
 }
 
 /// ifindexes of the interfaces that run a tap of any session.
-fn tapped(shell: &Shell) -> Result<Vec<u32>> {
-    let answers = bpftool::ask(shell, &[bpftool::NET_QUESTION.to_string()])?;
+fn tapped(runner: &Runner) -> Result<Vec<u32>> {
+    let answers = bpftool::ask(runner, &[bpftool::NET_QUESTION.to_string()])?;
     let attachments = bpftool::attachments(&answers[0])?;
     Ok(attachments.into_iter().filter(|at| at.name.starts_with("snif_tap_")).map(|at| at.ifindex).collect())
 }
@@ -170,12 +172,12 @@ fn filters_of(dev: &str, hooks: &Hooks, target: &Target, directions: &[Direction
 
 /// Removes the clsact qdiscs of ours that nothing uses, or gives them up, as `clsact` wants it. `left`: interfaces that
 /// filters were just removed from.
-fn settle_clsact(shell: &Shell, home: &Home, clsact: &Clsact, devices: &[&Link], left: &[u32]) -> Result<()> {
+fn settle_clsact(runner: &Runner, home: &Home, clsact: &Clsact, devices: &[&Link], left: &[u32]) -> Result<()> {
     let marks = home.clsact_marks();
     let marked: Vec<&&Link> = devices.iter().filter(|link| marks.contains(&link.ifindex)).collect();
     let names: Vec<&str> = marked.iter().map(|link| link.ifname.as_str()).collect();
     let (mut lines, mut done) = (Vec::new(), Vec::new());
-    for (link, hooks) in marked.iter().zip(tc::hooks(shell, &names)?) {
+    for (link, hooks) in marked.iter().zip(tc::hooks(runner, &names)?) {
         let (goes, is_given_up) = match clsact {
             Clsact::Remove => (hooks.is_unused(), false),
             Clsact::Leave => (false, hooks.is_unused() || left.contains(&link.ifindex)),
@@ -184,6 +186,6 @@ fn settle_clsact(shell: &Shell, home: &Home, clsact: &Clsact, devices: &[&Link],
         lines.extend((goes && hooks.has_qdisc("clsact")).then(|| tc::del_clsact(&link.ifname)));
         done.extend((goes || is_given_up).then_some(link.ifindex));
     }
-    tc::batch(shell, &lines)?;
-    done.into_iter().try_for_each(|ifindex| home.forget_clsact(shell, ifindex))
+    tc::batch(runner, &lines)?;
+    done.into_iter().try_for_each(|ifindex| home.forget_clsact(runner, ifindex))
 }

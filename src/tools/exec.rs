@@ -104,12 +104,12 @@ pub fn print(text: &str) {
 
 /// How outer programs are run: for real, or printed (`--dry-run`), or both (`-v`).
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Shell {
+pub struct Runner {
     pub dry_run: bool,
     pub verbose: bool,
 }
 
-impl Shell {
+impl Runner {
     /// Runs a command that changes nothing, also in a dry run. Returns its standard output.
     pub fn read(&self, cmd: &Cmd) -> Result<String> {
         if self.verbose {

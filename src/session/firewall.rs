@@ -7,8 +7,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::exec::{self, Cmd, Shell};
-use crate::{kernel, relay};
+use crate::session::relay;
+use crate::tools::exec::{self, Cmd, Runner};
+use crate::tools::kernel;
 
 /// What a rule matches where all relays are meant.
 const RELAYS: &str = "snif*";
@@ -48,15 +49,15 @@ impl Obstacle {
 }
 
 /// The chains of this namespace that can drop what crosses a relay. Empty where nft is not there or says nothing.
-pub fn obstacles(shell: &Shell) -> Vec<Obstacle> {
+pub fn obstacles(runner: &Runner) -> Vec<Obstacle> {
     if exec::find("nft").is_none() || !may_have_rules() {
         return Vec::new();
     }
     let in_family = |family| {
-        let chains = nft(shell, &["list", "chains", family]);
+        let chains = nft(runner, &["list", "chains", family]);
         let mut tables: Vec<&str> = base_chains(&chains).filter_map(|chain| chain["table"].as_str()).collect();
         tables.dedup();
-        tables.iter().flat_map(|table| in_table(&nft(shell, &["list", "table", family, table]))).collect::<Vec<_>>()
+        tables.iter().flat_map(|table| in_table(&nft(runner, &["list", "table", family, table]))).collect::<Vec<_>>()
     };
     ["bridge", "netdev"].into_iter().flat_map(in_family).collect()
 }
@@ -70,8 +71,8 @@ fn may_have_rules() -> bool {
 }
 
 /// The objects that nft lists.
-fn nft(shell: &Shell, words: &[&str]) -> Vec<Value> {
-    let text = shell.read(&Cmd::new("nft", ["-j"].iter().chain(words).copied())).unwrap_or_default();
+fn nft(runner: &Runner, words: &[&str]) -> Vec<Value> {
+    let text = runner.read(&Cmd::new("nft", ["-j"].iter().chain(words).copied())).unwrap_or_default();
     let mut all: Value = serde_json::from_str(&text).unwrap_or_default();
     serde_json::from_value(all["nftables"].take()).unwrap_or_default()
 }

@@ -6,13 +6,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::abi::{self, BUCKETS, Config, MAX_REMOTES, Remote, SPREAD_BYTES, Stat};
-use crate::exec::Shell;
-use crate::header::{self, Outer};
-use crate::plan::{self, Plan};
-use crate::state::{self, Home};
-use crate::status::{self, Memory, RemoteStatus, Session};
-use crate::{bpftool, ip, route, session};
+use crate::datapath::abi::{self, BUCKETS, Config, MAX_REMOTES, Remote, SPREAD_BYTES, Stat};
+use crate::datapath::template::{self, Outer};
+use crate::request::{self, Plan};
+use crate::session::home::{self, Home};
+use crate::session::make;
+use crate::session::read::{self, Memory, RemoteStatus, Session};
+use crate::session::resolve;
+use crate::tools::bpftool;
+use crate::tools::exec::Runner;
+use crate::tools::ip;
 
 /// The batch lines that write a remote: first how to know its packets, then its out interface, then the remote itself,
 /// which names the interface by the one of its two keys that the row `before` does not use.
@@ -29,7 +32,7 @@ pub fn updates(maps: &Path, slot: u32, outer: &Outer, before: Option<&RemoteStat
         let row = u32::from(device).to_ne_bytes();
         lines.push(bpftool::update(&maps.join("devices"), &row, &path.ifindex.to_ne_bytes()));
     }
-    let remote = Remote { device, ..header::remote(outer) };
+    let remote = Remote { device, ..template::remote(outer) };
     lines.push(bpftool::update(&maps.join("remotes"), &key, &remote.encode()));
     lines
 }
@@ -78,9 +81,9 @@ struct Running {
 }
 
 impl Running {
-    fn open(shell: &Shell, home: Home, name: Option<&str>) -> Result<Running> {
-        let name = state::chosen(&home, name)?;
-        let session = status::session(shell, &home, &name, &ip::links(shell)?)?;
+    fn open(runner: &Runner, home: Home, name: Option<&str>) -> Result<Running> {
+        let name = home::chosen(&home, name)?;
+        let session = read::session(runner, &home, &name, &ip::links(runner)?)?;
         Ok(Running { session, home })
     }
 
@@ -113,16 +116,16 @@ impl Running {
 }
 
 /// Adds a remote to a running session: written whole before the first copy can name it. Returns warnings.
-pub fn add(shell: &Shell, text: &str, name: Option<&str>) -> Result<Vec<String>> {
-    let address = plan::remote(text)?;
-    let (home, _lock) = session::lock_to_change(shell)?;
-    let added = add_locked(shell, home.clone(), address, name);
+pub fn add(runner: &Runner, text: &str, name: Option<&str>) -> Result<Vec<String>> {
+    let address = request::remote(text)?;
+    let (home, _lock) = make::lock_to_change(runner)?;
+    let added = add_locked(runner, home.clone(), address, name);
     home.remove_if_empty();
     added
 }
 
-fn add_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) -> Result<Vec<String>> {
-    let running = Running::open(shell, home, name)?;
+fn add_locked(runner: &Runner, home: Home, address: IpAddr, name: Option<&str>) -> Result<Vec<String>> {
+    let running = Running::open(runner, home, name)?;
     let (session, maps) = (&running.session, running.maps());
     ensure!(
         running.find(address).is_none(),
@@ -138,8 +141,8 @@ fn add_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) ->
         )
     })?;
     let only = Plan { remotes: vec![address], ..session.memory.plan.clone() };
-    let links = ip::links(shell)?;
-    let resolved = route::resolve(shell, &only, &links)?;
+    let links = ip::links(runner)?;
+    let resolved = resolve::resolve(runner, &only, &links)?;
     let memory = running.memory(|plan| {
         plan.remotes.retain(|known| *known != address);
         plan.remotes.push(address);
@@ -149,25 +152,25 @@ fn add_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) ->
         bpftool::update(&maps.join("remote_stats"), &slot.to_ne_bytes(), &[0; 24]),
         bpftool::update(&maps.join("remote_state"), &slot.to_ne_bytes(), &[0; 16]),
     ];
-    lines.extend(session::implied(shell, &maps, &resolved, &session.outs)?);
+    lines.extend(make::implied(runner, &maps, &resolved, &session.outs)?);
     lines.extend(updates(&maps, slot, &resolved.remotes[0].outer, None));
     let config = Config { carriers: session.config.carriers || !resolved.carriers.is_empty(), ..session.config };
     lines.extend(running.switch(&maps, &slots, &memory, &config)?);
-    bpftool::batch(shell, &lines)?;
+    bpftool::batch(runner, &lines)?;
     Ok(resolved.warnings)
 }
 
 /// Removes a remote from a running session: its flows go elsewhere first.
-pub fn remove(shell: &Shell, text: &str, name: Option<&str>) -> Result<()> {
-    let address: IpAddr = plan::remote(text)?;
-    let (home, _lock) = session::lock_to_change(shell)?;
-    let removed = remove_locked(shell, home.clone(), address, name);
+pub fn remove(runner: &Runner, text: &str, name: Option<&str>) -> Result<()> {
+    let address: IpAddr = request::remote(text)?;
+    let (home, _lock) = make::lock_to_change(runner)?;
+    let removed = remove_locked(runner, home.clone(), address, name);
     home.remove_if_empty();
     removed
 }
 
-fn remove_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>) -> Result<()> {
-    let running = Running::open(shell, home, name)?;
+fn remove_locked(runner: &Runner, home: Home, address: IpAddr, name: Option<&str>) -> Result<()> {
+    let running = Running::open(runner, home, name)?;
     let (session, maps) = (&running.session, running.maps());
     let gone = session.remotes.iter().chain(&session.leftovers).find(|remote| remote.address == address);
     if gone.is_none() && !session.memory.plan.remotes.contains(&address) {
@@ -182,13 +185,13 @@ fn remove_locked(shell: &Shell, home: Home, address: IpAddr, name: Option<&str>)
         session.name
     );
     let mut memory = running.memory(|plan| plan.remotes.retain(|remote| *remote != address));
-    bpftool::batch(shell, &running.switch(&maps, &slots, &memory, &session.config)?)?;
+    bpftool::batch(runner, &running.switch(&maps, &slots, &memory, &session.config)?)?;
     let Some(gone) = gone else { return Ok(()) };
     // Now that nothing counts for it any more, what it has counted goes into the session's memory.
-    let counted = status::remote_stat(shell, &running.home, &session.name, gone.slot)?;
+    let counted = read::remote_stat(runner, &running.home, &session.name, gone.slot)?;
     memory.removed = Stat::sum([memory.removed, counted]);
-    let running = Running::open(shell, running.home, Some(&session.name))?;
-    bpftool::batch(shell, &forget(&maps, &running.session.config, &memory, gone)?)
+    let running = Running::open(runner, running.home, Some(&session.name))?;
+    bpftool::batch(runner, &forget(&maps, &running.session.config, &memory, gone)?)
 }
 
 /// The lines that take a remote without copies out of the maps. Its row goes last: as long as it is there, a removal that

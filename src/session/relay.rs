@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::abi::{Config, Direction, device};
-use crate::bpftool;
-use crate::exec::{Cmd, Shell};
-use crate::ip::{self, Link};
-use crate::state::{ALIAS, handle};
-use crate::tc;
+use crate::datapath::abi::{Config, Direction, device};
+use crate::session::home::{ALIAS, handle};
+use crate::tools::bpftool;
+use crate::tools::exec::{Cmd, Runner};
+use crate::tools::ip::{self, Link};
+use crate::tools::tc;
 
 /// A relay must take any super-packet and any frame.
 const MTU: u32 = 65535;
@@ -61,7 +61,7 @@ pub fn free_indexes(links: &[Link]) -> [u32; 3] {
 
 /// Makes the devices. They pass nothing yet. The bridge gets its MTU before its port, as it would follow it down, and loses
 /// its offloads after it, as a new port brings its own.
-pub fn make(shell: &Shell, relay: &str, config: &Config, session: &str) -> Result<()> {
+pub fn make(runner: &Runner, relay: &str, config: &Config, session: &str) -> Result<()> {
     let all = devices(relay);
     let [bridge, port, peer] = &all;
     let mut lines = vec![
@@ -78,14 +78,14 @@ pub fn make(shell: &Shell, relay: &str, config: &Config, session: &str) -> Resul
         lines.push(format!("link set dev {device} alias {ALIAS}{session}"));
         lines.push(format!("link set dev {device} {quiet}"));
     }
-    ip::batch(shell, &lines)?;
+    ip::batch(runner, &lines)?;
     let off = OFFLOADS.iter().flat_map(|(flag, _)| [*flag, "off"]);
-    let said = shell.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off)));
-    if shell.dry_run {
+    let said = runner.write(&Cmd::new("ethtool", ["-K", bridge].into_iter().chain(off)));
+    if runner.dry_run {
         return said.map(drop);
     }
     // What it says of itself proves nothing: it also fails where there was nothing to turn off.
-    let left = offloads(shell, bridge)?;
+    let left = offloads(runner, bridge)?;
     if left.is_empty() {
         return Ok(());
     }
@@ -94,40 +94,40 @@ pub fn make(shell: &Shell, relay: &str, config: &Config, session: &str) -> Resul
 }
 
 /// The offloads that are on and must not be.
-fn offloads(shell: &Shell, bridge: &str) -> Result<Vec<&'static str>> {
-    let features = ip::features(shell, bridge)?;
+fn offloads(runner: &Runner, bridge: &str) -> Result<Vec<&'static str>> {
+    let features = ip::features(runner, bridge)?;
     let on = OFFLOADS.iter().filter(|(_, name)| features.get(*name).copied().unwrap_or(false));
     Ok(on.map(|(_, name)| *name).collect())
 }
 
 /// Attaches the programs and lets the devices pass frames.
-pub fn connect(shell: &Shell, relay: &str, session: &str, pins: &Path) -> Result<()> {
+pub fn connect(runner: &Runner, relay: &str, session: &str, pins: &Path) -> Result<()> {
     let all = devices(relay);
     let mut hooks: Vec<String> = all.iter().map(|device| tc::add_clsact(device)).collect();
     hooks.extend(all.iter().zip(PROGRAMS).map(|(device, program)| {
         let pin = pins.join(program);
         tc::add_filter(device, Direction::Egress, tc::FIRST_PREF, handle(session), &pin.to_string_lossy())
     }));
-    tc::batch(shell, &hooks)?;
+    tc::batch(runner, &hooks)?;
     let up: Vec<String> = all.iter().rev().map(|device| format!("link set dev {device} up")).collect();
-    ip::batch(shell, &up)?;
-    wait(shell, relay)
+    ip::batch(runner, &up)?;
+    wait(runner, relay)
 }
 
 /// Until the bridge passes frames: the kernel lets it do so some time after its port came up, or as soon as it is asked for
 /// the port and then for the bridge (from 6.8). Where it takes long, with thousands of new links, copies that cross until
 /// then are counted as lost by the relay.
-fn wait(shell: &Shell, relay: &str) -> Result<()> {
+fn wait(runner: &Runner, relay: &str) -> Result<()> {
     let [bridge, port, _] = devices(relay);
     let start = Instant::now();
-    while !shell.dry_run && !ip::link(shell, &bridge)?.is_some_and(|link| link.has_carrier()) {
+    while !runner.dry_run && !ip::link(runner, &bridge)?.is_some_and(|link| link.has_carrier()) {
         if start.elapsed() >= PATIENCE {
             eprintln!(
                 "snifctl: {bridge} does not pass frames yet: copies that cross it until then are counted as relay"
             );
             break;
         }
-        ip::link(shell, &port)?;
+        ip::link(runner, &port)?;
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
@@ -141,7 +141,7 @@ pub fn updates(maps: &Path, config: &Config) -> [String; 2] {
 
 /// What is wrong with a relay: each a half sentence. `attached` tells whether one of the session's programs is at an
 /// interface's egress hook.
-pub fn faults(shell: &Shell, config: &Config, links: &[Link], attached: impl Fn(u32) -> bool) -> Result<Vec<String>> {
+pub fn faults(runner: &Runner, config: &Config, links: &[Link], attached: impl Fn(u32) -> bool) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     let parts = [("bridge", config.relay), ("port", config.port), ("peer", config.peer)];
     for ((part, ifindex), program) in parts.into_iter().zip(PROGRAMS) {
@@ -173,7 +173,7 @@ pub fn faults(shell: &Shell, config: &Config, links: &[Link], attached: impl Fn(
     }
     let others = links.iter().filter(is_port).filter(|link| link.ifindex != config.port);
     faults.extend(others.map(|link| format!("{} is another port of {}", link.ifname, bridge.ifname)));
-    let offloads = offloads(shell, &bridge.ifname)?;
+    let offloads = offloads(runner, &bridge.ifname)?;
     faults.extend(offloads.iter().map(|name| format!("{name} of {} is on", bridge.ifname)));
     Ok(faults)
 }

@@ -6,35 +6,35 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::clang;
-use crate::exec::{Cmd, Failed, Shell};
-use crate::state::ALL_MAPS;
+use crate::session::home::ALL_MAPS;
+use crate::tools::clang;
+use crate::tools::exec::{Cmd, Failed, Runner};
 
 /// Loads every program of the object once and pins programs and maps under their names. `filtered`: a filter is in it.
-pub fn load(shell: &Shell, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
+pub fn load(runner: &Runner, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
     let maps = dir.join("maps");
     let words = ["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)];
-    load_by(shell, &words, filtered)
+    load_by(runner, &words, filtered)
 }
 
 /// Loads every program of the object on the maps that are pinned in `maps`, and pins the programs.
-pub fn load_on(shell: &Shell, object: &Path, dir: &Path, maps: &Path) -> Result<()> {
+pub fn load_on(runner: &Runner, object: &Path, dir: &Path, maps: &Path) -> Result<()> {
     let pins: Vec<String> = ALL_MAPS.iter().map(|map| text(&maps.join(map))).collect();
     let (object, dir) = (text(object), text(dir));
     let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
     for (map, pin) in ALL_MAPS.iter().zip(&pins) {
         words.extend(["map", "name", map, "pinned", pin]);
     }
-    load_by(shell, &words, true)
+    load_by(runner, &words, true)
 }
 
 /// Loads an object with one program and pins it.
-pub fn load_one(shell: &Shell, object: &Path, pin: &Path) -> Result<()> {
-    load_by(shell, &["prog", "load", &text(object), &text(pin), "type", "classifier"], true)
+pub fn load_one(runner: &Runner, object: &Path, pin: &Path) -> Result<()> {
+    load_by(runner, &["prog", "load", &text(object), &text(pin), "type", "classifier"], true)
 }
 
-fn load_by(shell: &Shell, words: &[&str], filtered: bool) -> Result<()> {
-    match shell.write(&Cmd::new("bpftool", words.iter().copied())) {
+fn load_by(runner: &Runner, words: &[&str], filtered: bool) -> Result<()> {
+    match runner.write(&Cmd::new("bpftool", words.iter().copied())) {
         Ok(_) => Ok(()),
         Err(err) => match err.downcast::<Failed>() {
             Ok(failed) if filtered => Err(clang::log_failure(
@@ -70,11 +70,11 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Runs many writes in one bpftool; it stops at the first that fails.
-pub fn batch(shell: &Shell, lines: &[String]) -> Result<()> {
+pub fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    done(shell.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines))).map(drop)
+    done(runner.write(&Cmd::new("bpftool", ["batch", "file", "-"]).input(lines))).map(drop)
 }
 
 /// bpftool takes an `errno` that any library call has left for a failure to read the batch, which it reports after the
@@ -94,8 +94,8 @@ struct Answer {
 }
 
 /// Asks many questions in one bpftool. Returns one answer each.
-pub fn ask(shell: &Shell, lines: &[String]) -> Result<Vec<Value>> {
-    let output = done(shell.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines)))?;
+pub fn ask(runner: &Runner, lines: &[String]) -> Result<Vec<Value>> {
+    let output = done(runner.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines)))?;
     let answers: Vec<Answer> =
         serde_json::from_str(&output).context("bpftool gave JSON of another form; try: snifctl doctor")?;
     let answers: Vec<Value> = answers.into_iter().filter_map(|answer| answer.output).collect();

@@ -6,16 +6,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::abi::Out;
-use crate::bpftool;
-use crate::exec::Shell;
-use crate::ip::Link;
-use crate::tc;
+use crate::datapath::abi::Out;
+use crate::tools::bpftool;
+use crate::tools::exec::Runner;
+use crate::tools::ip::Link;
+use crate::tools::tc;
 
 /// What each of these interfaces says now: its own count, and that of its qdiscs.
-fn counters(shell: &Shell, links: &[&Link]) -> Result<Vec<(u64, u64)>> {
+fn counters(runner: &Runner, links: &[&Link]) -> Result<Vec<(u64, u64)>> {
     let names: Vec<&str> = links.iter().map(|link| link.ifname.as_str()).collect();
-    let hooks = tc::hooks(shell, &names)?;
+    let hooks = tc::hooks(runner, &names)?;
     let lost = |link: &Link| link.stats64.tx.dropped + link.stats64.tx.errors;
     Ok(links.iter().zip(&hooks).map(|(link, hooks)| (lost(link), tc::qdisc_drops(hooks))).collect())
 }
@@ -26,7 +26,7 @@ fn update(maps: &Path, ifindex: u32, out: &Out) -> String {
 
 /// The batch lines that begin to count for interfaces which the session has not used yet.
 pub fn meet<'a>(
-    shell: &Shell,
+    runner: &Runner,
     maps: &Path,
     known: &[(u32, Out)],
     outs: impl Iterator<Item = &'a Link>,
@@ -34,18 +34,18 @@ pub fn meet<'a>(
     let mut new: Vec<&Link> = outs.filter(|out| known.iter().all(|(ifindex, _)| *ifindex != out.ifindex)).collect();
     new.sort_by_key(|link| link.ifindex);
     new.dedup_by_key(|link| link.ifindex);
-    let begun = new.iter().zip(counters(shell, &new)?);
+    let begun = new.iter().zip(counters(runner, &new)?);
     Ok(begun.map(|(link, (device, queue))| update(maps, link.ifindex, &Out { device, queue, dropped: 0 })).collect())
 }
 
 /// Packets dropped since the session uses these interfaces. What has changed is written back, so that a count survives its
 /// interface and its qdisc.
-pub fn dropped(shell: &Shell, maps: &Path, known: &[(u32, Out)], links: &[Link]) -> Result<u64> {
+pub fn dropped(runner: &Runner, maps: &Path, known: &[(u32, Out)], links: &[Link]) -> Result<u64> {
     let there = known.iter().filter_map(|(at, out)| Some((links.iter().find(|link| link.ifindex == *at)?, *out)));
     let (there, before): (Vec<&Link>, Vec<Out>) = there.unzip();
     let mut lines = Vec::new();
     let mut sum: u64 = known.iter().map(|(_, out)| out.dropped).sum();
-    for ((link, before), (device, queue)) in there.iter().zip(&before).zip(counters(shell, &there)?) {
+    for ((link, before), (device, queue)) in there.iter().zip(&before).zip(counters(runner, &there)?) {
         let now = before.now(device, queue);
         sum += now.dropped - before.dropped;
         if now != *before {
@@ -53,7 +53,7 @@ pub fn dropped(shell: &Shell, maps: &Path, known: &[(u32, Out)], links: &[Link])
         }
     }
     if !lines.is_empty() {
-        bpftool::batch(&Shell { dry_run: false, ..*shell }, &lines)?;
+        bpftool::batch(&Runner { dry_run: false, ..*runner }, &lines)?;
     }
     Ok(sum)
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::*;
-use crate::clang::Source;
-use crate::exec::Shell;
+use crate::tools::clang::Source;
+use crate::tools::exec::Runner;
 
 #[test]
 fn what_is_encoded_is_decoded() {
@@ -76,7 +76,7 @@ fn a_value_of_another_length_is_refused() {
 
 /// Field offsets in bytes, and the size under the name "", of every struct in the object's BTF.
 fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>> {
-    let bpftool = crate::exec::find("bpftool").expect("bpftool");
+    let bpftool = crate::tools::exec::find("bpftool").expect("bpftool");
     let output = Command::new(bpftool).args(["-j", "btf", "dump", "file"]).arg(object).output().unwrap();
     let dump: Value = serde_json::from_slice(&output.stdout).unwrap();
     let structs = dump["types"].as_array().unwrap().iter().filter(|kind| kind["kind"] == "STRUCT");
@@ -94,8 +94,8 @@ fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>
 
 #[test]
 fn the_layouts_are_those_of_the_compiled_object() {
-    let shell = Shell::default();
-    let object = Source::datapath(None, Vec::new()).begin(&shell).unwrap().object(&shell, &[]).unwrap();
+    let runner = Runner::default();
+    let object = Source::datapath(None, Vec::new()).begin(&runner).unwrap().object(&runner, &[]).unwrap();
     let structs = btf_structs(&object);
     let expect = |name: &str, fields: &[(&str, u64)]| {
         let expected: HashMap<String, u64> = fields.iter().map(|(name, at)| (name.to_string(), *at)).collect();

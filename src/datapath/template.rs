@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use crate::abi::{Direction, ETHERNET, HEADER_L3, Positions, Remote, Template, remote_flag};
-use crate::plan::{OuterOptions, Tunnel, TunnelOptions};
+use crate::datapath::abi::{Direction, ETHERNET, HEADER_L3, Positions, Remote, Template, remote_flag};
+use crate::request::{OuterOptions, Tunnel, TunnelOptions};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -303,5 +303,5 @@ fn udp_sum(outer: &Outer, tunnel: &TunnelHeader) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "header_test.rs"]
+#[path = "template_test.rs"]
 mod tests;

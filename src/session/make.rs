@@ -12,18 +12,25 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
 
-use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
-use crate::clang::{Compiling, Source};
-use crate::exec::Shell;
-use crate::firewall::{self, Obstacle};
-use crate::ip::{self, Link};
-use crate::plan::{Carrier, Plan, Rate, Spread, Watch, spelled};
-use crate::route::{self, Resolved};
-use crate::state::{self, Home, Lock, handle};
-use crate::status::{self, Broken, Memory, Session};
-use crate::tc::{self, Hooks};
-use crate::teardown::{Clsact, Target, holds_tap, is_left, teardown};
-use crate::{bpftool, doctor, filter, header, outs, relay, remotes, repair};
+use crate::commands::doctor;
+use crate::datapath::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::datapath::filter;
+use crate::datapath::template;
+use crate::request::{Carrier, Plan, Rate, Spread, Watch, spelled};
+use crate::session::firewall::{self, Obstacle};
+use crate::session::home::{self, Home, Lock, handle};
+use crate::session::outs;
+use crate::session::read::{self, Broken, Memory, Session};
+use crate::session::relay;
+use crate::session::remotes;
+use crate::session::repair;
+use crate::session::resolve::{self, Resolved};
+use crate::session::teardown::{Clsact, Target, holds_tap, is_left, teardown};
+use crate::tools::bpftool;
+use crate::tools::clang::{Compiling, Source};
+use crate::tools::exec::Runner;
+use crate::tools::ip::{self, Link};
+use crate::tools::tc::{self, Hooks};
 
 /// How `up` ended. The session is `None` where it is up but its status could not be read.
 pub enum Outcome {
@@ -46,35 +53,35 @@ impl Outcome {
 }
 
 /// Makes the session, or finds it made. `keep`: clsact qdiscs stay for good. Returns what the user should know besides.
-pub fn up(shell: &Shell, plan: &Plan, keep: bool) -> Result<(Outcome, Vec<String>)> {
-    if !shell.dry_run {
-        state::ensure_root()?;
+pub fn up(runner: &Runner, plan: &Plan, keep: bool) -> Result<(Outcome, Vec<String>)> {
+    if !runner.dry_run {
+        home::ensure_root()?;
     }
-    let filter = compiled_filter(shell, "--filter", plan.filter.as_deref())?;
-    let compiling = Source::datapath(filter, plan.unused()).begin(shell)?;
+    let filter = compiled_filter(runner, "--filter", plan.filter.as_deref())?;
+    let compiling = Source::datapath(filter, plan.unused()).begin(runner)?;
     let home = Home::here()?;
-    let resolved = route::resolve(shell, plan, &ip::links(shell)?)?;
-    if shell.dry_run {
+    let resolved = resolve::resolve(runner, plan, &ip::links(runner)?)?;
+    if runner.dry_run {
         let words: Vec<&str> = plan.filter.iter().flat_map(|filter| ["--filter", filter]).collect();
-        let object = compiling.object(shell, &words)?;
-        let (outcome, queues) = show(shell, plan, &resolved, &home, &object, keep)?;
+        let object = compiling.object(runner, &words)?;
+        let (outcome, queues) = show(runner, plan, &resolved, &home, &object, keep)?;
         return Ok((outcome, [resolved.warnings, queues].concat()));
     }
-    let _lock = home.lock_to_write(shell)?;
-    let outcome = ip::links(shell).and_then(|links| up_locked(shell, plan, &resolved, &home, compiling, links, keep));
-    let outcome = outcome.and_then(|outcome| give_up_clsact(shell, &home, &resolved, keep).map(|()| outcome));
+    let _lock = home.lock_to_write(runner)?;
+    let outcome = ip::links(runner).and_then(|links| up_locked(runner, plan, &resolved, &home, compiling, links, keep));
+    let outcome = outcome.and_then(|outcome| give_up_clsact(runner, &home, &resolved, keep).map(|()| outcome));
     home.remove_if_empty();
     let (outcome, queues) = outcome?;
     let mut warnings = [resolved.warnings, queues].concat();
     warnings.extend(outcome.session().and_then(tcx_warning));
-    warnings.extend(firewall::obstacles(shell).iter().map(Obstacle::warning));
+    warnings.extend(firewall::obstacles(runner).iter().map(Obstacle::warning));
     Ok((outcome, warnings))
 }
 
 /// With `keep`, the clsact qdiscs of the watched interfaces are not ours any more.
-fn give_up_clsact(shell: &Shell, home: &Home, resolved: &Resolved, keep: bool) -> Result<()> {
+fn give_up_clsact(runner: &Runner, home: &Home, resolved: &Resolved, keep: bool) -> Result<()> {
     let watched = resolved.watched.iter().filter(|_| keep);
-    watched.map(|link| link.ifindex).try_for_each(|ifindex| home.forget_clsact(shell, ifindex))
+    watched.map(|link| link.ifindex).try_for_each(|ifindex| home.forget_clsact(runner, ifindex))
 }
 
 fn tcx_warning(session: &Session) -> Option<String> {
@@ -84,44 +91,44 @@ fn tcx_warning(session: &Session) -> Option<String> {
 }
 
 /// What every command that changes a running session needs.
-pub fn lock_to_change(shell: &Shell) -> Result<(Home, Lock)> {
-    state::ensure_root()?;
+pub fn lock_to_change(runner: &Runner) -> Result<(Home, Lock)> {
+    home::ensure_root()?;
     doctor::ensure_present(&doctor::SESSION_TOOLS)?;
     let home = Home::here()?;
-    let lock = home.lock_to_write(shell)?;
+    let lock = home.lock_to_write(runner)?;
     Ok((home, lock))
 }
 
 /// The C of a filter that the argument `what` gave.
-pub fn compiled_filter(shell: &Shell, what: &str, expression: Option<&str>) -> Result<Option<String>> {
-    expression.map(|expression| filter::compile(shell, what, expression)).transpose()
+pub fn compiled_filter(runner: &Runner, what: &str, expression: Option<&str>) -> Result<Option<String>> {
+    expression.map(|expression| filter::compile(runner, what, expression)).transpose()
 }
 
 fn show(
-    shell: &Shell,
+    runner: &Runner,
     plan: &Plan,
     resolved: &Resolved,
     home: &Home,
     object: &Path,
     keep: bool,
 ) -> Result<(Outcome, Vec<String>)> {
-    let links = ip::links(shell)?;
-    if let Some(session) = existing(shell, plan, home, &links)?
+    let links = ip::links(runner)?;
+    if let Some(session) = existing(runner, plan, home, &links)?
         && session.is_complete()
     {
         return Ok((Outcome::Same(Some(session)), Vec::new()));
     }
-    home.create(shell)?;
-    let making = Making::new(shell, plan, resolved, home, &links)?;
-    making.make(shell, || Ok(object.to_path_buf()))?;
-    give_up_clsact(shell, home, resolved, keep)?;
-    let headers = resolved.remotes.iter().map(|route| (route.outer.remote, header::remote(&route.outer)));
+    home.create(runner)?;
+    let making = Making::new(runner, plan, resolved, home, &links)?;
+    making.make(runner, || Ok(object.to_path_buf()))?;
+    give_up_clsact(runner, home, resolved, keep)?;
+    let headers = resolved.remotes.iter().map(|route| (route.outer.remote, template::remote(&route.outer)));
     Ok((Outcome::Shown(headers.collect()), making.queues(keep)))
 }
 
 /// Also says in which watched interfaces' queues packets stood when their clsact qdisc had to be added.
 fn up_locked(
-    shell: &Shell,
+    runner: &Runner,
     plan: &Plan,
     resolved: &Resolved,
     home: &Home,
@@ -129,35 +136,35 @@ fn up_locked(
     mut links: Vec<Link>,
     keep: bool,
 ) -> Result<(Outcome, Vec<String>)> {
-    let status = || ip::links(shell).and_then(|links| status::session(shell, home, &plan.name, &links)).ok();
-    if let Some(session) = existing(shell, plan, home, &links)? {
+    let status = || ip::links(runner).and_then(|links| read::session(runner, home, &plan.name, &links)).ok();
+    if let Some(session) = existing(runner, plan, home, &links)? {
         if session.is_complete() {
-            return Ok((refreshed(shell, home, session, resolved, status)?, Vec::new()));
+            return Ok((refreshed(runner, home, session, resolved, status)?, Vec::new()));
         }
-        if let Some(queues) = repair::repair(shell, home, &session, resolved, keep)? {
-            refresh(shell, home, &status::session(shell, home, &plan.name, &ip::links(shell)?)?, resolved)?;
+        if let Some(queues) = repair::repair(runner, home, &session, resolved, keep)? {
+            refresh(runner, home, &read::session(runner, home, &plan.name, &ip::links(runner)?)?, resolved)?;
             return Ok((Outcome::Made(status()), queues));
         }
         eprintln!("snifctl: session {} had lost a part; making it anew", plan.name);
     }
     let target = Target::One(&plan.name);
     let held: Vec<u32> = resolved.watched.iter().map(|link| link.ifindex).collect();
-    if is_left(home, &target, &links) && teardown(shell, home, &target, &Clsact::Hold(&held), &links)? {
-        links = ip::links(shell)?;
+    if is_left(home, &target, &links) && teardown(runner, home, &target, &Clsact::Hold(&held), &links)? {
+        links = ip::links(runner)?;
     }
-    let mut making = Making::new(shell, plan, resolved, home, &links);
+    let mut making = Making::new(runner, plan, resolved, home, &links);
     if making.as_ref().is_ok_and(|making| making.hooks.iter().any(|hooks| holds_tap(hooks, &plan.name))) {
-        teardown(shell, home, &target, &Clsact::Hold(&held), &links)?;
-        making = Making::new(shell, plan, resolved, home, &links);
+        teardown(runner, home, &target, &Clsact::Hold(&held), &links)?;
+        making = Making::new(runner, plan, resolved, home, &links);
     }
     let made = making.and_then(|making| {
-        making.make(shell, || compiling.object(shell, &[]))?;
+        making.make(runner, || compiling.object(runner, &[]))?;
         Ok(making.queues(keep))
     });
     match made {
         Ok(queues) => Ok((Outcome::Made(status()), queues)),
         Err(err) => {
-            let undone = ip::links(shell).and_then(|links| teardown(shell, home, &target, &Clsact::Remove, &links));
+            let undone = ip::links(runner).and_then(|links| teardown(runner, home, &target, &Clsact::Remove, &links));
             Err(match undone {
                 Ok(_) => err,
                 Err(undo) => {
@@ -169,24 +176,24 @@ fn up_locked(
 }
 
 fn refreshed(
-    shell: &Shell,
+    runner: &Runner,
     home: &Home,
     session: Session,
     resolved: &Resolved,
     status: impl Fn() -> Option<Session>,
 ) -> Result<Outcome> {
-    Ok(match refresh(shell, home, &session, resolved)? {
+    Ok(match refresh(runner, home, &session, resolved)? {
         true => Outcome::Refreshed(status()),
         false => Outcome::Same(Some(session)),
     })
 }
 
 /// The session of that name, if all its pins are there and it was asked for in the same words.
-fn existing(shell: &Shell, plan: &Plan, home: &Home, links: &[Link]) -> Result<Option<Session>> {
+fn existing(runner: &Runner, plan: &Plan, home: &Home, links: &[Link]) -> Result<Option<Session>> {
     if !home.session(&plan.name).is_dir() {
         return Ok(None);
     }
-    let session = match status::session(shell, home, &plan.name, links) {
+    let session = match read::session(runner, home, &plan.name, links) {
         Ok(session) => session,
         Err(err) if err.is::<Broken>() => {
             eprintln!("snifctl: session {} was only half there; making it anew", plan.name);
@@ -246,7 +253,7 @@ fn words(plan: &Plan) -> String {
 
 /// Writes remotes anew where their route or neighbour has changed, or their out interface was made anew: one atomic map
 /// update each.
-fn refresh(shell: &Shell, home: &Home, session: &Session, resolved: &Resolved) -> Result<bool> {
+fn refresh(runner: &Runner, home: &Home, session: &Session, resolved: &Resolved) -> Result<bool> {
     let maps = home.session(&session.name).join("maps");
     let mut lines = Vec::new();
     for route in &resolved.remotes {
@@ -257,13 +264,13 @@ fn refresh(shell: &Shell, home: &Home, session: &Session, resolved: &Resolved) -
         }
         lines.extend(remotes::updates(&maps, known.slot, &route.outer, Some(known)));
     }
-    let mut implied = implied(shell, &maps, resolved, &session.outs)?;
+    let mut implied = implied(runner, &maps, resolved, &session.outs)?;
     if !resolved.carriers.is_empty() && !session.config.carriers {
         implied.extend(session.memory.updates(&maps, &Config { carriers: true, ..session.config })?);
     }
     let changed = !lines.is_empty();
     implied.extend(lines);
-    bpftool::batch(shell, &implied)?;
+    bpftool::batch(runner, &implied)?;
     Ok(changed)
 }
 
@@ -281,14 +288,14 @@ struct Making<'a> {
 
 impl<'a> Making<'a> {
     fn new(
-        shell: &Shell,
+        runner: &Runner,
         plan: &'a Plan,
         resolved: &'a Resolved,
         home: &'a Home,
         links: &[Link],
     ) -> Result<Making<'a>> {
         let names: Vec<&str> = resolved.watched.iter().map(|link| link.ifname.as_str()).collect();
-        let hooks = free_hooks(shell, &names)?;
+        let hooks = free_hooks(runner, &names)?;
         let memory = Memory {
             plan: plan.clone(),
             removed: Stat::default(),
@@ -307,21 +314,21 @@ impl<'a> Making<'a> {
     }
 
     /// The relay is made while clang may still run; nothing goes through it before its programs are there.
-    fn make(&self, shell: &Shell, object: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
+    fn make(&self, runner: &Runner, object: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
         let building = self.home.building(&self.plan.name);
-        shell.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
-        relay::make(shell, &self.relay, &self.config, &self.plan.name)?;
-        bpftool::load(shell, &object()?, &building, self.plan.filter.is_some())?;
-        bpftool::batch(shell, &self.map_updates(shell, &building.join("maps"))?)?;
-        relay::connect(shell, &self.relay, &self.plan.name, &building)?;
-        self.publish(shell, &building)?;
-        self.attach(shell)
+        runner.act("mkdir -m 0700", &building, |dir| DirBuilder::new().mode(0o700).create(dir))?;
+        relay::make(runner, &self.relay, &self.config, &self.plan.name)?;
+        bpftool::load(runner, &object()?, &building, self.plan.filter.is_some())?;
+        bpftool::batch(runner, &self.map_updates(runner, &building.join("maps"))?)?;
+        relay::connect(runner, &self.relay, &self.plan.name, &building)?;
+        self.publish(runner, &building)?;
+        self.attach(runner)
     }
 
-    fn map_updates(&self, shell: &Shell, maps: &Path) -> Result<Vec<String>> {
+    fn map_updates(&self, runner: &Runner, maps: &Path) -> Result<Vec<String>> {
         let mut lines = self.memory.updates(maps, &self.config)?;
         lines.extend(relay::updates(maps, &self.config));
-        lines.extend(implied(shell, maps, self.resolved, &[])?);
+        lines.extend(implied(runner, maps, self.resolved, &[])?);
         for (slot, route) in (0..).zip(&self.resolved.remotes) {
             lines.extend(remotes::updates(maps, slot, &route.outer, None));
         }
@@ -335,10 +342,10 @@ impl<'a> Making<'a> {
         Ok(lines)
     }
 
-    fn publish(&self, shell: &Shell, building: &Path) -> Result<()> {
+    fn publish(&self, runner: &Runner, building: &Path) -> Result<()> {
         let session = self.home.session(&self.plan.name);
         let shown = format!("mv -T {}", building.display());
-        shell.act(&shown, &session, |session| fs::rename(building, session))
+        runner.act(&shown, &session, |session| fs::rename(building, session))
     }
 
     /// What `up` says of the watched interfaces' queues.
@@ -347,18 +354,18 @@ impl<'a> Making<'a> {
         watched.filter_map(|(link, hooks)| queue_warning(link, hooks, keep)).collect()
     }
 
-    fn attach(&self, shell: &Shell) -> Result<()> {
+    fn attach(&self, runner: &Runner) -> Result<()> {
         let mut lines = Vec::new();
         for ((link, hooks), watched) in self.resolved.watched.iter().zip(&self.hooks).zip(&self.plan.watched) {
-            lines.extend(attach(shell, self.home, &self.plan.name, link, hooks, watched.direction.directions())?);
+            lines.extend(attach(runner, self.home, &self.plan.name, link, hooks, watched.direction.directions())?);
         }
-        tc::batch(shell, &lines)
+        tc::batch(runner, &lines)
     }
 }
 
 /// What is at the hooks of these interfaces, if clsact can be there.
-pub fn free_hooks(shell: &Shell, interfaces: &[&str]) -> Result<Vec<Hooks>> {
-    let hooks = tc::hooks(shell, interfaces)?;
+pub fn free_hooks(runner: &Runner, interfaces: &[&str]) -> Result<Vec<Hooks>> {
+    let hooks = tc::hooks(runner, interfaces)?;
     for (name, hooks) in interfaces.iter().zip(&hooks) {
         ensure!(
             !hooks.has_qdisc("ingress"),
@@ -380,7 +387,7 @@ pub fn tap_updates(maps: &Path, number: u32, key: TapKey) -> [String; 2] {
 
 /// The `tc` lines that attach taps to an interface, with a clsact qdisc, marked as ours, where there is none.
 pub fn attach(
-    shell: &Shell,
+    runner: &Runner,
     home: &Home,
     session: &str,
     link: &Link,
@@ -390,7 +397,7 @@ pub fn attach(
     let mut lines = Vec::new();
     if !hooks.has_qdisc("clsact") {
         let mark = home.clsact_mark(link.ifindex);
-        shell.act("mkdir -p -m 0700", &mark, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
+        runner.act("mkdir -p -m 0700", &mark, |dir| DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
         lines.push(tc::add_clsact(&link.ifname));
     }
     for direction in directions {
@@ -423,9 +430,9 @@ fn watched_ifindexes(plan: &Plan, resolved: &Resolved) -> BTreeMap<String, u32> 
 
 /// The batch lines for what routes imply besides the remotes themselves: out interfaces whose drops are counted from now
 /// on, and the packets of those that are tunnels.
-pub fn implied(shell: &Shell, maps: &Path, resolved: &Resolved, known: &[(u32, Out)]) -> Result<Vec<String>> {
+pub fn implied(runner: &Runner, maps: &Path, resolved: &Resolved, known: &[(u32, Out)]) -> Result<Vec<String>> {
     let outs = resolved.remotes.iter().filter_map(|route| route.out.as_ref());
-    let mut lines = outs::meet(shell, maps, known, outs)?;
+    let mut lines = outs::meet(runner, maps, known, outs)?;
     lines.extend(resolved.carriers.iter().flat_map(|carrier| carrier_updates(maps, carrier)));
     Ok(lines)
 }

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use crate::abi::{Stat, remote_flag};
-use crate::capture::Verdict;
-use crate::doctor::{Check, Level};
-use crate::plan::spelled;
-use crate::session;
-use crate::status::{Map, RemoteStatus, Session, Status, TapStatus};
+use crate::commands::capture::Verdict;
+use crate::commands::doctor::{Check, Level};
+use crate::datapath::abi::{Stat, remote_flag};
+use crate::request::spelled;
+use crate::session::make;
+use crate::session::read::{Map, RemoteStatus, Session, Status, TapStatus};
 
 /// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
 fn table(rows: &[Vec<String>], right: &[usize]) -> String {
@@ -89,7 +89,7 @@ fn session(session: &Session) -> String {
         );
     }
     if !session.faults.is_empty() {
-        let fix = session::command(&session.memory.plan);
+        let fix = make::command(&session.memory.plan);
         let _ = writeln!(text, "  relay: {}; put it right with:\n    {fix}", session.faults.join(", "));
     }
     session.obstacles.iter().for_each(|obstacle| {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::abi::{Direction, MAX_REMOTES, MAX_TAPS};
+use crate::datapath::abi::{Direction, MAX_REMOTES, MAX_TAPS};
 
 /// `enum oversize`: what becomes of a copy larger than the out interface's MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -515,5 +515,5 @@ fn carrier(text: &str) -> Result<Carrier> {
 }
 
 #[cfg(test)]
-#[path = "plan_test.rs"]
+#[path = "request_test.rs"]
 mod tests;

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::clang::Source;
-use crate::exec::{Cmd, Failed, Shell};
-use crate::state::{self, Home};
-use crate::{bpftool, filter};
+use crate::datapath::filter;
+use crate::session::home::{self, Home};
+use crate::tools::bpftool;
+use crate::tools::clang::Source;
+use crate::tools::exec::{Cmd, Failed, Runner};
 
 /// One packet of a capture: what was kept of it, and its length on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,16 +39,16 @@ const CB_AT: usize = 48;
 const AT_A_TIME: usize = 2000;
 
 /// Runs an expression's program on every packet of `file`, a capture of Ethernet in a format that tcpdump reads.
-pub fn test(shell: &Shell, expression: &str, file: &Path) -> Result<Verdict> {
-    state::ensure_root()?;
-    let compiling = Source::matcher(filter::compile(shell, "EXPR", expression)?).begin(shell)?;
-    let packets = read(shell, file)?;
-    let object = compiling.object(shell, &[])?;
+pub fn test(runner: &Runner, expression: &str, file: &Path) -> Result<Verdict> {
+    home::ensure_root()?;
+    let compiling = Source::matcher(filter::compile(runner, "EXPR", expression)?).begin(runner)?;
+    let packets = read(runner, file)?;
+    let object = compiling.object(runner, &[])?;
     let home = Home::here()?;
-    let pin = Pin::load(shell, &home, &object)?;
+    let pin = Pin::load(runner, &home, &object)?;
     let mut matched = Vec::new();
     for (at, packets) in packets.chunks(AT_A_TIME).enumerate() {
-        let taken = run(shell, &pin.path, packets)?;
+        let taken = run(runner, &pin.path, packets)?;
         matched.extend(taken.iter().enumerate().filter(|(_, taken)| **taken).map(|(n, _)| at * AT_A_TIME + n + 1));
     }
     let cut = packets.iter().filter(|packet| packet.bytes.len() > TESTED).count();
@@ -61,11 +62,11 @@ struct Pin<'a> {
 }
 
 impl<'a> Pin<'a> {
-    fn load(shell: &Shell, home: &'a Home, object: &Path) -> Result<Pin<'a>> {
-        let _lock = home.lock_to_write(shell)?;
+    fn load(runner: &Runner, home: &'a Home, object: &Path) -> Result<Pin<'a>> {
+        let _lock = home.lock_to_write(runner)?;
         home.remove_stale_tests();
         let pin = Pin { home, path: home.test_pin() };
-        bpftool::load_one(shell, object, &pin.path)?;
+        bpftool::load_one(runner, object, &pin.path)?;
         Ok(pin)
     }
 }
@@ -78,7 +79,7 @@ impl Drop for Pin<'_> {
 }
 
 /// Does the program take each of these packets?
-fn run(shell: &Shell, pin: &Path, packets: &[Packet]) -> Result<Vec<bool>> {
+fn run(runner: &Runner, pin: &Path, packets: &[Packet]) -> Result<Vec<bool>> {
     let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
     let context = |length: u32| dir.path().join(format!("length-{length}"));
     for length in packets.iter().map(|packet| packet.length).collect::<BTreeSet<_>>() {
@@ -91,7 +92,7 @@ fn run(shell: &Shell, pin: &Path, packets: &[Packet]) -> Result<Vec<bool>> {
         let (pin, data, context) = (pin.display(), data.display(), context(packet.length));
         lines.push(format!("prog run pinned {pin} data_in {data} ctx_in {}", context.display()));
     }
-    let answers = bpftool::ask(shell, &lines)?;
+    let answers = bpftool::ask(runner, &lines)?;
     answers
         .iter()
         .map(|answer| {
@@ -101,10 +102,10 @@ fn run(shell: &Shell, pin: &Path, packets: &[Packet]) -> Result<Vec<bool>> {
 }
 
 /// The packets of a capture. tcpdump reads it, whatever its format, and writes it as classic pcap.
-fn read(shell: &Shell, file: &Path) -> Result<Vec<Packet>> {
+fn read(runner: &Runner, file: &Path) -> Result<Vec<Packet>> {
     let shown = file.to_string_lossy();
     let shown = if shown.contains(char::is_control) { format!("{shown:?}") } else { shown.into_owned() };
-    let classic = shell.read_bytes(&Cmd::new("tcpdump", ["-r", &file.to_string_lossy(), "-w", "-"]));
+    let classic = runner.read_bytes(&Cmd::new("tcpdump", ["-r", &file.to_string_lossy(), "-w", "-"]));
     match classic {
         Ok(bytes) => parse(&bytes).with_context(|| format!("-r {shown} cannot be used; try a capture of Ethernet")),
         Err(err) => match err.downcast::<Failed>() {

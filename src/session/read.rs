@@ -8,15 +8,16 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
-use crate::bpftool::{self, Attachment, Row};
-use crate::exec::{Failed, Shell};
-use crate::firewall::{self, Obstacle};
-use crate::header::{self, Outer};
-use crate::ip::{self, Link};
-use crate::plan::{Oversize, Plan, Spread, Tunnel, Watched};
-use crate::state::{Home, MAPS, PROGRAMS};
-use crate::{outs, relay};
+use crate::datapath::abi::{self, Config, Direction, Out, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::datapath::template::{self, Outer};
+use crate::request::{Oversize, Plan, Spread, Tunnel, Watched};
+use crate::session::firewall::{self, Obstacle};
+use crate::session::home::{Home, MAPS, PROGRAMS};
+use crate::session::outs;
+use crate::session::relay;
+use crate::tools::bpftool::{self, Attachment, Row};
+use crate::tools::exec::{Failed, Runner};
+use crate::tools::ip::{self, Link};
 
 /// What a session remembers: the request, and what it has counted of what it no longer has.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,7 +156,7 @@ pub struct RemoteStatus {
 impl RemoteStatus {
     /// Is the remote written as `outer` wants it?
     pub fn is_as(&self, outer: &Outer) -> bool {
-        let wanted = Remote { device: self.raw.device, ..header::remote(outer) };
+        let wanted = Remote { device: self.raw.device, ..template::remote(outer) };
         self.raw == wanted && (self.referred || outer.path.is_none())
     }
 }
@@ -194,10 +195,10 @@ fn map_path(home: &Home, session: &str, map: &str) -> PathBuf {
 }
 
 /// The maps of a session.
-pub fn maps(shell: &Shell, home: &Home, session: &str) -> Result<Vec<Map>> {
+pub fn maps(runner: &Runner, home: &Home, session: &str) -> Result<Vec<Map>> {
     let paths = MAPS.map(|map| map_path(home, session, map));
     let lines: Vec<String> = paths.iter().map(|path| format!("map show pinned {}", path.display())).collect();
-    let answers = bpftool::ask(shell, &lines)?;
+    let answers = bpftool::ask(runner, &lines)?;
     let named = answers.into_iter().zip(MAPS).zip(&paths);
     named
         .map(|((answer, name), path)| {
@@ -208,10 +209,10 @@ pub fn maps(shell: &Shell, home: &Home, session: &str) -> Result<Vec<Map>> {
 }
 
 /// Dumps of these maps, as bpftool gives them. Of the arrays by remote slot only the slots that hold a remote.
-pub fn dumps(shell: &Shell, home: &Home, session: &str, names: &[&str]) -> Result<Vec<Value>> {
+pub fn dumps(runner: &Runner, home: &Home, session: &str, names: &[&str]) -> Result<Vec<Value>> {
     let asked = names.iter().chain(&["remotes"]);
     let lines: Vec<String> = asked.map(|map| bpftool::dump_question(&map_path(home, session, map))).collect();
-    let mut answers = bpftool::ask(shell, &lines)?;
+    let mut answers = bpftool::ask(runner, &lines)?;
     let remotes = answers.pop().unwrap_or_default();
     let used: Vec<&Value> = remotes.as_array().into_iter().flatten().map(|row| &row["key"]).collect();
     for (answer, _) in answers.iter_mut().zip(names).filter(|(_, name)| ["remote_stats", "remote_state"].contains(name))
@@ -224,14 +225,14 @@ pub fn dumps(shell: &Shell, home: &Home, session: &str, names: &[&str]) -> Resul
 }
 
 /// Every session of this namespace, or the one called `name`.
-pub fn status(shell: &Shell, home: &Home, name: Option<&str>) -> Result<Status> {
+pub fn status(runner: &Runner, home: &Home, name: Option<&str>) -> Result<Status> {
     let names = home.sessions();
     if let Some(name) = name.filter(|name| !names.iter().any(|known| known == name)) {
         anyhow::bail!("no session {name} is up; {}", known_sessions(&names));
     }
     let chosen = names.iter().filter(|known| name.is_none_or(|name| name == *known));
-    let links = ip::links(shell)?;
-    Ok(Status { sessions: chosen.map(|name| session(shell, home, name, &links)).collect::<Result<_>>()? })
+    let links = ip::links(runner)?;
+    Ok(Status { sessions: chosen.map(|name| session(runner, home, name, &links)).collect::<Result<_>>()? })
 }
 
 fn known_sessions(names: &[String]) -> String {
@@ -242,18 +243,18 @@ fn known_sessions(names: &[String]) -> String {
 }
 
 /// Puts the request back that `session` had, if a change has got as far as writing another.
-pub fn restore_memory(shell: &Shell, home: &Home, session: &Session) -> Result<()> {
-    let now = self::session(shell, home, &session.name, &ip::links(shell)?)?;
+pub fn restore_memory(runner: &Runner, home: &Home, session: &Session) -> Result<()> {
+    let now = self::session(runner, home, &session.name, &ip::links(runner)?)?;
     if now.config == session.config {
         return Ok(());
     }
     let config = Config { request: now.config.request, ..session.config };
-    bpftool::batch(shell, &session.memory.updates(&home.session(&session.name).join("maps"), &config)?)
+    bpftool::batch(runner, &session.memory.updates(&home.session(&session.name).join("maps"), &config)?)
 }
 
 /// The counters of one remote slot.
-pub fn remote_stat(shell: &Shell, home: &Home, session: &str, slot: u32) -> Result<Stat> {
-    let answers = bpftool::ask(shell, &[bpftool::dump_question(&map_path(home, session, "remote_stats"))])?;
+pub fn remote_stat(runner: &Runner, home: &Home, session: &str, slot: u32) -> Result<Stat> {
+    let answers = bpftool::ask(runner, &[bpftool::dump_question(&map_path(home, session, "remote_stats"))])?;
     let rows = bpftool::rows(answers.first().context("bpftool gave no dump")?)?;
     slot_stat(&rows, slot)
 }
@@ -293,9 +294,9 @@ fn ensure_pinned(home: &Home, name: &str) -> Result<(), Broken> {
 }
 
 /// One session, as the kernel has it. Fails with [`Broken`] where parts of it are gone.
-pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result<Session> {
+pub fn session(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<Session> {
     ensure_pinned(home, name)?;
-    let kernel = Kernel::ask(shell, home, name, links)?;
+    let kernel = Kernel::ask(runner, home, name, links)?;
     let plan = &kernel.memory.plan;
     let in_use = |remote: &RemoteStatus| kernel.config.remotes & (1 << remote.slot) != 0;
     let (remotes, leftovers) = kernel.remotes(links)?.into_iter().partition(in_use);
@@ -312,14 +313,14 @@ pub fn session(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result
         max_rate: plan.max_rate.map(|rate| rate.to_string()),
         tcx: kernel.tcx(links),
         taps: kernel.taps(links)?,
-        faults: kernel.relay_faults(shell, links)?,
-        out_dropped: outs::dropped(shell, &home.session(name).join("maps"), &outs, links)?,
+        faults: kernel.relay_faults(runner, links)?,
+        out_dropped: outs::dropped(runner, &home.session(name).join("maps"), &outs, links)?,
         outs,
         remotes,
         leftovers,
         removed: kernel.memory.removed,
         removed_taps: kernel.memory.removed_taps,
-        obstacles: if drops.get("relay").is_some_and(|lost| *lost > 0) { firewall::obstacles(shell) } else { vec![] },
+        obstacles: if drops.get("relay").is_some_and(|lost| *lost > 0) { firewall::obstacles(runner) } else { vec![] },
         drops,
         config: kernel.config,
         memory: kernel.memory,
@@ -344,7 +345,7 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn ask(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Result<Kernel> {
+    fn ask(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<Kernel> {
         let dir = home.session(name);
         let mut lines: Vec<String> =
             PROGRAMS.map(|prog| format!("prog show pinned {}", dir.join(prog).display())).to_vec();
@@ -353,7 +354,7 @@ impl Kernel {
         if links.len() <= FEW {
             lines.push(bpftool::NET_QUESTION.into());
         }
-        let answers = bpftool::ask(shell, &lines)?;
+        let answers = bpftool::ask(runner, &lines)?;
         let (programs, rest) = answers.split_at(PROGRAMS.len());
         let (rest, all_hooks) = rest.split_at(maps.len());
         let mut dumps = rest.iter();
@@ -365,7 +366,7 @@ impl Kernel {
             program_ids: programs.iter().filter_map(|program| program["id"].as_u64()).map(|id| id as u32).collect(),
             attachments: match all_hooks {
                 [answer] => bpftool::attachments(answer)?,
-                _ => attachments(shell, links, &config, &taps)?,
+                _ => attachments(runner, links, &config, &taps)?,
             },
             memory: memory(request, config.request)
                 .map_err(|err| Broken { name: name.into(), what: format!("its request cannot be read ({err})") })?,
@@ -456,8 +457,8 @@ impl Kernel {
     }
 
     /// What is wrong with the relay.
-    fn relay_faults(&self, shell: &Shell, links: &[Link]) -> Result<Vec<String>> {
-        let mut faults = relay::faults(shell, &self.config, links, |ifindex| self.is_attached(ifindex, "egress"))?;
+    fn relay_faults(&self, runner: &Runner, links: &[Link]) -> Result<Vec<String>> {
+        let mut faults = relay::faults(runner, &self.config, links, |ifindex| self.is_attached(ifindex, "egress"))?;
         // An `up` that was killed has made a new relay with the old one's numbers.
         let known = [(abi::device::RELAY, self.config.relay), (abi::device::PEER, self.config.peer)];
         let there = known.iter().filter_map(|(key, at)| Some((key, links.iter().find(|link| link.ifindex == *at)?)));
@@ -476,7 +477,7 @@ impl Kernel {
 
 /// The programs at the hooks of a session's interfaces, where the machine has many others: `net show` of all takes a
 /// millisecond for each of them.
-fn attachments(shell: &Shell, links: &[Link], config: &Config, taps: &[Row]) -> Result<Vec<Attachment>> {
+fn attachments(runner: &Runner, links: &[Link], config: &Config, taps: &[Row]) -> Result<Vec<Attachment>> {
     let taps = taps.iter().map(|row| Ok(TapKey::decode(&row.key)?.ifindex)).collect::<Result<Vec<_>>>()?;
     let ours =
         |link: &&Link| [config.relay, config.port, config.peer].contains(&link.ifindex) || taps.contains(&link.ifindex);
@@ -485,9 +486,9 @@ fn attachments(shell: &Shell, links: &[Link], config: &Config, taps: &[Row]) -> 
     if lines.len() > FEW {
         lines = vec![bpftool::NET_QUESTION.into()];
     }
-    let answers = match bpftool::ask(shell, &lines) {
+    let answers = match bpftool::ask(runner, &lines) {
         // One of them has just gone.
-        Err(err) if err.is::<Failed>() => bpftool::ask(shell, &[bpftool::NET_QUESTION.into()])?,
+        Err(err) if err.is::<Failed>() => bpftool::ask(runner, &[bpftool::NET_QUESTION.into()])?,
         answers => answers?,
     };
     Ok(answers.iter().map(bpftool::attachments).collect::<Result<Vec<_>>>()?.concat())

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::exec::Shell;
-use crate::ip::{self, Link};
+use crate::tools::exec::Runner;
+use crate::tools::ip::{self, Link};
 
 /// What is asked of the machine about a device besides what `ip link` says.
 pub trait Facts {
@@ -19,7 +19,7 @@ pub trait Facts {
     fn way(&self, address: IpAddr) -> Result<Option<String>>;
 }
 
-impl Facts for Shell {
+impl Facts for Runner {
     fn gets_finished(&self, link: &Link) -> Result<bool> {
         let features = ip::features(self, &link.ifname)?;
         let is_off = |name| features.get(name) == Some(&false);

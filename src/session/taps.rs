@@ -2,34 +2,36 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::abi::{Config, Direction, MAX_TAPS, TapCounts, TapKey};
-use crate::exec::Shell;
-use crate::ip::{self, Link};
-use crate::plan::{self, Plan, Watch, Watched};
-use crate::session::{self, attach, tap_updates};
-use crate::state::{self, Home};
-use crate::status::{self, Memory, Session};
-use crate::teardown::{self, Clsact};
-use crate::{bpftool, route, tc};
+use crate::datapath::abi::{Config, Direction, MAX_TAPS, TapCounts, TapKey};
+use crate::request::{self, Plan, Watch, Watched};
+use crate::session::home::{self, Home};
+use crate::session::make::{self, attach, tap_updates};
+use crate::session::read::{self, Memory, Session};
+use crate::session::resolve;
+use crate::session::teardown::{self, Clsact};
+use crate::tools::bpftool;
+use crate::tools::exec::Runner;
+use crate::tools::ip::{self, Link};
+use crate::tools::tc;
 
 /// Watches one more interface, or one more direction of it. `keep`: its clsact qdisc stays for good. Returns warnings.
-pub fn add(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>, keep: bool) -> Result<Vec<String>> {
-    plan::ensure_interface_name(interface)?;
-    let (home, _lock) = session::lock_to_change(shell)?;
-    let added = add_locked(shell, &home, Watched { interface: interface.into(), direction }, name, keep);
+pub fn add(runner: &Runner, interface: &str, direction: Watch, name: Option<&str>, keep: bool) -> Result<Vec<String>> {
+    request::ensure_interface_name(interface)?;
+    let (home, _lock) = make::lock_to_change(runner)?;
+    let added = add_locked(runner, &home, Watched { interface: interface.into(), direction }, name, keep);
     home.remove_if_empty();
     added
 }
 
-fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>, keep: bool) -> Result<Vec<String>> {
-    let name = state::chosen(home, name)?;
-    let links = ip::links(shell)?;
-    forget_namesake(shell, home, &name, &links, &watched.interface)?;
-    let mut session = status::session(shell, home, &name, &links)?;
+fn add_locked(runner: &Runner, home: &Home, watched: Watched, name: Option<&str>, keep: bool) -> Result<Vec<String>> {
+    let name = home::chosen(home, name)?;
+    let links = ip::links(runner)?;
+    forget_namesake(runner, home, &name, &links, &watched.interface)?;
+    let mut session = read::session(runner, home, &name, &links)?;
     session.memory.follow_names(&links);
     let directions = watched.direction.directions();
     let only = Plan { watched: vec![watched], ..session.memory.plan.clone() };
-    let resolved = route::resolve(shell, &only, &links)?;
+    let resolved = resolve::resolve(runner, &only, &links)?;
     let link = &resolved.watched[0];
     let find = |direction: &Direction| session.taps.iter().find(|tap| tap.key == key(link, *direction));
     let is_there = |direction: &&Direction| find(direction).is_some_and(|tap| tap.attached);
@@ -43,33 +45,33 @@ fn add_locked(shell: &Shell, home: &Home, watched: Watched, name: Option<&str>, 
     // A tap that has lost its filter gets only that.
     let new: Vec<TapKey> = missing.iter().filter(|at| find(at).is_none()).map(|at| key(link, *at)).collect();
     let number = number(&session, link)?;
-    let hooks = session::free_hooks(shell, &[&link.ifname])?;
+    let hooks = make::free_hooks(runner, &[&link.ifname])?;
     let mut memory = Memory { plan: watching(&session, link, &missing), ..session.memory.clone() };
     memory.ifindexes.insert(known_name(&session, link), link.ifindex);
     let config = Config { carriers: session.config.carriers || !resolved.carriers.is_empty(), ..session.config };
     let maps = home.session(&name).join("maps");
-    let mut lines = session::implied(shell, &maps, &resolved, &session.outs)?;
+    let mut lines = make::implied(runner, &maps, &resolved, &session.outs)?;
     lines.extend(new.iter().flat_map(|key| tap_updates(&maps, number, *key)));
     lines.extend(memory.updates(&maps, &config)?);
-    let added = bpftool::batch(shell, &lines)
-        .and_then(|()| attach(shell, home, &name, link, &hooks[0], &missing))
-        .and_then(|lines| tc::batch(shell, &lines));
+    let added = bpftool::batch(runner, &lines)
+        .and_then(|()| attach(runner, home, &name, link, &hooks[0], &missing))
+        .and_then(|lines| tc::batch(runner, &lines));
     if let Err(err) = added {
-        let undone = teardown::detach_taps(shell, home, &name, link, &missing, &Clsact::Remove)
-            .and_then(|()| status::restore_memory(shell, home, &session))
-            .map(|()| forget_rows(shell, home, &name, &new, number));
+        let undone = teardown::detach_taps(runner, home, &name, link, &missing, &Clsact::Remove)
+            .and_then(|()| read::restore_memory(runner, home, &session))
+            .map(|()| forget_rows(runner, home, &name, &new, number));
         return Err(explain(err, undone, &name));
     }
     if keep {
-        home.forget_clsact(shell, link.ifindex)?;
+        home.forget_clsact(runner, link.ifindex)?;
     }
-    let queue = session::queue_warning(link, &hooks[0], keep);
+    let queue = make::queue_warning(link, &hooks[0], keep);
     Ok(resolved.warnings.into_iter().chain(queue).collect())
 }
 
 /// An interface of that name which is gone, and whose name another has now, is watched no more.
-fn forget_namesake(shell: &Shell, home: &Home, name: &str, links: &[Link], interface: &str) -> Result<()> {
-    let session = status::session(shell, home, name, links)?;
+fn forget_namesake(runner: &Runner, home: &Home, name: &str, links: &[Link], interface: &str) -> Result<()> {
+    let session = read::session(runner, home, name, links)?;
     let Some(ifindex) = session.memory.ifindexes.get(interface) else { return Ok(()) };
     let exists = links.iter().any(|link| link.ifindex == *ifindex);
     let renewed = links.iter().any(|link| link.ifname == interface);
@@ -77,7 +79,7 @@ fn forget_namesake(shell: &Shell, home: &Home, name: &str, links: &[Link], inter
         return Ok(());
     }
     let gone: Vec<TapKey> = session.taps.iter().map(|tap| tap.key).filter(|key| key.ifindex == *ifindex).collect();
-    remember_without(shell, home, &session, &gone)
+    remember_without(runner, home, &session, &gone)
 }
 
 /// The error of a change, and what undoing it met.
@@ -133,25 +135,25 @@ fn number(session: &Session, link: &Link) -> Result<u32> {
 }
 
 /// Watches an interface, or one direction of it, no more. What its taps have counted stays in the session's sums.
-pub fn remove(shell: &Shell, interface: &str, direction: Watch, name: Option<&str>, clsact: &Clsact) -> Result<()> {
-    plan::ensure_interface_name(interface)?;
-    let (home, _lock) = session::lock_to_change(shell)?;
-    let removed = remove_locked(shell, &home, interface, direction, name, clsact);
+pub fn remove(runner: &Runner, interface: &str, direction: Watch, name: Option<&str>, clsact: &Clsact) -> Result<()> {
+    request::ensure_interface_name(interface)?;
+    let (home, _lock) = make::lock_to_change(runner)?;
+    let removed = remove_locked(runner, &home, interface, direction, name, clsact);
     home.remove_if_empty();
     removed
 }
 
 fn remove_locked(
-    shell: &Shell,
+    runner: &Runner,
     home: &Home,
     interface: &str,
     direction: Watch,
     name: Option<&str>,
     clsact: &Clsact,
 ) -> Result<()> {
-    let name = state::chosen(home, name)?;
-    let links = ip::links(shell)?;
-    let mut session = status::session(shell, home, &name, &links)?;
+    let name = home::chosen(home, name)?;
+    let links = ip::links(runner)?;
+    let mut session = read::session(runner, home, &name, &links)?;
     session.memory.follow_names(&links);
     let link = links.iter().find(|link| link.ifname == interface || link.altnames.iter().any(|alt| alt == interface));
     let ifindex = link.map(|link| link.ifindex).or(session.memory.ifindexes.get(interface).copied());
@@ -169,13 +171,13 @@ fn remove_locked(
          --name {name}"
     );
     let link = links.iter().find(|link| Some(link.ifindex) == ifindex);
-    remove_taps(shell, home, &session, link, &gone, clsact)
+    remove_taps(runner, home, &session, link, &gone, clsact)
 }
 
 /// Takes the filters away first; what the taps have counted until then goes into the session's memory. A failure puts
 /// the filters back that were there.
 fn remove_taps(
-    shell: &Shell,
+    runner: &Runner,
     home: &Home,
     session: &Session,
     link: Option<&Link>,
@@ -183,47 +185,47 @@ fn remove_taps(
     clsact: &Clsact,
 ) -> Result<()> {
     let name = &session.name;
-    let Some(link) = link else { return remember_without(shell, home, session, gone) };
+    let Some(link) = link else { return remember_without(runner, home, session, gone) };
     let directions: Vec<Direction> = gone.iter().map(|key| key.direction).collect();
-    let removed = teardown::detach_taps(shell, home, name, link, &directions, clsact)
-        .and_then(|()| status::session(shell, home, name, &ip::links(shell)?))
-        .and_then(|session| remember_without(shell, home, &session, gone));
+    let removed = teardown::detach_taps(runner, home, name, link, &directions, clsact)
+        .and_then(|()| read::session(runner, home, name, &ip::links(runner)?))
+        .and_then(|session| remember_without(runner, home, &session, gone));
     removed.map_err(|err| {
         let was = session.taps.iter().filter(|tap| tap.attached && gone.contains(&tap.key));
-        let undone = status::restore_memory(shell, home, session).and_then(|()| {
-            attach_again(shell, home, name, link, &was.map(|tap| tap.key.direction).collect::<Vec<_>>())
+        let undone = read::restore_memory(runner, home, session).and_then(|()| {
+            attach_again(runner, home, name, link, &was.map(|tap| tap.key.direction).collect::<Vec<_>>())
         });
         explain(err, undone, name)
     })
 }
 
 /// Attaches those of these taps that are not there.
-fn attach_again(shell: &Shell, home: &Home, name: &str, link: &Link, directions: &[Direction]) -> Result<()> {
-    let hooks = tc::hooks(shell, &[&link.ifname])?.remove(0);
+fn attach_again(runner: &Runner, home: &Home, name: &str, link: &Link, directions: &[Direction]) -> Result<()> {
+    let hooks = tc::hooks(runner, &[&link.ifname])?.remove(0);
     let has = |direction: &&Direction| {
-        hooks.filters(**direction).iter().any(|filter| filter.handle() == Some(state::handle(name)))
+        hooks.filters(**direction).iter().any(|filter| filter.handle() == Some(home::handle(name)))
     };
     let missing: Vec<Direction> = directions.iter().filter(|direction| !has(direction)).copied().collect();
-    tc::batch(shell, &attach(shell, home, name, link, &hooks, &missing)?)
+    tc::batch(runner, &attach(runner, home, name, link, &hooks, &missing)?)
 }
 
 /// Takes taps that are not attached out of the session, all but what they have counted.
-fn remember_without(shell: &Shell, home: &Home, session: &Session, gone: &[TapKey]) -> Result<()> {
+fn remember_without(runner: &Runner, home: &Home, session: &Session, gone: &[TapKey]) -> Result<()> {
     let mut memory = session.memory.clone();
     let rows: Vec<_> = session.taps.iter().filter(|tap| gone.contains(&tap.key)).collect();
     memory.removed_taps = TapCounts::sum(rows.iter().map(|tap| tap.counts).chain([memory.removed_taps]));
     forget(&mut memory, gone);
     let maps = home.session(&session.name).join("maps");
-    bpftool::batch(shell, &memory.updates(&maps, &session.config)?)?;
+    bpftool::batch(runner, &memory.updates(&maps, &session.config)?)?;
     if let Some(tap) = rows.first() {
-        forget_rows(shell, home, &session.name, gone, tap.slot / 2);
+        forget_rows(runner, home, &session.name, gone, tap.slot / 2);
     }
     Ok(())
 }
 
 /// Deletes the map rows of taps that the session no longer has. One that stays is not shown, and is overwritten when its
 /// slot is used again.
-fn forget_rows(shell: &Shell, home: &Home, name: &str, gone: &[TapKey], number: u32) {
+fn forget_rows(runner: &Runner, home: &Home, name: &str, gone: &[TapKey], number: u32) {
     let maps = home.session(name).join("maps");
     for key in gone {
         let slot = 2 * number + key.direction as u32;
@@ -231,7 +233,7 @@ fn forget_rows(shell: &Shell, home: &Home, name: &str, gone: &[TapKey], number: 
             bpftool::delete(&maps.join("slots"), &slot.to_ne_bytes()),
             bpftool::delete(&maps.join("taps"), &key.encode()),
         ];
-        let _ = bpftool::batch(shell, &lines);
+        let _ = bpftool::batch(runner, &lines);
     }
 }
 

@@ -7,17 +7,17 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use crate::abi::Direction;
-use crate::bpftool::{self, Attachment};
-use crate::exec::{self, Cmd, Shell};
-use crate::firewall;
-use crate::ip::{self, Link};
-use crate::kernel::{self, version};
-use crate::plan;
-use crate::session;
-use crate::state::{self, Home};
-use crate::status;
-use crate::tc::{self, Filter, Hooks};
+use crate::datapath::abi::Direction;
+use crate::request;
+use crate::session::firewall;
+use crate::session::home::{self, Home};
+use crate::session::make;
+use crate::session::read;
+use crate::tools::bpftool::{self, Attachment};
+use crate::tools::exec::{self, Cmd, Runner};
+use crate::tools::ip::{self, Link};
+use crate::tools::kernel::{self, version};
+use crate::tools::tc::{self, Filter, Hooks};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,13 +111,13 @@ const TCPDUMP: Tool = Tool {
 pub const SESSION_TOOLS: [&str; 4] = ["bpftool", "tc", "ip", "ethtool"];
 
 const BPF_HELPERS: &str = "/usr/include/bpf/bpf_helpers.h";
-fn check_tool(shell: &Shell, tool: &Tool) -> Check {
+fn check_tool(runner: &Runner, tool: &Tool) -> Check {
     let (major, minor) = tool.minimum;
     let fix = format!("apt-get install {}", tool.package);
     if exec::find(tool.name).is_none() {
         return fail(tool.name, format!("missing: {}", tool.prevents), fix);
     }
-    let text = shell.read(&Cmd::new(tool.name, tool.version.iter().copied()));
+    let text = runner.read(&Cmd::new(tool.name, tool.version.iter().copied()));
     match text.ok().as_deref().and_then(version) {
         Some(found) if found < tool.minimum => {
             let detail = format!("{}.{} is older than {major}.{minor}: {}", found.0, found.1, tool.prevents);
@@ -141,11 +141,11 @@ fn check_headers() -> Check {
 
 /// Refuses to begin while anything is missing or too old, naming all of it at once. Versions are asked once for each
 /// object, when it has to be compiled.
-pub fn ensure_tools(shell: &Shell, is_compiled: bool) -> Result<()> {
+pub fn ensure_tools(runner: &Runner, is_compiled: bool) -> Result<()> {
     if is_compiled {
         return ensure_present(&SESSION_TOOLS);
     }
-    let quiet = Shell { verbose: false, ..*shell };
+    let quiet = Runner { verbose: false, ..*runner };
     let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(&quiet, tool)).collect();
     checks.push(check_headers());
     refuse(checks.into_iter().filter(|check| check.level == Level::Fail).collect())
@@ -170,23 +170,23 @@ pub fn ensure_present(names: &[&str]) -> Result<()> {
 }
 
 /// Every check, in the order in which a lack would be met.
-pub fn checks(shell: &Shell, interface: Option<&str>, remote: Option<&str>) -> Result<Vec<Check>> {
-    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(shell, tool)).collect();
+pub fn checks(runner: &Runner, interface: Option<&str>, remote: Option<&str>) -> Result<Vec<Check>> {
+    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(runner, tool)).collect();
     checks.push(check_headers());
-    let tcpdump = check_tool(shell, &TCPDUMP);
+    let tcpdump = check_tool(runner, &TCPDUMP);
     checks.push(Check { level: tcpdump.level.min(Level::Warn), ..tcpdump });
     checks.extend([check_kernel(), check_btf(), check_bpffs(), check_privileges()]);
     if exec::find("ip").is_none() || exec::find("tc").is_none() {
         return Ok(checks);
     }
-    let links = ip::links(shell)?;
-    checks.extend(check_relays(shell, &links)?);
+    let links = ip::links(runner)?;
+    checks.extend(check_relays(runner, &links)?);
     if let Some(name) = interface {
-        checks.extend(check_interface(shell, name, &links)?);
+        checks.extend(check_interface(runner, name, &links)?);
     }
     if let Some(address) = remote {
         let watched = interface.and_then(|name| find(&links, name));
-        checks.extend(check_remote(shell, address, &links, watched)?);
+        checks.extend(check_remote(runner, address, &links, watched)?);
     }
     Ok(checks)
 }
@@ -211,14 +211,14 @@ fn check_btf() -> Check {
 }
 
 fn check_bpffs() -> Check {
-    if state::bpffs_is_mounted() {
+    if home::bpffs_is_mounted() {
         return ok("bpffs", "mounted at /sys/fs/bpf");
     }
     warn("bpffs", "not mounted: `snifctl up` will mount it", "mount -t bpf bpf /sys/fs/bpf")
 }
 
 fn check_privileges() -> Check {
-    if state::is_root() {
+    if home::is_root() {
         return ok("privileges", "root");
     }
     let line: Vec<String> = std::env::args().skip(1).map(|arg| exec::quote(&arg)).collect();
@@ -226,48 +226,48 @@ fn check_privileges() -> Check {
 }
 
 /// The relay of each session of this namespace, and what the bridge family's rules do to copies that cross it.
-fn check_relays(shell: &Shell, links: &[Link]) -> Result<Vec<Check>> {
+fn check_relays(runner: &Runner, links: &[Link]) -> Result<Vec<Check>> {
     let home = Home::here()?;
-    if !state::is_root() || exec::find("bpftool").is_none() {
+    if !home::is_root() || exec::find("bpftool").is_none() {
         return Ok(Vec::new());
     }
     let _lock = home.lock_to_read()?;
     let sessions = home.sessions();
-    let mut checks: Vec<Check> = sessions.iter().flat_map(|name| check_relay(shell, &home, name, links)).collect();
-    let mut owners: Vec<&str> = links.iter().filter_map(|link| link.ifalias.strip_prefix(state::ALIAS)).collect();
+    let mut checks: Vec<Check> = sessions.iter().flat_map(|name| check_relay(runner, &home, name, links)).collect();
+    let mut owners: Vec<&str> = links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS)).collect();
     owners.dedup();
     for owner in owners.iter().filter(|owner| !sessions.iter().any(|name| name == *owner)) {
         let detail = format!("a relay of session {owner} is left, whose programs are not pinned");
         checks.push(warn("relay", detail, format!("snifctl down --name {owner}")));
     }
     if !sessions.is_empty() {
-        let obstacles = firewall::obstacles(shell);
+        let obstacles = firewall::obstacles(runner);
         let detail = |found| format!("{found} can drop copies that cross the relay");
         checks.extend(obstacles.iter().map(|found| warn("bridge", detail(found), found.fix())));
     }
     Ok(checks)
 }
 
-fn check_relay(shell: &Shell, home: &Home, name: &str, links: &[Link]) -> Vec<Check> {
-    match status::session(shell, home, name, links) {
+fn check_relay(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Vec<Check> {
+    match read::session(runner, home, name, links) {
         Ok(session) if session.faults.is_empty() => vec![ok("relay", format!("of session {name}: in order"))],
         Ok(session) => {
             let detail = |fault| format!("of session {name}: {fault}: copies are lost or not exact");
-            let fix = session::command(&session.memory.plan);
+            let fix = make::command(&session.memory.plan);
             session.faults.iter().map(|fault| warn("relay", detail(fault), fix.clone())).collect()
         }
         Err(err) => vec![warn("relay", format!("of session {name}: {err:#}"), format!("snifctl down --name {name}"))],
     }
 }
 
-fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Check>> {
-    plan::ensure_interface_name(name)?;
+fn check_interface(runner: &Runner, name: &str, links: &[Link]) -> Result<Vec<Check>> {
+    request::ensure_interface_name(name)?;
     let Some(link) = find(links, name) else {
         return Ok(vec![fail(name, "does not exist: it cannot be watched", "ip link")]);
     };
     let name = link.ifname.as_str();
     let mut checks = vec![check_link(link)];
-    let hooks = tc::hooks(shell, &[name])?.pop();
+    let hooks = tc::hooks(runner, &[name])?.pop();
     let Some(hooks) = hooks else { return Ok(checks) };
     if hooks.has_qdisc("ingress") {
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
@@ -284,7 +284,7 @@ fn check_interface(shell: &Shell, name: &str, links: &[Link]) -> Result<Vec<Chec
     for direction in [Direction::Ingress, Direction::Egress] {
         checks.extend(check_foreign(name, direction, &hooks));
     }
-    checks.extend(check_tcx(shell, link));
+    checks.extend(check_tcx(runner, link));
     Ok(checks)
 }
 
@@ -325,12 +325,12 @@ fn foreign_line(dev: &str, direction: Direction, filter: &Filter, before: bool) 
 }
 
 /// tcx programs (kernel 6.6) run before clsact. Only a newer bpftool lists them.
-fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
-    if !kernel::has_tcx() || !state::is_root() {
+fn check_tcx(runner: &Runner, link: &Link) -> Option<Check> {
+    if !kernel::has_tcx() || !home::is_root() {
         return None;
     }
     let name = &link.ifname;
-    let answers = bpftool::ask(shell, &[bpftool::net_question(name)]).unwrap_or_default();
+    let answers = bpftool::ask(runner, &[bpftool::net_question(name)]).unwrap_or_default();
     let found: Vec<Attachment> = answers.iter().flat_map(bpftool::attachments).flatten().collect();
     let found: Vec<&Attachment> = found.iter().filter(|at| at.is_tcx()).collect();
     let names: Vec<&str> = found.iter().map(|at| at.name.as_str()).collect();
@@ -338,7 +338,7 @@ fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
         let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
         return Some(warn(name, detail, format!("bpftool net show dev {name}")));
     }
-    let known = shell.read(&Cmd::new("bpftool", ["version"])).ok().as_deref().and_then(version)?;
+    let known = runner.read(&Cmd::new("bpftool", ["version"])).ok().as_deref().and_then(version)?;
     if known < (7, 3) {
         let detail =
             format!("bpftool {}.{} cannot list tcx programs, which would run before our tap", known.0, known.1);
@@ -347,13 +347,13 @@ fn check_tcx(shell: &Shell, link: &Link) -> Option<Check> {
     Some(ok(name, "no tcx program runs before our tap"))
 }
 
-fn check_remote(shell: &Shell, text: &str, links: &[Link], watched: Option<&Link>) -> Result<Vec<Check>> {
-    let address = match (text.parse::<IpAddr>(), plan::remote(text)) {
+fn check_remote(runner: &Runner, text: &str, links: &[Link], watched: Option<&Link>) -> Result<Vec<Check>> {
+    let address = match (text.parse::<IpAddr>(), request::remote(text)) {
         (_, Ok(address)) => address,
         (Ok(_), Err(err)) => return Ok(vec![fail("remote", err.to_string(), "snifctl doctor --remote 10.0.0.7")]),
         (Err(_), Err(err)) => return Err(err),
     };
-    let reply = match ip::route_get(shell, address, None)? {
+    let reply = match ip::route_get(runner, address, None)? {
         Ok(reply) => reply,
         Err(reason) => {
             let fix = format!("ip route add {address} via GATEWAY");
@@ -370,15 +370,15 @@ fn check_remote(shell: &Shell, text: &str, links: &[Link], watched: Option<&Link
     if let Some(out) = links.iter().find(|link| link.ifname == reply.dev) {
         let next_hop = reply.gateway.unwrap_or(address);
         if !out.is_l3() {
-            checks.push(check_neighbour(shell, next_hop, out)?);
+            checks.push(check_neighbour(runner, next_hop, out)?);
         }
         checks.push(check_mtu(out, watched, address));
     }
     Ok(checks)
 }
 
-fn check_neighbour(shell: &Shell, next_hop: IpAddr, out: &Link) -> Result<Check> {
-    let mac = ip::neighbour(shell, next_hop, &out.ifname)?.and_then(|found| found.mac());
+fn check_neighbour(runner: &Runner, next_hop: IpAddr, out: &Link) -> Result<Check> {
+    let mac = ip::neighbour(runner, next_hop, &out.ifname)?.and_then(|found| found.mac());
     Ok(match mac {
         Some(mac) => ok("neighbour", format!("{next_hop} is at {}", ip::mac_text(&mac))),
         None => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::bpftool;
+use crate::tools::bpftool;
 
 /// Classic BPF as its paper and libpcap's interpreter have it.
 fn interpret(program: &[Instruction], packet: &[u8], length: u32) -> u32 {
@@ -178,7 +178,7 @@ impl Drop for Loaded {
 /// One object with a TC program for each function: it returns what the function returns.
 fn load_all(programs: &[Vec<Instruction>]) -> Loaded {
     let dir = tempfile::tempdir().unwrap();
-    crate::clang::Source::datapath(None, Vec::new()).write(dir.path()).unwrap();
+    crate::tools::clang::Source::datapath(None, Vec::new()).write(dir.path()).unwrap();
     let mut text = "#define FRAME_AT 14\n#include \"classic.h\"\n".to_string();
     for (n, program) in programs.iter().enumerate() {
         text += &translate(program, &format!("f{n}")).unwrap();
@@ -192,12 +192,12 @@ fn load_all(programs: &[Vec<Instruction>]) -> Loaded {
     let words = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", &include, "-c", "all.c", "-o", "all.o"];
     let clang = Command::new("clang").args(words).current_dir(dir.path()).output().unwrap();
     assert!(clang.status.success(), "{}", String::from_utf8_lossy(&clang.stderr));
-    crate::state::ensure_bpffs(&Shell::default()).unwrap();
+    crate::session::home::ensure_bpffs(&Runner::default()).unwrap();
     let pins = Loaded(format!("/sys/fs/bpf/snif_unit_{}", std::process::id()));
     std::fs::create_dir(&pins.0).unwrap();
     let object = dir.path().join("all.o");
     let load = ["prog", "loadall", &object.to_string_lossy(), &pins.0, "type", "classifier"];
-    let bpftool = Command::new(crate::exec::find("bpftool").unwrap()).args(load).output().unwrap();
+    let bpftool = Command::new(crate::tools::exec::find("bpftool").unwrap()).args(load).output().unwrap();
     assert!(bpftool.status.success(), "{}", String::from_utf8_lossy(&bpftool.stderr));
     pins
 }
@@ -209,7 +209,7 @@ fn answers(pins: &Loaded, count: usize, dir: &Path, packet: &[u8], length: u32) 
     std::fs::write(&context, [&[0; 48][..], &length.to_ne_bytes()].concat()).unwrap();
     let line = |n| format!("prog run pinned {}/p{n} data_in {} ctx_in {}", pins.0, data.display(), context.display());
     let lines: Vec<String> = (0..count).map(line).collect();
-    let answers = bpftool::ask(&Shell::default(), &lines).unwrap();
+    let answers = bpftool::ask(&Runner::default(), &lines).unwrap();
     answers.iter().map(|answer| answer["retval"].as_i64().unwrap() as u32).collect()
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::exec::{self, Cmd, Failed, Shell};
+use crate::tools::exec::{self, Cmd, Failed, Runner};
 
 /// How long tcpdump may take: libpcap's time grows with the square of an expression's terms and more.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,19 +52,19 @@ const OUTSIDE: u32 = 0xffff_f000;
 const MEMORY: u32 = 16;
 
 /// The C of an expression. Errors name `what`, the argument that it came from.
-pub fn compile(shell: &Shell, what: &str, expression: &str) -> Result<String> {
-    let code = classic(shell, what, expression)?;
+pub fn compile(runner: &Runner, what: &str, expression: &str) -> Result<String> {
+    let code = classic(runner, what, expression)?;
     translate(&code, "filter").with_context(|| format!("{what} {} cannot run in the kernel", shown(expression)))
 }
 
 /// The classic BPF of an expression on Ethernet frames. Needs no privileges and touches no interface.
-fn classic(shell: &Shell, what: &str, expression: &str) -> Result<Vec<Instruction>> {
+fn classic(runner: &Runner, what: &str, expression: &str) -> Result<Vec<Instruction>> {
     ensure!(
         exec::find("tcpdump").is_some(),
         "tcpdump is not installed, and {what} needs it to read the expression; try: apt-get install tcpdump"
     );
     let cmd = Cmd::new("tcpdump", ["-y", "EN10MB", "-ddd", "--", expression]).patience(PATIENCE);
-    match shell.read(&cmd) {
+    match runner.read(&cmd) {
         Ok(text) => parse(&text).context("tcpdump gave a program of another form; try: snifctl doctor"),
         Err(err) => match err.downcast::<Failed>() {
             Ok(failed) => bail!(

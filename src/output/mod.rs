@@ -1,0 +1,3 @@
+//! From typed answers to text for a person.
+
+pub mod text;
