@@ -24,7 +24,7 @@ const MARGINS: usize = 80;
 const TITLE: usize = 40;
 
 /// Writes bench/results.svg.
-pub fn draw(report: &Report) {
+pub(crate) fn draw(report: &Report) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/results.svg");
     let mut gnuplot = Command::new("gnuplot").stdin(Stdio::piped()).spawn().expect("start gnuplot");
     let script = script(report, &file);

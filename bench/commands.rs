@@ -1,20 +1,19 @@
 //! How long the commands take.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
-use crate::lab::Ns;
 use crate::lab::faults::{EMPTY_CACHE, in_mounts};
 use crate::report::{Report, Row};
 use crate::rig::{Rig, SNIFCTL};
 
 const UP: [&str; 6] = ["up", "eth0", "--tunnel", "gre", "--remote", "198.51.100.2"];
 const FILTER: [&str; 3] = ["filter", "set", "tcp port 443 and host 203.0.113.99"];
-const ORDER: [&str; 8] = [
+const ORDER: [&str; 9] = [
     "up, cold",
     "up, warm",
     "map dump",
     "status --json",
+    "sync, nothing to do",
     "filter set, cold",
     "filter set, warm",
     "down",
@@ -24,7 +23,7 @@ const ORDER: [&str; 8] = [
 /// Milliseconds of each command.
 type Times = BTreeMap<&'static str, Vec<f64>>;
 
-pub fn run(report: &mut Report) {
+pub(crate) fn run(report: &mut Report) {
     let rig = Rig::new(false);
     let mut times = Times::new();
     // Fills the cache.
@@ -48,6 +47,7 @@ fn life(rig: &Rig, times: &mut Times) {
     took("up, warm", timed(rig, false, &command(&UP)));
     took("map dump", timed(rig, false, &command(&["map", "dump"])));
     took("status --json", timed(rig, false, &command(&["status", "--json"])));
+    took("sync, nothing to do", timed(rig, false, &command(&["sync"])));
     took("filter set, cold", timed(rig, true, &command(&FILTER)));
     timed(rig, false, &command(&["filter", "clear"]));
     took("filter set, warm", timed(rig, false, &command(&FILTER)));
@@ -63,7 +63,5 @@ fn timed(rig: &Rig, cold: bool, argv: &[&str]) -> f64 {
     let wrapper = in_mounts(EMPTY_CACHE);
     let wrapper = wrapper.iter().map(String::as_str).filter(|_| cold);
     let argv: Vec<&str> = wrapper.chain(argv.iter().copied()).collect();
-    let begin = Instant::now();
-    rig.lab.run(Ns::Host, &argv);
-    begin.elapsed().as_secs_f64() * 1000.0
+    rig.timed(&argv)
 }

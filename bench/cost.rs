@@ -8,17 +8,17 @@ use crate::report::{Report, Row};
 use crate::rig::{Load, Rig, Sample, Way};
 
 const GROUP: &str = "cost";
-pub const MAIN: &str = "64 B ingress";
-pub const IDLE: &str = "64 B ingress, nothing copied";
+pub(crate) const MAIN: &str = "64 B ingress";
+pub(crate) const IDLE: &str = "64 B ingress, nothing copied";
 const EMPTY: &str = "empty program";
 const REJECTS: &str = "snifctl gre, filter rejects";
 const USERSPACE: &str = "tcpdump and socat";
-pub const SLOW: &str = "64 B ingress, 25,000 a second";
+pub(crate) const SLOW: &str = "64 B ingress, 25,000 a second";
 
 /// Samples of each mode, a round each.
 type Samples = BTreeMap<&'static str, Vec<Sample>>;
 
-pub fn run(report: &mut Report) {
+pub(crate) fn run(report: &mut Report) {
     let rig = Rig::new(true);
     more_remotes(&rig, 3);
     compare(&rig, report, MAIN, every_mode(), &Load::new(Way::Ingress, 64));
@@ -91,7 +91,7 @@ fn slow_modes() -> Vec<Mode> {
 }
 
 /// Measures all modes in every round, each time beginning with another, and reports them.
-pub fn compare(rig: &Rig, report: &mut Report, case: &str, modes: Vec<Mode>, load: &Load) {
+pub(crate) fn compare(rig: &Rig, report: &mut Report, case: &str, modes: Vec<Mode>, load: &Load) {
     let (able, lacking): (Vec<_>, Vec<_>) =
         modes.into_iter().map(|mode| (lacking(rig, &mode), mode)).partition(|it| it.0.is_none());
     let mut modes: Vec<Mode> = able.into_iter().map(|(_, mode)| mode).collect();

@@ -1,4 +1,4 @@
-//! `make bench`: what copying costs, beside the kernel's own ways and others. See README.md, Benchmark.
+//! `make bench`: what copying costs, beside the kernel's own ways and others. See docs/benchmark.md.
 
 mod chart;
 mod commands;
@@ -56,7 +56,7 @@ fn main() {
             run(*group, &mut report);
         }
     }
-    report.finish(&file);
+    report.finish(targets::judge(&report), &file);
     // Not by part of a run: the chart is kept with the sources.
     if args.only.is_empty() {
         chart::draw(&report);

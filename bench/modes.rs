@@ -10,13 +10,13 @@ use crate::rig::{Load, Rig, SNIFCTL, Sample, succeed};
 
 /// One way to copy, or none.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Mode {
+pub(crate) struct Mode {
     pub name: &'static str,
     pub what: What,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum What {
+pub(crate) enum What {
     Nothing,
     /// A program of [`Rig::programs`] at both hooks.
     Program(&'static str),
@@ -34,12 +34,12 @@ pub enum What {
 }
 
 impl Mode {
-    pub fn new(name: &'static str, what: What) -> Mode {
+    pub(crate) fn new(name: &'static str, what: What) -> Mode {
         Mode { name, what }
     }
 
     /// snifctl on eth0 with these options, and the collector as its remote unless they name others.
-    pub fn snifctl(name: &'static str, options: &[&str]) -> Mode {
+    pub(crate) fn snifctl(name: &'static str, options: &[&str]) -> Mode {
         let collector = COLLECTOR_IP.to_string();
         let remote = ["--remote", &collector];
         let remote = if options.contains(&"--remote") { &[] } else { &remote[..] };
@@ -48,7 +48,7 @@ impl Mode {
     }
 
     /// The same by another build, for a comparison within one run: `BASELINE=PATH make bench`.
-    pub fn baseline(name: &'static str, options: &[&str]) -> Option<Mode> {
+    pub(crate) fn baseline(name: &'static str, options: &[&str]) -> Option<Mode> {
         let other = std::env::var("SNIFCTL_BASELINE").ok()?;
         let mut mode = Mode::snifctl(name, options);
         if let What::Snifctl { program, .. } = &mut mode.what {
@@ -66,7 +66,7 @@ impl Mode {
         }
     }
 
-    pub fn start<'a>(&self, rig: &'a Rig) -> Running<'a> {
+    pub(crate) fn start<'a>(&self, rig: &'a Rig) -> Running<'a> {
         let mut running = Running { rig, what: self.what.clone(), sink: self.sink(), forwarder: None };
         match &self.what {
             What::Nothing => {}
@@ -86,7 +86,7 @@ impl Mode {
     }
 
     /// Starts the mode, sends the load, ends the mode.
-    pub fn measure(&self, rig: &Rig, load: &Load) -> Sample {
+    pub(crate) fn measure(&self, rig: &Rig, load: &Load) -> Sample {
         let mut running = self.start(rig);
         let sample = running.measure(load);
         running.stop();
@@ -95,7 +95,7 @@ impl Mode {
 }
 
 /// A mode in force. Dropped, it is left to the lab's end, as after a panic.
-pub struct Running<'a> {
+pub(crate) struct Running<'a> {
     rig: &'a Rig,
     what: What,
     sink: (Ns, &'static str),
@@ -103,7 +103,7 @@ pub struct Running<'a> {
 }
 
 impl Running<'_> {
-    pub fn measure(&mut self, load: &Load) -> Sample {
+    pub(crate) fn measure(&mut self, load: &Load) -> Sample {
         // tcpdump reads its last packets when its timeout of a second has passed.
         let settle = if self.forwarder.is_some() { Duration::from_millis(1300) } else { load.settle };
         let sample = self.rig.measure(&Load { settle, ..*load }, self.sink);
@@ -118,7 +118,7 @@ impl Running<'_> {
         }
     }
 
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         let lab = &self.rig.lab;
         match self.what {
             What::Nothing => {}
@@ -145,7 +145,7 @@ const NFT_DUP: &str = "table netdev bench {
 }";
 
 /// Why a mode cannot run on this machine.
-pub fn lacking(rig: &Rig, mode: &Mode) -> Option<String> {
+pub(crate) fn lacking(rig: &Rig, mode: &Mode) -> Option<String> {
     if mode.what != What::NftDup {
         return None;
     }
@@ -191,7 +191,7 @@ fn make_vxlan(rig: &Rig) {
 }
 
 /// More addresses behind the out link, all of the collector: 198.51.100.3 and on.
-pub fn more_remotes(rig: &Rig, count: usize) -> Vec<String> {
+pub(crate) fn more_remotes(rig: &Rig, count: usize) -> Vec<String> {
     let [a, b, c, d] = COLLECTOR_IP.octets();
     let addresses: Vec<String> = (0..count).map(|n| format!("{a}.{b}.{c}.{}", usize::from(d) + n)).collect();
     let mac = mac_text(COLLECTOR_MAC);

@@ -1,6 +1,6 @@
 //! The figures: collected, printed as tables, written as JSON.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,11 +8,10 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::Spread;
-use crate::targets::{self, Verdict};
 
 /// One quantity of one mode.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Figure {
+pub(crate) struct Figure {
     pub name: String,
     #[serde(flatten)]
     pub spread: Spread,
@@ -20,7 +19,7 @@ pub struct Figure {
 
 /// What was measured of one mode in one case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Row {
+pub(crate) struct Row {
     pub group: String,
     pub case: String,
     pub mode: String,
@@ -29,9 +28,30 @@ pub struct Row {
     pub note: Option<String>,
 }
 
+/// A target, and what was measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    pub target: String,
+    pub limit: f64,
+    pub measured: Option<f64>,
+    /// None where it was not measured in this run.
+    pub met: Option<bool>,
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (word, measured) = match (self.met, self.measured) {
+            (Some(true), Some(measured)) => ("met", format!("{measured:.3}")),
+            (Some(false), Some(measured)) => ("missed", format!("{measured:.3}")),
+            _ => ("-", "not measured".into()),
+        };
+        write!(f, "{word:<6}  {:<72}  {measured}", self.target)
+    }
+}
+
 /// A whole run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub kernel: String,
     pub cpu: String,
     pub cpus: usize,
@@ -41,39 +61,39 @@ pub struct Report {
 }
 
 impl Row {
-    pub fn new(group: &str, case: &str, mode: &str) -> Row {
+    pub(crate) fn new(group: &str, case: &str, mode: &str) -> Row {
         Row { group: group.into(), case: case.into(), mode: mode.into(), figures: Vec::new(), note: None }
     }
 
     /// Adds a figure, unless there is no value.
-    pub fn with(mut self, name: &str, values: impl IntoIterator<Item = f64>) -> Row {
+    pub(crate) fn with(mut self, name: &str, values: impl IntoIterator<Item = f64>) -> Row {
         let figure = Spread::of(values).map(|spread| Figure { name: name.into(), spread });
         self.figures.extend(figure);
         self
     }
 
-    pub fn noted(mut self, note: impl Into<String>) -> Row {
+    pub(crate) fn noted(mut self, note: impl Into<String>) -> Row {
         self.note = Some(note.into());
         self
     }
 
-    pub fn figure(&self, name: &str) -> Option<Spread> {
+    pub(crate) fn figure(&self, name: &str) -> Option<Spread> {
         self.figures.iter().find(|figure| figure.name == name).map(|figure| figure.spread)
     }
 }
 
 impl Report {
-    pub fn new(rounds: usize) -> Report {
+    pub(crate) fn new(rounds: usize) -> Report {
         let cpus = std::thread::available_parallelism().expect("the number of CPUs").get();
         Report { kernel: kernel(), cpu: cpu(), cpus, rounds, ..Report::default() }
     }
 
-    pub fn find(&self, group: &str, case: &str, mode: &str) -> Option<&Row> {
+    pub(crate) fn find(&self, group: &str, case: &str, mode: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.group == group && row.case == case && row.mode == mode)
     }
 
     /// Prints the rows from this one on, a table for each case.
-    pub fn print_from(&self, from: usize) {
+    pub(crate) fn print_from(&self, from: usize) {
         let mut rows = &self.rows[from..];
         while let Some(first) = rows.first() {
             let same = |row: &&Row| row.group == first.group && row.case == first.case;
@@ -83,9 +103,9 @@ impl Report {
         }
     }
 
-    /// Compares with the targets, prints that, and writes everything.
-    pub fn finish(&mut self, file: &Path) {
-        self.targets = targets::judge(self);
+    /// Prints how the targets were met, and writes everything.
+    pub(crate) fn finish(&mut self, targets: Vec<Verdict>, file: &Path) {
+        self.targets = targets;
         println!("\ntargets");
         for verdict in self.targets.iter().filter(|verdict| verdict.met.is_some()) {
             println!("  {verdict}");
@@ -95,14 +115,14 @@ impl Report {
         fs::write(file, text + "\n").expect("write the results");
     }
 
-    pub fn read(file: &Path) -> Report {
+    pub(crate) fn read(file: &Path) -> Report {
         let text = fs::read_to_string(file).unwrap_or_else(|err| panic!("cannot read {}: {err}", file.display()));
         serde_json::from_str(&text).expect("results of this benchmark")
     }
 }
 
 /// Where the results go.
-pub fn results() -> PathBuf {
+pub(crate) fn results() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench/results.json")
 }
 

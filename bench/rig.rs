@@ -4,27 +4,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::lab::{Lab, Ns};
 use crate::stats::quantile;
 
-pub const SNIFCTL: &str = env!("CARGO_BIN_EXE_snifctl");
+pub(crate) const SNIFCTL: &str = env!("CARGO_BIN_EXE_snifctl");
 /// Ticks a second in /proc/stat (USER_HZ), the same wherever Rust's Linux targets run.
 const TICKS: f64 = 100.0;
 
 /// Which TC hook of eth0 the frames pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     Ingress,
     Egress,
 }
 
 /// What is sent in one measurement.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub(crate) struct Load {
     pub way: Way,
     /// Bytes of a frame, with its Ethernet header.
     pub size: u32,
@@ -42,12 +42,12 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn new(way: Way, size: u32) -> Load {
+    pub(crate) fn new(way: Way, size: u32) -> Load {
         Load { way, size, count: 12_500, bursts: 12, batch: 64, flows: 0, settle: Duration::from_millis(5) }
     }
 
     /// Frames with pauses, some 25,000 a second: below what any mode can take.
-    pub fn slow() -> Load {
+    pub(crate) fn slow() -> Load {
         Load { count: 640, bursts: 40, ..Load::new(Way::Ingress, 64) }
     }
 
@@ -58,7 +58,7 @@ impl Load {
 
 /// What one measurement found.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Nanoseconds a frame.
     pub ns: f64,
     /// Frames that reached the hook.
@@ -71,7 +71,7 @@ pub struct Sample {
     pub busy: f64,
 }
 
-pub struct Rig {
+pub(crate) struct Rig {
     pub lab: Lab,
     /// The CPU that does all the work of a measurement: the last, as the first gets most interrupts.
     cpu: String,
@@ -79,7 +79,7 @@ pub struct Rig {
 
 impl Rig {
     /// The collector drops every frame as soon as it can, and so does the peer if it is a sink, too.
-    pub fn new(peer_drops: bool) -> Rig {
+    pub(crate) fn new(peer_drops: bool) -> Rig {
         let cpus = std::thread::available_parallelism().expect("the number of CPUs").get();
         let rig = Rig { lab: Lab::new(), cpu: (cpus - 1).to_string() };
         // With GRO a veth device receives by NAPI, which frames from XDP need.
@@ -105,7 +105,7 @@ impl Rig {
     }
 
     /// The object file with the programs to compare with.
-    pub fn programs(&self) -> String {
+    pub(crate) fn programs(&self) -> String {
         self.built("floor.bpf.o")
     }
 
@@ -126,7 +126,7 @@ impl Rig {
     }
 
     /// Sends the load and measures it; copies arrive at `sink`.
-    pub fn measure(&self, load: &Load, sink: (Ns, &str)) -> Sample {
+    pub(crate) fn measure(&self, load: &Load, sink: (Ns, &str)) -> Sample {
         let (received, arrived) = (self.received(load), self.lab.packets(sink.0, sink.1).0);
         let busy = busy();
         let ns = self.send(load);
@@ -164,8 +164,15 @@ impl Rig {
         quantile(&bursts, 0.1)
     }
 
+    /// Milliseconds that a command takes in the host's namespaces, with entering them.
+    pub(crate) fn timed(&self, argv: &[&str]) -> f64 {
+        let begin = Instant::now();
+        self.lab.host(argv);
+        begin.elapsed().as_secs_f64() * 1000.0
+    }
+
     /// What all remotes of the session have been sent, as snifctl counts it.
-    pub fn sent_copies(&self, program: &str) -> f64 {
+    pub(crate) fn sent_copies(&self, program: &str) -> f64 {
         let status = self.lab.host(&[program, "status", "--json"]).stdout;
         let status: Value = serde_json::from_slice(&status).expect("JSON");
         let remotes = status["sessions"][0]["remotes"].as_array().expect("remotes");
@@ -188,7 +195,7 @@ fn source(name: &str) -> PathBuf {
 
 /// Runs a command to its end; panics unless it succeeds.
 #[track_caller]
-pub fn succeed(command: &mut Command) {
+pub(crate) fn succeed(command: &mut Command) {
     let status = command.status().unwrap_or_else(|err| panic!("could not start {command:?}: {err}"));
     assert!(status.success(), "{command:?} ended with {status}");
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What many rounds said about one figure.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Spread {
+pub(crate) struct Spread {
     pub median: f64,
     pub q1: f64,
     pub q3: f64,
@@ -14,7 +14,7 @@ pub struct Spread {
 
 impl Spread {
     /// None of no values. Those that are no number (a ratio to nothing) are left out.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
         let n = values.len();
@@ -28,7 +28,7 @@ impl Spread {
 }
 
 /// Between the two nearest values, in proportion.
-pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     below + (above - below) * at.fract()

@@ -1,21 +1,8 @@
 //! What the figures should be.
 
-use std::fmt::{self, Display};
-
-use serde::{Deserialize, Serialize};
-
 use crate::cost::{IDLE, MAIN, SLOW};
-use crate::report::Report;
-
-/// A target, and what was measured.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Verdict {
-    pub target: String,
-    pub limit: f64,
-    pub measured: Option<f64>,
-    /// None where it was not measured in this run.
-    pub met: Option<bool>,
-}
+use crate::report::{Report, Verdict};
+use crate::scale::{INTERFACES, REMOTES};
 
 enum Limit {
     AtMost(f64),
@@ -31,6 +18,8 @@ fn all() -> Vec<Target> {
     let gre = |name| ["cost", MAIN, "snifctl gre", name];
     let tcp = |mode, name| ["tcp", "goodput of the watched flow", mode, name];
     let command = |mode| ["commands", "wall time", mode, "ms"];
+    let interfaces = |name| ["scale", INTERFACES, "1000", name];
+    let remotes = |name| ["scale", REMOTES, "64", name];
     vec![
         ("64 B ingress, GRE: added time to mirred to a vxlan device's", gre("to vxlan device"), AtMost(0.6)),
         (
@@ -58,12 +47,18 @@ fn all() -> Vec<Target> {
         ("up, warm, ms", command("up, warm"), AtMost(120.0)),
         ("map dump, ms", command("map dump"), AtMost(30.0)),
         ("status --json, ms", command("status --json"), AtMost(30.0)),
-        ("up of 1,000 interfaces, ms", ["scale", "watched interfaces", "1000", "up ms"], AtMost(3000.0)),
+        ("sync, nothing to do, ms", command("sync, nothing to do"), AtMost(40.0)),
+        ("1,000 interfaces: up, ms", interfaces("up ms"), AtMost(2500.0)),
+        ("1,000 interfaces: sync, nothing to do, ms", interfaces("sync ms"), AtMost(1000.0)),
+        ("1,000 interfaces: status, ms", interfaces("status ms"), AtMost(1000.0)),
+        ("1,000 interfaces: down, ms", interfaces("down ms"), AtMost(1500.0)),
+        ("64 remotes: up, warm, ms", remotes("up ms"), AtMost(500.0)),
+        ("64 remotes: sync, nothing to do, ms", remotes("sync ms"), AtMost(100.0)),
     ]
 }
 
 /// Every target with its figure's median.
-pub fn judge(report: &Report) -> Vec<Verdict> {
+pub(crate) fn judge(report: &Report) -> Vec<Verdict> {
     let judged = all().into_iter().map(|(target, [group, case, mode, name], limit)| {
         let row = report.find(group, case, mode);
         let measured = row.and_then(|row| row.figure(name)).map(|spread| spread.median);
@@ -80,15 +75,4 @@ pub fn judge(report: &Report) -> Vec<Verdict> {
         Verdict { target: format!("{target}: {words} {number}"), limit: number, measured, met }
     });
     judged.collect()
-}
-
-impl Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (word, measured) = match (self.met, self.measured) {
-            (Some(true), Some(measured)) => ("met", format!("{measured:.3}")),
-            (Some(false), Some(measured)) => ("missed", format!("{measured:.3}")),
-            _ => ("-", "not measured".into()),
-        };
-        write!(f, "{word:<6}  {:<72}  {measured}", self.target)
-    }
 }

@@ -31,7 +31,7 @@ fn modes() -> Vec<Mode> {
 }
 
 /// From the host to the peer, both directions copied, over an out link whose MTU is too small for whole copies.
-pub fn goodput(report: &mut Report) {
+pub(crate) fn goodput(report: &mut Report) {
     let rig = Rig::new(false);
     let mut server = serve(&rig);
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -94,7 +94,7 @@ fn transfer(rig: &Rig) -> (f64, f64) {
 }
 
 /// Round-trip times with nothing else to do.
-pub fn latency(report: &mut Report) {
+pub(crate) fn latency(report: &mut Report) {
     let rig = Rig::new(false);
     let mut modes = modes();
     modes.retain(|mode| mode.name != "snifctl vxlan");

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
- * What a translated classic BPF program (src/filter.rs) stands on: loads from the frame as it is on the wire, so with
+ * What a translated classic BPF program (src/datapath/filter.rs) stands on: loads from the frame as it is on the wire, so with
  * the VLAN tag that the kernel has moved into metadata put back at its place.
  */
 #ifndef CLASSIC_H
@@ -20,11 +20,13 @@
  * Reads a pointer of the packet. In C, clang may keep the field's address for many of them, and the verifier takes no
  * address inside the context.
  */
-#define FIELD(skb, name)                                                                                          \
-	({                                                                                                        \
-		__u64 field;                                                                                      \
-		asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(field) : "r"(skb), "i"(offsetof(struct __sk_buff, name))); \
-		(void *)field;                                                                                    \
+#define FIELD(skb, name)                                                         \
+	({                                                                       \
+		__u64 field;                                                     \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                            \
+			     : "=r"(field)                                       \
+			     : "r"(skb), "i"(offsetof(struct __sk_buff, name))); \
+		(void *)field;                                                   \
 	})
 
 #define TAG_AT (2 * ETH_ALEN) /* where the outermost tag stands on the wire */
@@ -46,7 +48,8 @@ static __always_inline __u32 tag_bytes(struct __sk_buff *skb)
 /* 1, 2 or 4 bytes of the frame in network order, or NOT_THERE, wherever they are: in the tag, or in paged data. */
 __noinline __u64 load_slowly(struct __sk_buff *skb, __u32 offset, __u32 size)
 {
-	__u32 tag = (__u32)bpf_ntohs(skb->vlan_proto) << 16 | (skb->vlan_tci & 0xffff), value = 0, tagged = tag_bytes(skb);
+	__u32 tag = (__u32)bpf_ntohs(skb->vlan_proto) << 16 | (skb->vlan_tci & 0xffff), value = 0,
+	      tagged = tag_bytes(skb);
 	__u32 at;
 
 	for (__u32 i = 0; i < 4 && i < size; i++) {
@@ -74,7 +77,9 @@ static __always_inline bool load(struct __sk_buff *skb, __u32 tagged, __u64 offs
 		OPAQUE(at);
 		data += at + FRAME_AT;
 		if (data + size <= end) {
-			*value = size == 1 ? *data : size == 2 ? bpf_ntohs(*(__be16 *)data) : bpf_ntohl(*(__be32 *)data);
+			*value = size == 1 ? *data :
+				 size == 2 ? bpf_ntohs(*(__be16 *)data) :
+					     bpf_ntohl(*(__be32 *)data);
 			return true;
 		}
 	}

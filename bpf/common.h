@@ -19,7 +19,7 @@
 #include "classic.h"
 
 /*
- * What a session's options need, known when it is compiled: what a session never does is left out. src/clang.rs says 0.
+ * What a session's options need, known when it is compiled: what a session never does is left out. src/datapath/source.rs says 0.
  */
 #ifndef HAS_UDP
 #define HAS_UDP 1 /* a tunnel over UDP */
@@ -48,16 +48,18 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 /*
  * A number from 1 to `limit`, a power of two, in a form that every verifier follows: comparisons are often made on a
- * copy of the register that is used later.
+ * copy of the register that is used later. (clang-format takes the parameters for casts.)
  */
-#define BOUNDED(number, limit)          \
-	({                              \
+/* clang-format off */
+#define BOUNDED(number, limit)              \
+	({                                  \
 		__u32 below = (number) - 1; \
-		OPAQUE(below);          \
-		below &= (limit) - 1;   \
-		OPAQUE(below);          \
-		below + 1;              \
+		OPAQUE(below);              \
+		below &= (limit) - 1;       \
+		OPAQUE(below);              \
+		below + 1;                  \
 	})
+/* clang-format on */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -122,9 +124,9 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_REMOTES);
-	__type(key, struct carrier_key);
+	__type(key, struct underlay_key);
 	__type(value, __u32);
-} carriers SEC(".maps");
+} underlay SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -228,6 +230,9 @@ struct {
 	__type(key, __u32);
 	__type(value, struct scratch);
 } scratch SEC(".maps");
+
+/* Keeps a map that only user space uses, or only some sessions: a program holds it, also where its pin is gone. */
+#define HOLD(map) asm volatile("" : : "r"(&(map)))
 
 static __always_inline struct scratch *workspace(void)
 {

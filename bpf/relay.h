@@ -211,7 +211,8 @@ static __always_inline void fill_udp(struct outer *outer, struct remote *remote,
 	__u32 port = 49152 + (copy->hash & 0x3fff), check = 0; /* RFC 7348: the dynamic ports */
 
 	if (remote->flags & REMOTE_UDP_CHECKSUM) {
-		check = bpf_ntohs(fold((__u64)remote->udp_sum[copy->tap & 1] + copy->inner_sum + 2 * bpf_htons(copy->payload) + bpf_htons(port)));
+		check = bpf_ntohs(fold((__u64)remote->udp_sum[copy->tap & 1] + copy->inner_sum +
+				       2 * bpf_htons(copy->payload) + bpf_htons(port)));
 		check = check == 0xffff ? 0xffff : ~check & 0xffff; /* zero would say that there is none */
 	}
 	put16(outer, remote->udp_at, port);
@@ -220,7 +221,8 @@ static __always_inline void fill_udp(struct outer *outer, struct remote *remote,
 }
 
 /* The first word of an ERSPAN header: version and session id are the template's. */
-static __always_inline void fill_vlan(struct __sk_buff *skb, struct scratch *room, struct remote *remote, struct copy *copy)
+static __always_inline void fill_vlan(struct __sk_buff *skb, struct scratch *room, struct remote *remote,
+				      struct copy *copy)
 {
 	struct outer *outer = &room->outer;
 	struct tags *tags = &room->tags;
@@ -242,7 +244,8 @@ static __always_inline void fill_vlan(struct __sk_buff *skb, struct scratch *roo
 }
 
 /* What the tunnel header says of this copy. The packet is still the bare frame. */
-static __always_inline void fill_tunnel(struct __sk_buff *skb, struct scratch *room, struct remote *remote, struct copy *copy)
+static __always_inline void fill_tunnel(struct __sk_buff *skb, struct scratch *room, struct remote *remote,
+					struct copy *copy)
 {
 	struct outer *outer = &room->outer;
 	struct remote_state *state;
@@ -284,14 +287,15 @@ static __always_inline int store_fragment_header(struct __sk_buff *skb, struct r
 }
 
 /* The outer headers of the first of several IPv6 fragments. */
-static __noinline int store_first_ipv6(struct __sk_buff *skb, struct remote *remote, struct outer *outer, struct copy *copy)
+static __noinline int store_first_ipv6(struct __sk_buff *skb, struct remote *remote, struct outer *outer,
+				       struct copy *copy)
 {
 	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr), tunnel = remote->outer_len - at;
 
 	if (store_outer(skb, outer, at) || store_fragment_header(skb, remote, copy) || tunnel == 0 || tunnel > 32)
 		return -1;
-	return bpf_skb_store_bytes(skb, at + sizeof(struct ipv6_fragment), outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr),
-				   BOUNDED(tunnel, 32), 0);
+	return bpf_skb_store_bytes(skb, at + sizeof(struct ipv6_fragment),
+				   outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), BOUNDED(tunnel, 32), 0);
 }
 
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
@@ -308,11 +312,13 @@ static __noinline int push_outer(struct __sk_buff *skb, struct remote *remote, s
 	fill_tunnel(skb, room, remote, copy);
 	if (bpf_skb_change_head(skb, outer_len + tag_len, 0))
 		return -1;
-	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) : store_first_ipv6(skb, remote, outer, copy))
+	if (outer_len == remote->outer_len ? store_outer(skb, outer, outer_len) :
+					     store_first_ipv6(skb, remote, outer, copy))
 		return -1;
 	if (!tag_len)
 		return 0;
-	return bpf_skb_store_bytes(skb, outer_len, room->tags.head, 2 * ETH_ALEN + 4 * BOUNDED(room->tags.count, MAX_TAGS), 0);
+	return bpf_skb_store_bytes(skb, outer_len, room->tags.head,
+				   2 * ETH_ALEN + 4 * BOUNDED(room->tags.count, MAX_TAGS), 0);
 }
 
 static __always_inline int untag(struct __sk_buff *skb, struct scratch *room)
@@ -450,10 +456,12 @@ static __noinline int send_super(struct __sk_buff *skb, struct remote *remote, s
 	parts->tags.count = 0;
 	fill_ip(&parts->outer, remote, copy, room - ETH_HLEN + skb->len);
 	fill_tunnel(skb, parts, remote, copy);
-	if (bpf_skb_load_bytes(skb, 0, parts->tags.head, 2 * ETH_ALEN) || bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
+	if (bpf_skb_load_bytes(skb, 0, parts->tags.head, 2 * ETH_ALEN) ||
+	    bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
+	/* Not before: what the kernel refuses above leaves by another way. */
 	if (!within_rate(copy->cfg, cost, packets))
-		return drop(skb, copy, REASON(rate)); /* not before: what the kernel refuses above leaves by another way */
+		return drop(skb, copy, REASON(rate));
 	if ((over && shorten_segments(skb, over)) || (tag && (take_tags(skb) || parts->tags.count != 1)))
 		return drop(skb, copy, REASON(resize));
 	if (store_outer(skb, &parts->outer, remote->outer_len) ||
@@ -825,6 +833,10 @@ int snif_deliver(struct __sk_buff *skb)
 	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
 	__be16 protocol;
 
+	HOLD(request);
+	HOLD(outs);
+	HOLD(bucket);
+	HOLD(spread);
 	if (!is_copy(skb->mark) || !remote)
 		return TC_ACT_SHOT;
 	out = device(remote->device);

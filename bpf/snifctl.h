@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
- * The layout that the kernel programs and user space share. src/abi.rs mirrors it; a test compares the two through
+ * The layout that the kernel programs and user space share. src/datapath/abi.rs mirrors it; a test compares the two through
  * the BTF of the compiled object. Every field is in host byte order unless it is said to be network order.
  */
 #ifndef SNIFCTL_H
@@ -100,7 +100,7 @@ struct config {
 	__u8 protocol; /* IP protocol of the tunnel */
 	__u16 udp_port; /* UDP destination port of the tunnel, 0 for a tunnel without UDP */
 	__u8 spread; /* enum spread */
-	__u8 carriers; /* not 0: the carriers map has entries */
+	__u8 underlay; /* not 0: the underlay map has entries */
 	__u16 request; /* key of the first chunk of the request in force */
 	__u8 rate_packets; /* not 0: `rate` is of packets */
 	__u8 keyed; /* not 0: GRE with a key */
@@ -174,7 +174,8 @@ struct remote {
 	__u8 seconds_at; /* u32 */
 	__u8 tagged; /* ERSPAN's encapsulation field for a frame that has its tag inside */
 	__u8 device; /* key of the out interface in the devices map */
-	__u8 header[2][HEADER_BYTES]; /* by direction, network order; the IP header at HEADER_L3, Ethernet right before */
+	/* By direction, network order; the IP header at HEADER_L3, Ethernet right before. */
+	__u8 header[2][HEADER_BYTES];
 };
 
 /* What changes with every copy to a remote. */
@@ -186,15 +187,15 @@ struct remote_state {
 };
 
 /* Where the tunnel that an out interface itself is ends: packets to and from there are never copied. */
-struct carrier_key {
+struct underlay_key {
 	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
 	__u16 port; /* UDP port, 0 for the address alone */
 	__u16 unused;
 };
 
-enum carrier {
-	CARRIER_ANY = 1, /* every packet of this key */
-	CARRIER_FRAGMENTS = 2, /* fragments only: the port that tells is in another fragment */
+enum underlay {
+	UNDERLAY_ANY = 1, /* every packet of this key */
+	UNDERLAY_FRAGMENTS = 2, /* fragments only: the port that tells is in another fragment */
 };
 
 /* What an out interface and its queue have dropped of all their traffic: user space's own memory. */

@@ -79,7 +79,8 @@ static __always_inline __u32 read_udp_tunnel(struct __sk_buff *skb, struct confi
 	else if (port != bpf_htons(PORT_VXLAN) && port != bpf_htons(PORT_GENEVE))
 		return 0;
 	/* Of Geneve the first byte counts the words of options. VXLAN has its flags there, 8. */
-	if (port != bpf_htons(PORT_VXLAN) && !bpf_skb_load_bytes(skb, offset + sizeof(struct udphdr), &options, 1) && options != 8)
+	if (port != bpf_htons(PORT_VXLAN) && !bpf_skb_load_bytes(skb, offset + sizeof(struct udphdr), &options, 1) &&
+	    options != 8)
 		bytes += (options & 0x3f) * 4;
 	return bytes | facts;
 }
@@ -132,28 +133,29 @@ static __always_inline bool is_icmp_error(__u8 type)
  * Does this packet belong to the tunnel that the out interface is? Outgoing it carries our copies, incoming what answers
  * them. Of a fragmented one only the first fragment has a port, so the address has to do.
  */
-static __noinline bool is_carrier(struct __sk_buff *skb, struct ip_facts *facts, __u32 egress)
+static __noinline bool is_underlay(struct __sk_buff *skb, struct ip_facts *facts, __u32 egress)
 {
-	struct carrier_key key = {};
+	struct underlay_key key = {};
 	__u32 *match;
 	__be16 port;
 
 	__builtin_memcpy(key.address, egress ? facts->key.remote : facts->key.source, 16);
-	match = bpf_map_lookup_elem(&carriers, &key);
-	if (match && (*match == CARRIER_ANY || facts->fragment))
+	match = bpf_map_lookup_elem(&underlay, &key);
+	if (match && (*match == UNDERLAY_ANY || facts->fragment))
 		return true;
 	if (facts->protocol != IPPROTO_UDP || facts->fragment ||
 	    bpf_skb_load_bytes(skb, facts->transport + (egress ? 2 : 0), &port, 2))
 		return false;
 	key.port = bpf_ntohs(port);
-	return bpf_map_lookup_elem(&carriers, &key);
+	return bpf_map_lookup_elem(&underlay, &key);
 }
 
 /*
  * An ICMP error has the type in its first byte and quotes the packet from its ninth on, in both versions. What it quotes
  * went the other way.
  */
-static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset, __u32 ipv6, __u32 egress)
+static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *cfg, __u32 offset, __u32 ipv6,
+					 __u32 egress)
 {
 	struct ip_facts facts;
 	__u8 type;
@@ -164,7 +166,7 @@ static __noinline bool quotes_our_tunnel(struct __sk_buff *skb, struct config *c
 		return false;
 	if (read_ip(skb, offset + 8, ipv6, &facts))
 		return false;
-	if (is_our_tunnel(skb, cfg, &facts) || (cfg->carriers && is_carrier(skb, &facts, !egress)))
+	if (is_our_tunnel(skb, cfg, &facts) || (cfg->underlay && is_underlay(skb, &facts, !egress)))
 		return true;
 	/* About a copy that a remote has sent in another tunnel than ours. */
 	return is_our_pair(&facts.key) && read_tunnel(skb, facts.protocol, facts.transport);
@@ -236,7 +238,7 @@ __noinline int owner_of_ip(struct __sk_buff *skb, __u32 ipv6, __u32 egress)
 		return OTHERS;
 	if (facts.protocol == (ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return quotes_our_tunnel(skb, cfg, facts.transport, ipv6, egress) ? OURS : OTHERS;
-	if (cfg->carriers && is_carrier(skb, &facts, egress))
+	if (cfg->underlay && is_underlay(skb, &facts, egress))
 		return OURS;
 	if (is_our_tunnel(skb, cfg, &facts))
 		return OURS;
@@ -246,7 +248,8 @@ __noinline int owner_of_ip(struct __sk_buff *skb, __u32 ipv6, __u32 egress)
 /* May a UDP datagram to this port be ours, or a tunnel's? */
 static __always_inline bool is_tunnel_port(struct config *cfg, __be16 port)
 {
-	return port == bpf_htons(PORT_VXLAN) || port == bpf_htons(PORT_GENEVE) || (cfg->udp_port && port == bpf_htons(cfg->udp_port));
+	return port == bpf_htons(PORT_VXLAN) || port == bpf_htons(PORT_GENEVE) ||
+	       (cfg->udp_port && port == bpf_htons(cfg->udp_port));
 }
 
 /*
@@ -257,7 +260,7 @@ static __always_inline bool may_be_ours(struct config *cfg, __u8 protocol, __u8 
 {
 	__be16 port;
 
-	if (cfg->carriers)
+	if (cfg->underlay)
 		return true;
 	if (protocol == IPPROTO_UDP && udp) {
 		__builtin_memcpy(&port, udp, 2);
@@ -288,11 +291,13 @@ static __always_inline enum owner owner_of(struct __sk_buff *skb, struct config 
 	}
 	__builtin_memcpy(&ethertype, head + 2 * ETH_ALEN, 2);
 	if (ethertype == bpf_htons(ETH_P_IP))
-		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct iphdr, protocol)], udp4) ? owner_of_ip(skb, 0, direction) :
-												  OTHERS;
+		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct iphdr, protocol)], udp4) ?
+			       owner_of_ip(skb, 0, direction) :
+			       OTHERS;
 	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)], udp6) ? owner_of_ip(skb, 1, direction) :
-												   OTHERS;
+		return may_be_ours(cfg, head[ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)], udp6) ?
+			       owner_of_ip(skb, 1, direction) :
+			       OTHERS;
 	return OTHERS;
 }
 
@@ -370,7 +375,8 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 mark, __u32 f
  */
 __noinline int send_copies(struct __sk_buff *skb, __u64 remotes, __u32 tap_mark, __u32 frames, __u32 headers)
 {
-	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS], relay = device(DEVICE_RELAY);
+	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS],
+	      relay = device(DEVICE_RELAY);
 
 	skb->cb[CB_SEGS] = frames;
 	skb->cb[CB_HEADERS] = headers;

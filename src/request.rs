@@ -1,18 +1,25 @@
-//! From the command line to a checked request. Pure: no look at the machine.
+//! What is wanted of a session: one type for the command line, for what a session remembers of itself, and for the line
+//! that makes it again. Pure: no look at the machine.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::datapath::abi::{Direction, MAX_REMOTES, MAX_TAPS};
+use crate::tools::batch;
+use crate::tools::exec::quote;
+use crate::tunnel::Tunnel;
+use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
 
 /// `enum oversize`: what becomes of a copy larger than the out interface's MTU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Oversize {
+pub(crate) enum Oversize {
     /// Cut TCP super-packets so that each copy fits; fragment other frames
+    #[default]
     Segment = 0,
     /// Keep every wire frame exact; fragment the outer packet
     Fragment = 1,
@@ -22,36 +29,19 @@ pub enum Oversize {
     Drop = 3,
 }
 
-/// The encapsulation of the copies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Tunnel {
-    /// GRE with transparent Ethernet bridging (RFC 2784, protocol 0x6558)
-    Gre,
-    /// VXLAN (RFC 7348)
-    Vxlan,
-    /// Geneve (RFC 8926)
-    Geneve,
-    /// ERSPAN type I: GRE with protocol 0x88be and nothing more
-    Erspan1,
-    /// ERSPAN type II: sequence, session id, inner VLAN
-    Erspan2,
-    /// ERSPAN type III: also direction and a timestamp of 64 bits
-    Erspan3,
-}
-
 /// `enum spread`: which of several remotes get a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Spread {
+pub(crate) enum Spread {
     /// Every remote gets every copy
+    #[default]
     Replicate = 0,
     /// Each flow, both directions, goes to one remote
     Flow = 1,
 }
 
 /// Which packets of an interface are copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Watch {
     Both,
@@ -78,34 +68,120 @@ impl Watch {
             Watch::Egress => &[Direction::Egress],
         }
     }
+
+    pub fn has(self, direction: Direction) -> bool {
+        self.directions().contains(&direction)
+    }
+
+    pub fn with(self, other: Watch) -> Watch {
+        if self == other { self } else { Watch::Both }
+    }
+
+    pub fn without(self, other: Watch) -> Option<Watch> {
+        let left: Vec<Direction> = self.directions().iter().filter(|at| !other.has(**at)).copied().collect();
+        Watch::of(&left)
+    }
+}
+
+/// An interface and which of its packets are copied, as it is typed: `eth0`, `eth0:ingress`, `eth0:egress`.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub interface: String,
+    /// As it was said, if it was.
+    pub direction: Option<Watch>,
+}
+
+impl FromStr for Named {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Named, Usage> {
+        let (interface, direction) = match text.split_once(':') {
+            Some((interface, "both")) => (interface, Some(Watch::Both)),
+            Some((interface, "ingress")) => (interface, Some(Watch::Ingress)),
+            Some((interface, "egress")) => (interface, Some(Watch::Egress)),
+            Some((interface, other)) => {
+                refuse!("IFACE {text:?}: {other:?} is no direction; try: {interface}:ingress or {interface}:egress")
+            }
+            None => (text, None),
+        };
+        ensure_interface_name(interface)?;
+        Ok(Named { interface: interface.into(), direction })
+    }
 }
 
 /// An interface and which of its packets are copied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Watched {
     pub interface: String,
     pub direction: Watch,
 }
 
-/// Which of the packets that pass the filter are copied: one of so many, 1 for all.
+impl fmt::Display for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.direction {
+            Watch::Both => f.write_str(&self.interface),
+            direction => write!(f, "{}:{}", self.interface, spelled(direction)),
+        }
+    }
+}
+
+impl From<Watched> for String {
+    fn from(watched: Watched) -> String {
+        watched.to_string()
+    }
+}
+
+impl TryFrom<String> for Watched {
+    type Error = Usage;
+
+    fn try_from(text: String) -> Result<Watched, Usage> {
+        let named: Named = text.parse()?;
+        Ok(Watched { interface: named.interface, direction: named.direction.unwrap_or(Watch::Both) })
+    }
+}
+
+/// `1/N`: one of N is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sampling {
-    pub packets: u32,
-    pub flows: u32,
+#[serde(into = "String", try_from = "String")]
+pub struct Sample(pub u32);
+
+impl Default for Sample {
+    fn default() -> Sample {
+        Sample(1)
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "1/{}", self.0)
+    }
+}
+
+impl FromStr for Sample {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Sample, Usage> {
+        let digits = text.strip_prefix("1/").filter(|n| n.bytes().all(|byte| byte.is_ascii_digit()));
+        match digits.and_then(|n| n.parse().ok()).filter(|n| *n > 0) {
+            Some(n) => Ok(Sample(n)),
+            None => refuse!("{text:?} is not 1/N with N from 1 to {}; try: 1/100", u32::MAX),
+        }
+    }
 }
 
 /// What may leave towards the remotes in a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(into = "String", try_from = "String")]
 pub enum Rate {
     /// Of outer packets with their Ethernet headers.
     Bytes(u64),
     Packets(u64),
 }
 
-impl std::fmt::Display for Rate {
+impl fmt::Display for Rate {
     /// In tc's units, the largest that says it without a fraction.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (amount, unit) = match self {
             Rate::Bytes(bytes) => (bytes * 8, "bit"),
             Rate::Packets(packets) => (*packets, "pps"),
@@ -116,256 +192,30 @@ impl std::fmt::Display for Rate {
     }
 }
 
-/// The tunnel and what its header says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunnelOptions {
-    pub kind: Tunnel,
-    /// GRE key, VNI or ERSPAN session id.
-    pub id: Option<u32>,
-    /// The same for copies of outgoing packets, where it differs.
-    pub egress_id: Option<u32>,
-    /// UDP destination port.
-    pub port: Option<u16>,
-    /// GRE sequence numbers.
-    pub sequence: bool,
-    pub udp_checksum: bool,
-}
-
-impl TunnelOptions {
-    /// The largest id that the type can carry.
-    fn largest_id(&self) -> Option<u32> {
-        match self.kind {
-            Tunnel::Gre => Some(u32::MAX),
-            Tunnel::Vxlan | Tunnel::Geneve => Some((1 << 24) - 1),
-            Tunnel::Erspan1 => None,
-            Tunnel::Erspan2 | Tunnel::Erspan3 => Some((1 << 10) - 1),
-        }
-    }
-
-    fn is_udp(&self) -> bool {
-        matches!(self.kind, Tunnel::Vxlan | Tunnel::Geneve)
-    }
-}
-
-/// The name of a unit enum's value on the command line.
-pub fn spelled(value: impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
-}
-
-/// Fields of the outer IP header that the user chooses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OuterOptions {
-    pub ttl: u8,
-    pub tos: u8,
-    pub df: bool,
-}
-
-/// Where an out interface that is a tunnel sends its own packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Carrier {
-    pub address: IpAddr,
-    /// UDP destination port, 0 for any packet.
-    pub port: u16,
-}
-
-impl std::fmt::Display for Carrier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.port {
-            0 => write!(f, "{}", self.address),
-            port => write!(f, "{}", std::net::SocketAddr::new(self.address, port)),
-        }
-    }
-}
-
-/// A checked request for a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
-    pub name: String,
-    pub watched: Vec<Watched>,
-    /// A pcap-filter(7) expression.
-    pub filter: Option<String>,
-    pub sampling: Sampling,
-    /// Bytes of a frame that are copied.
-    pub snaplen: Option<u32>,
-    pub max_rate: Option<Rate>,
-    pub tunnel: TunnelOptions,
-    pub remotes: Vec<IpAddr>,
-    pub spread: Spread,
-    /// At most one of each address family.
-    pub sources: Vec<IpAddr>,
-    /// `None`: nothing was said of them.
-    pub carriers: Option<Vec<Carrier>>,
-    pub oversize: Oversize,
-    pub outer: OuterOptions,
-}
-
-impl Plan {
-    /// What such a session never does, by the `HAS_` names of `bpf/common.h`: it is left out of its programs.
-    pub fn unused(&self) -> Vec<&'static str> {
-        let patched = self.tunnel.patched();
-        let parts = [
-            ("UDP", patched.udp != 0),
-            ("SEQUENCE", patched.sequence != 0),
-            ("ERSPAN", patched.vlan != 0 || patched.port != 0 || patched.time != 0),
-            ("CUT", self.snaplen.is_some() || self.oversize == Oversize::Truncate),
-            ("RATE", self.max_rate.is_some()),
-            ("SAMPLE", self.sampling.packets > 1 || self.sampling.flows > 1),
-            ("SPREAD", self.spread == Spread::Flow),
-        ];
-        parts.into_iter().filter(|(_, used)| !used).map(|(name, _)| name).collect()
-    }
-}
-
-/// What `up` was given, before any check.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub name: String,
-    pub interfaces: Vec<String>,
-    pub direction: Watch,
-    pub filter: Option<String>,
-    pub sample: Option<String>,
-    pub sample_flows: Option<String>,
-    pub snaplen: Option<u32>,
-    pub max_rate: Option<String>,
-    pub tunnel: TunnelOptions,
-    pub remotes: Vec<String>,
-    pub spread: Spread,
-    pub sources: Vec<String>,
-    pub carriers: Vec<String>,
-    pub oversize: Oversize,
-    pub outer: OuterOptions,
-}
-
-/// Checks everything that can be known without looking at the machine.
-pub fn plan(request: Request) -> Result<Plan> {
-    ensure_name(&request.name)?;
-    ensure_interfaces(&request.interfaces, request.direction)?;
-    ensure_filter(request.filter.as_deref())?;
-    ensure_snaplen(request.snaplen)?;
-    ensure_tunnel(&request.tunnel)?;
-    ensure_df_fits(&request)?;
-    let sources = addresses("--source", &request.sources)?;
-    let remotes = request.remotes.iter().map(|text| remote(text)).collect::<Result<Vec<_>>>()?;
-    ensure_remotes(&remotes)?;
-    ensure_sources(&sources, &remotes)?;
-    Ok(Plan {
-        name: request.name,
-        watched: watched(request.interfaces, request.direction),
-        filter: request.filter,
-        sampling: Sampling {
-            packets: sample("--sample", request.sample.as_deref())?,
-            flows: sample("--sample-flows", request.sample_flows.as_deref())?,
-        },
-        snaplen: request.snaplen,
-        max_rate: request.max_rate.map(|text| rate(&text)).transpose()?,
-        tunnel: request.tunnel,
-        remotes,
-        spread: request.spread,
-        sources,
-        carriers: carriers(&request.carriers)?,
-        oversize: request.oversize,
-        outer: request.outer,
-    })
-}
-
-/// A session name is a directory name, a filter's key and part of a link alias.
-pub fn ensure_name(name: &str) -> Result<()> {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    ensure!(
-        (1..=15).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-'),
-        "--name {name:?} is not 1 to 15 characters of a-z, 0-9 and '-' with no '-' first; try: --name mirror-1"
-    );
-    Ok(())
-}
-
-/// Names that outer tools would read as something else (quotes and comments of `tc -batch`) are refused.
-pub fn ensure_interface_name(name: &str) -> Result<()> {
-    let good = |c: char| c.is_ascii_graphic() && !"'\"\\#/".contains(c);
-    ensure!(
-        (1..=15).contains(&name.len()) && name.chars().all(good),
-        "IFACE {name:?} is not an interface name (1 to 15 printable characters without quotes, '#', '/' and '\\'); \
-         list them with: ip link"
-    );
-    Ok(())
-}
-
-fn ensure_interfaces(interfaces: &[String], direction: Watch) -> Result<()> {
-    for (at, name) in interfaces.iter().enumerate() {
-        ensure_interface_name(name)?;
-        ensure!(!interfaces[..at].contains(name), "IFACE {name} is named twice; name each interface once");
-    }
-    let taps = interfaces.len() * direction.directions().len();
-    ensure!(
-        interfaces.len() * 2 <= MAX_TAPS as usize,
-        "{} interfaces make {taps} taps, one session holds {MAX_TAPS}; start another session with: --name OTHER",
-        interfaces.len()
-    );
-    Ok(())
-}
-
-fn watched(interfaces: Vec<String>, direction: Watch) -> Vec<Watched> {
-    interfaces.into_iter().map(|interface| Watched { interface, direction }).collect()
-}
-
-/// What a session can remember of an expression; an argument of a program may be 128 KiB long.
-const FILTER_BYTES: usize = 120_000;
-
-/// A filter that can be remembered. What it says is tcpdump's to judge.
-pub fn ensure_filter(expression: Option<&str>) -> Result<()> {
-    let len = expression.map_or(0, str::len);
-    ensure!(
-        len <= FILTER_BYTES,
-        "--filter takes {len} bytes, at most {FILTER_BYTES} are possible; name nets instead of hosts, as in: --filter 'net \
-         10.0.0.0/8'"
-    );
-    Ok(())
-}
-
-/// Room for all headers of plain TCP over IPv6, and what the kernel's resize helpers take.
-const SNAPLEN: std::ops::RangeInclusive<u32> = 60..=15_000;
-
-fn ensure_snaplen(snaplen: Option<u32>) -> Result<()> {
-    let fits = snaplen.is_none_or(|bytes| SNAPLEN.contains(&bytes));
-    ensure!(
-        fits,
-        "--snaplen {} is out of range; it takes {} to {} bytes, as in: --snaplen 128",
-        snaplen.unwrap_or_default(),
-        SNAPLEN.start(),
-        SNAPLEN.end()
-    );
-    Ok(())
-}
-
-/// `1/N`: one of N.
-fn sample(flag: &str, text: Option<&str>) -> Result<u32> {
-    let Some(text) = text else { return Ok(1) };
-    let digits = text.strip_prefix("1/").filter(|n| n.bytes().all(|byte| byte.is_ascii_digit()));
-    let n = digits.and_then(|n| n.parse().ok()).filter(|n: &u32| *n > 0);
-    n.with_context(|| format!("{flag} {text:?} is not 1/N with N from 1 to {}; try: {flag} 1/100", u32::MAX))
-}
-
-/// tc's units: bits a second, or bytes with `bps`, by powers of 1000, or 1024 with an `i`; or packets with `pps`.
-fn rate(text: &str) -> Result<Rate> {
-    let parsed = parse_rate(&text.to_ascii_lowercase());
-    let rate = parsed.with_context(|| {
-        format!(
-            "--max-rate {text:?} is not a rate in tc's units (bit, kbit, mbit, gbit, bps, kbps, ... or pps, kpps, mpps); try: \
-             --max-rate 200mbit"
-        )
-    })?;
-    let (amount, least) = match rate {
-        Rate::Bytes(amount) => (amount, 1000),
-        Rate::Packets(amount) => (amount, 1),
-    };
-    ensure!(
-        (least..=LARGEST_RATE).contains(&amount),
-        "--max-rate {text} is out of range; it takes 8kbit to 1000gbit, or 1pps and more; try: --max-rate 200mbit"
-    );
-    Ok(rate)
-}
-
 /// 1 Tbit/s in bytes: what the kernel program can count in billionths for as long as its bucket fills.
 const LARGEST_RATE: u64 = 125_000_000_000;
+
+impl FromStr for Rate {
+    type Err = Usage;
+
+    /// tc's units: bits a second, or bytes with `bps`, by powers of 1000, or 1024 with an `i`; or packets with `pps`.
+    fn from_str(text: &str) -> Result<Rate, Usage> {
+        let Some(rate) = parse_rate(&text.to_ascii_lowercase()) else {
+            refuse!(
+                "{text:?} is not a rate in tc's units (bit, kbit, mbit, gbit, bps, kbps, ... or pps, kpps, mpps); try: 200mbit"
+            )
+        };
+        let (amount, least) = match rate {
+            Rate::Bytes(amount) => (amount, 1000),
+            Rate::Packets(amount) => (amount, 1),
+        };
+        ensure_usage!(
+            (least..=LARGEST_RATE).contains(&amount),
+            "{text} is out of range; it takes 8kbit to 1000gbit, or 1pps and more; try: 200mbit"
+        );
+        Ok(rate)
+    }
+}
 
 fn parse_rate(text: &str) -> Option<Rate> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -392,59 +242,457 @@ fn parse_rate(text: &str) -> Option<Rate> {
     Some(if packets { Rate::Packets(amount) } else { Rate::Bytes(amount) })
 }
 
-/// Every option fits the type of the tunnel.
-fn ensure_tunnel(tunnel: &TunnelOptions) -> Result<()> {
-    let kind = spelled(tunnel.kind);
-    for (flag, id) in [("--id", tunnel.id), ("--egress-id", tunnel.egress_id)] {
-        let Some(id) = id else { continue };
-        let Some(largest) = tunnel.largest_id() else {
-            bail!(
-                "{flag} does not go with --tunnel {kind}, which carries no id; types that do: gre, vxlan, geneve, erspan2, erspan3"
-            );
-        };
-        ensure!(id <= largest, "{flag} {id} is out of range for --tunnel {kind}; it takes 0 to {largest}");
+/// Where an out interface that is a tunnel sends its own packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Underlay {
+    /// Nowhere that is watched.
+    Nowhere,
+    /// To this address; UDP destination port, 0 for any packet.
+    At(IpAddr, u16),
+}
+
+impl fmt::Display for Underlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Underlay::Nowhere => f.write_str("none"),
+            Underlay::At(address, 0) => write!(f, "{address}"),
+            Underlay::At(address, port) => write!(f, "{}", SocketAddr::new(*address, *port)),
+        }
     }
-    ensure!(
-        tunnel.kind != Tunnel::Gre || tunnel.egress_id.is_none() || tunnel.id.is_some(),
-        "--egress-id needs a key for the other direction too with --tunnel gre; try: --id 1 --egress-id 2"
-    );
-    let sequence = "--sequence is an option of gre (erspan2 and erspan3 always count); try: --tunnel gre --sequence";
-    ensure!(!tunnel.sequence || tunnel.kind == Tunnel::Gre, "{sequence}");
-    for (flag, used) in [("--port", tunnel.port.is_some()), ("--udp-checksum", tunnel.udp_checksum)] {
-        ensure!(
-            !used || tunnel.is_udp(),
-            "{flag} does not go with --tunnel {kind}, which has no UDP header; types that do: vxlan, geneve"
+}
+
+impl FromStr for Underlay {
+    type Err = Usage;
+
+    /// `ADDR`, `ADDR:PORT`, `[ADDR]:PORT`, or the word `none`.
+    fn from_str(text: &str) -> Result<Underlay, Usage> {
+        if text == "none" {
+            return Ok(Underlay::Nowhere);
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Underlay::At(address, 0));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(at) => Ok(Underlay::At(at.ip(), at.port())),
+            Err(_) => refuse!("{text:?} is not ADDR, ADDR:PORT, [ADDR]:PORT or none; try: 203.0.113.5:51820"),
+        }
+    }
+}
+
+/// Text on its way into a session's memory and back.
+macro_rules! as_text {
+    ($($kind:ty),*) => {$(
+        impl From<$kind> for String {
+            fn from(value: $kind) -> String {
+                value.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $kind {
+            type Error = Usage;
+
+            fn try_from(text: String) -> Result<$kind, Usage> {
+                text.parse()
+            }
+        }
+    )*};
+}
+
+as_text!(Sample, Rate, Underlay);
+
+/// Reads the value of `flag`: what is wrong with it is told with the flag's name.
+fn of_flag<T: FromStr<Err = Usage>>(flag: &str, text: &str) -> Result<T, Usage> {
+    text.parse().map_err(|Usage(said)| Usage(format!("{flag} {}", said.replace("; try: ", &format!("; try: {flag} ")))))
+}
+
+/// Fields of the outer IP header that the user chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Args)]
+pub(crate) struct OuterOptions {
+    /// Outer time to live, 1 to 255
+    #[arg(long, default_value_t = 64, allow_negative_numbers = true, value_parser = |text: &str| number_in("--ttl", text, 1, "--ttl 64"))]
+    #[serde(default = "default_ttl")]
+    pub ttl: u8,
+    /// Outer type of service, 0 to 255; decimal or 0x hex
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = |text: &str| number::<u8>("--tos", text, "--tos 0x10"))]
+    #[serde(default)]
+    pub tos: u8,
+    /// Set don't-fragment in the outer header; then what does not fit is dropped, cut by --oversize truncate
+    #[arg(long)]
+    #[serde(default)]
+    pub df: bool,
+}
+
+fn default_ttl() -> u8 {
+    64
+}
+
+/// What is wanted of a session besides its name and interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tunnel: Tunnel,
+    /// Collector: the address that the copies are sent to; several with commas or by repeating
+    #[arg(long = "remote", value_name = "ADDR", required = true, value_delimiter = ',', value_parser = remote_option)]
+    pub remotes: Vec<IpAddr>,
+    /// Which of several remotes get a copy
+    #[arg(long, value_enum, default_value_t = Spread::Replicate)]
+    #[serde(default)]
+    pub spread: Spread,
+    /// Copy only what this pcap-filter(7) expression takes
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// Copy one of N packets, at random
+    #[arg(long, value_name = "1/N", default_value_t, hide_default_value = true,
+        value_parser = |text: &str| of_flag::<Sample>("--sample", text))]
+    #[serde(default)]
+    pub sample: Sample,
+    /// Copy one of N flows, both directions of it, or nothing of it
+    #[arg(long, value_name = "1/N", default_value_t, hide_default_value = true,
+        value_parser = |text: &str| of_flag::<Sample>("--sample-flows", text))]
+    #[serde(default)]
+    pub sample_flows: Sample,
+    /// Copy only the first BYTES of each frame, 60 to 15000
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = snaplen)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snaplen: Option<u32>,
+    /// Let no more leave towards the remotes, in tc's units: 200mbit, 50kpps
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true,
+        value_parser = |text: &str| of_flag::<Rate>("--max-rate", text))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<Rate>,
+    /// What becomes of a copy that with its header exceeds the out interface's MTU
+    #[arg(long, value_enum, default_value_t = Oversize::Segment)]
+    #[serde(default)]
+    pub oversize: Oversize,
+    /// Outer source address, at most one of each family [default: what the route prefers]
+    #[arg(long = "source", value_name = "ADDR", value_delimiter = ',', value_parser = source_option)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpAddr>,
+    /// Where an out interface that is a tunnel sends its own packets, which are then not copied; `none` if nowhere watched
+    #[arg(long, alias = "carrier", value_name = "ADDR[:PORT]", value_delimiter = ',',
+        value_parser = |text: &str| of_flag::<Underlay>("--underlay", text))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub underlay: Vec<Underlay>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub outer: OuterOptions,
+}
+
+/// What is wanted of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub name: String,
+    pub interfaces: Vec<Watched>,
+    #[serde(flatten)]
+    pub options: Options,
+}
+
+/// The session that is meant where none is named.
+pub(crate) const DEFAULT: &str = "default";
+
+impl Request {
+    /// Checks everything that can be known without a look at the machine. `direction` is that of interfaces which say none.
+    pub(crate) fn new(name: String, named: Vec<Named>, direction: Watch, options: Options) -> Result<Request, Usage> {
+        let interfaces = named
+            .into_iter()
+            .map(|named| Watched { interface: named.interface, direction: named.direction.unwrap_or(direction) });
+        let request = Request { name, interfaces: interfaces.collect(), options };
+        request.check()?;
+        Ok(request)
+    }
+
+    /// Every rule that holds between values, each with a line that names the flag.
+    pub(crate) fn check(&self) -> Result<(), Usage> {
+        let options = &self.options;
+        ensure_name(&self.name)?;
+        ensure_interfaces(&self.interfaces)?;
+        ensure_filter("--filter", options.filter.as_deref())?;
+        options.tunnel.check()?;
+        ensure_usage!(
+            !options.outer.df || options.oversize != Oversize::Fragment,
+            "--df forbids the outer fragments that --oversize fragment makes; try: --df --oversize truncate"
         );
+        ensure_remotes(&options.remotes)?;
+        ensure_sources(&options.sources, &options.remotes)
     }
-    ensure!(tunnel.port != Some(0), "--port 0 is no UDP port; try: --port 4789");
-    Ok(())
+
+    /// What such a session needs of its programs, by the `HAS_` names of `bpf/common.h`: the rest is left out of them.
+    pub(crate) fn features(&self) -> Vec<String> {
+        let (options, patched) = (&self.options, self.options.tunnel.patched());
+        let parts = [
+            ("UDP", patched.udp != 0),
+            ("SEQUENCE", patched.sequence != 0),
+            ("ERSPAN", patched.vlan != 0 || patched.port != 0 || patched.time != 0),
+            ("CUT", options.snaplen.is_some() || options.oversize == Oversize::Truncate),
+            ("RATE", options.max_rate.is_some()),
+            ("SAMPLE", options.sample.0 > 1 || options.sample_flows.0 > 1),
+            ("SPREAD", options.spread == Spread::Flow),
+        ];
+        parts.into_iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect()
+    }
+
+    /// The same request, in one order of its interfaces and remotes: their order says nothing.
+    pub(crate) fn sorted(&self) -> Request {
+        let mut sorted = self.clone();
+        sorted.interfaces.sort();
+        sorted.options.remotes.sort();
+        sorted.options.sources.sort();
+        sorted.options.underlay.sort_by_key(Underlay::to_string);
+        sorted
+    }
+
+    /// The words of the command line that makes it, those of values that nobody has to say left out.
+    pub(crate) fn args(&self) -> Vec<String> {
+        let mut words = vec!["up".to_string()];
+        words.extend(self.interfaces.iter().map(Watched::to_string));
+        for (flag, values) in self.flags() {
+            match values {
+                Values::Switch(on) => words.extend(on.then(|| flag.to_string())),
+                Values::Some(values, Said::Needed) => {
+                    words.extend(values.into_iter().flat_map(|value| [flag.to_string(), value]));
+                }
+                Values::Some(..) => {}
+            }
+        }
+        words
+    }
+
+    /// The command that makes it, for a shell.
+    pub(crate) fn command(&self) -> String {
+        let words: Vec<String> = self.args().iter().map(|word| quote(word)).collect();
+        format!("snifctl {}", words.join(" "))
+    }
+
+    /// Every option by its flag.
+    fn flags(&self) -> Vec<(&'static str, Values)> {
+        fn one(value: impl ToString, default: bool) -> Values {
+            Values::Some(vec![value.to_string()], if default { Said::ByDefault } else { Said::Needed })
+        }
+        fn any<T: ToString>(values: impl IntoIterator<Item = T>) -> Values {
+            Values::Some(values.into_iter().map(|value| value.to_string()).collect(), Said::Needed)
+        }
+        let Options { tunnel, outer, .. } = &self.options;
+        let options = &self.options;
+        vec![
+            ("--tunnel", one(spelled(tunnel.kind), false)),
+            ("--remote", any(&options.remotes)),
+            ("--name", one(&self.name, self.name == DEFAULT)),
+            ("--spread", one(spelled(options.spread), options.spread == Spread::default())),
+            ("--id", any(tunnel.id)),
+            ("--egress-id", any(tunnel.egress_id)),
+            ("--port", any(tunnel.port)),
+            ("--sequence", Values::Switch(tunnel.sequence)),
+            ("--udp-checksum", Values::Switch(tunnel.udp_checksum)),
+            ("--filter", any(&options.filter)),
+            ("--sample", one(options.sample, options.sample == Sample::default())),
+            ("--sample-flows", one(options.sample_flows, options.sample_flows == Sample::default())),
+            ("--snaplen", any(options.snaplen)),
+            ("--max-rate", any(options.max_rate)),
+            ("--oversize", one(spelled(options.oversize), options.oversize == Oversize::default())),
+            ("--source", any(&options.sources)),
+            ("--underlay", any(&options.underlay)),
+            ("--ttl", one(outer.ttl, outer.ttl == default_ttl())),
+            ("--tos", one(outer.tos, outer.tos == 0)),
+            ("--df", Values::Switch(outer.df)),
+        ]
+    }
+
+    /// Every option with its value, those that nobody has said included.
+    pub(crate) fn told(&self) -> Vec<(String, String)> {
+        let flags =
+            self.flags().into_iter().map(|(flag, values)| (flag.trim_start_matches('-').into(), values.shown()));
+        flags.collect()
+    }
+
+    /// In what `wanted` differs, by flags: `--filter 'x' → 'y'`.
+    pub(crate) fn differences(&self, wanted: &Request) -> Vec<String> {
+        let (own, other) = (self.sorted(), wanted.sorted());
+        let mut found = Vec::new();
+        if own.interfaces != other.interfaces {
+            let listed = |request: &Request| listed(request.interfaces.iter().map(Watched::to_string));
+            found.push(format!("IFACE {} → {}", listed(&own), listed(&other)));
+        }
+        for ((flag, before), (_, after)) in own.flags().into_iter().zip(other.flags()) {
+            if before != after {
+                found.push(format!("{flag} {} → {}", before.shown(), after.shown()));
+            }
+        }
+        found
+    }
 }
 
-fn ensure_df_fits(request: &Request) -> Result<()> {
-    ensure!(
-        !request.outer.df || request.oversize != Oversize::Fragment,
-        "--df forbids the outer fragments that --oversize fragment makes; try: --df --oversize truncate"
+/// The values of one flag.
+#[derive(Debug, PartialEq, Eq)]
+enum Values {
+    Switch(bool),
+    Some(Vec<String>, Said),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    ByDefault,
+    Needed,
+}
+
+impl Values {
+    fn shown(&self) -> String {
+        match self {
+            Values::Switch(on) => (if *on { "on" } else { "off" }).into(),
+            Values::Some(values, _) if values.is_empty() => "none".into(),
+            Values::Some(values, _) => listed(values.iter().map(|value| shown(value))),
+        }
+    }
+}
+
+/// How many things a message names before it only counts.
+const FEW: usize = 8;
+
+/// Things in one line, which stays a line however many they are.
+pub(crate) fn listed(things: impl IntoIterator<Item = String>) -> String {
+    let all: Vec<String> = things.into_iter().collect();
+    match all.len() {
+        n if n > FEW => format!("{} and {} more", all[..FEW - 1].join(", "), n - FEW + 1),
+        _ => all.join(", "),
+    }
+}
+
+/// A value in one line, its middle left out where it is long; quoted where a shell would need that.
+fn shown(text: &str) -> String {
+    let all: Vec<char> = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = |part: &[char]| quote(&String::from_iter(part));
+    match all.len() {
+        0..=80 => text(&all),
+        n => format!("{} ... {}", text(&all[..40]), text(&all[n - 30..])),
+    }
+}
+
+/// A session name is a directory name, a filter's key and part of a link alias.
+pub(crate) fn ensure_name(name: &str) -> Result<(), Usage> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    ensure_usage!(
+        (1..=15).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-'),
+        "--name {name:?} is not 1 to 15 characters of a-z, 0-9 and '-' with no '-' first; try: --name mirror-1"
     );
     Ok(())
 }
 
-fn address(flag: &str, text: &str) -> Result<IpAddr> {
-    ensure!(
+/// `--name NAME`.
+pub(crate) fn name_option(text: &str) -> Result<String, Usage> {
+    ensure_name(text).map(|()| text.into())
+}
+
+/// Any name that the kernel takes, if a person can read it and `tc -batch` can be told it.
+pub(crate) fn ensure_interface_name(name: &str) -> Result<(), Usage> {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == ':';
+    ensure_usage!(
+        (1..=15).contains(&name.len()) && !name.contains(odd) && name != "." && name != "..",
+        "IFACE {name:?} is not an interface name (1 to 15 bytes without white space, control characters, '/' and ':'); \
+         list them with: ip link"
+    );
+    ensure_usage!(
+        batch::can_say(name),
+        "IFACE {name:?} has a name that tc cannot be told: it takes '#' for a comment, and ends a name that begins with a \
+         quote at the next one; rename it with: ip link set dev {} name NAME",
+        quote(name)
+    );
+    Ok(())
+}
+
+/// `IFACE` alone.
+pub(crate) fn interface_argument(text: &str) -> Result<String, Usage> {
+    ensure_interface_name(text).map(|()| text.into())
+}
+
+fn ensure_interfaces(interfaces: &[Watched]) -> Result<(), Usage> {
+    for (at, watched) in interfaces.iter().enumerate() {
+        ensure_interface_name(&watched.interface)?;
+        let twice = interfaces[..at].iter().any(|other| other.interface == watched.interface);
+        ensure_usage!(!twice, "IFACE {} is named twice; name each interface once", watched.interface);
+    }
+    ensure_usage!(
+        interfaces.len() * 2 <= MAX_TAPS as usize,
+        "{} interfaces are too many, one session watches {}; start another session with: --name OTHER",
+        interfaces.len(),
+        MAX_TAPS / 2
+    );
+    Ok(())
+}
+
+/// What a session can remember of an expression; an argument of a program may be 128 KiB long.
+const FILTER_BYTES: usize = 120_000;
+
+/// A filter that can be remembered. What it says is tcpdump's to judge.
+pub(crate) fn ensure_filter(what: &str, expression: Option<&str>) -> Result<(), Usage> {
+    let Some(expression) = expression else { return Ok(()) };
+    ensure_usage!(
+        !expression.trim().is_empty(),
+        "{what} is empty, which would take every packet; leave --filter out, or clear the filter of a running session with: \
+         snifctl filter clear"
+    );
+    ensure_usage!(
+        expression.len() <= FILTER_BYTES,
+        "{what} takes {} bytes, at most {FILTER_BYTES} are possible; name nets instead of hosts, as in: {}",
+        expression.len(),
+        example(what, "'net 10.0.0.0/8'")
+    );
+    Ok(())
+}
+
+fn number_in(flag: &str, text: &str, least: u8, example: &str) -> Result<u8, Usage> {
+    let n: u8 = number(flag, text, example)?;
+    ensure_usage!(n >= least, "{flag} {text} is out of range; it takes {least} to 255, as in: {example}");
+    Ok(n)
+}
+
+/// Room for all headers of plain TCP over IPv6, and what the kernel's resize helpers take.
+const SNAPLEN: std::ops::RangeInclusive<u32> = 60..=15_000;
+
+fn snaplen(text: &str) -> Result<u32, Usage> {
+    let bytes = number("--snaplen", text, "--snaplen 128")?;
+    let (least, most) = (SNAPLEN.start(), SNAPLEN.end());
+    ensure_usage!(
+        SNAPLEN.contains(&bytes),
+        "--snaplen {text} is out of range; it takes {least} to {most} bytes, as in: --snaplen 128"
+    );
+    Ok(bytes)
+}
+
+fn address(what: &str, text: &str) -> Result<IpAddr, Usage> {
+    ensure_usage!(
         !text.contains('%'),
-        "{flag} {text:?} is a link-local address with a zone, which is not supported; name a global address, as in: {flag} \
-         2001:db8::7"
+        "{what} {text:?} is a link-local address with a zone, which is not supported; name a global address, as in: {}",
+        example(what, "2001:db8::7")
     );
-    let parsed: Result<IpAddr, _> = text.parse();
-    parsed.ok().with_context(|| format!("{flag} {text:?} is not an IP address; try: {flag} 10.0.0.7"))
+    match text.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => refuse!("{what} {text:?} is not an IP address; try: {}", example(what, "10.0.0.7")),
+    }
 }
 
-fn addresses(flag: &str, texts: &[String]) -> Result<Vec<IpAddr>> {
-    texts.iter().map(|text| address(flag, text)).collect()
+/// A value as it is typed: behind its flag, or alone.
+fn example(what: &str, value: &str) -> String {
+    if what.starts_with('-') { format!("{what} {value}") } else { value.into() }
 }
 
-/// A remote's address: one host elsewhere.
-pub fn remote(text: &str) -> Result<IpAddr> {
-    let address = address("--remote", text)?;
+fn source_option(text: &str) -> Result<IpAddr, Usage> {
+    address("--source", text)
+}
+
+fn remote_option(text: &str) -> Result<IpAddr, Usage> {
+    remote("--remote", text)
+}
+
+/// `ADDR` of `remote add`.
+pub(crate) fn remote_argument(text: &str) -> Result<IpAddr, Usage> {
+    remote("ADDR", text)
+}
+
+/// A remote's address: one host elsewhere. `what` is the argument that it came from.
+pub(crate) fn remote(what: &str, text: &str) -> Result<IpAddr, Usage> {
+    let address = address(what, text)?;
     let kind = match address {
         a if a.is_multicast() => "a multicast address",
         a if a.is_unspecified() => "the unspecified address",
@@ -454,15 +702,15 @@ pub fn remote(text: &str) -> Result<IpAddr> {
         IpAddr::V6(a) if a.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6 form",
         _ => return Ok(address),
     };
-    let example = if address.is_ipv6() { "2001:db8::7" } else { "10.0.0.7" };
-    bail!("--remote {address} is {kind}; name the collector's own address, as in: --remote {example}")
+    let value = if address.is_ipv6() { "2001:db8::7" } else { "10.0.0.7" };
+    refuse!("{what} {address} is {kind}; name the collector's own address, as in: {}", example(what, value))
 }
 
-fn ensure_remotes(remotes: &[IpAddr]) -> Result<()> {
+fn ensure_remotes(remotes: &[IpAddr]) -> Result<(), Usage> {
     for (at, remote) in remotes.iter().enumerate() {
-        ensure!(!remotes[..at].contains(remote), "--remote {remote} is named twice; name each remote once");
+        ensure_usage!(!remotes[..at].contains(remote), "--remote {remote} is named twice; name each remote once");
     }
-    ensure!(
+    ensure_usage!(
         remotes.len() <= MAX_REMOTES,
         "--remote is given {} times, one session holds {MAX_REMOTES}; start another session with: --name OTHER",
         remotes.len()
@@ -470,20 +718,24 @@ fn ensure_remotes(remotes: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-fn ensure_sources(sources: &[IpAddr], remotes: &[IpAddr]) -> Result<()> {
+fn ensure_sources(sources: &[IpAddr], remotes: &[IpAddr]) -> Result<(), Usage> {
     for source in sources {
         let used = remotes.iter().any(|remote| remote.is_ipv6() == source.is_ipv6());
-        let example = if source.is_ipv6() { "10.0.0.7" } else { "2001:db8::7" };
-        ensure!(used, "--source {source} is of another address family than each --remote; try: --source {example}");
+        let family = if source.is_ipv6() { "IPv6" } else { "IPv4" };
+        ensure_usage!(
+            used,
+            "--source {source} is an {family} address and no --remote is one; leave it out, or name an address of this machine \
+             of the remotes' family: ip address"
+        );
         let host = !source.is_loopback() && !source.is_multicast() && !source.is_unspecified();
-        ensure!(
+        ensure_usage!(
             host,
             "--source {source} is no address that a packet can come from; list this machine's with: ip address"
         );
     }
     for v6 in [false, true] {
         let same: Vec<&IpAddr> = sources.iter().filter(|source| source.is_ipv6() == v6).collect();
-        ensure!(
+        ensure_usage!(
             same.len() <= 1,
             "--source names {} and {} of one address family; name at most one of each, as in: --source {}",
             same[0],
@@ -494,26 +746,6 @@ fn ensure_sources(sources: &[IpAddr], remotes: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-/// `ADDR`, `ADDR:PORT`, `[ADDR]:PORT`, or the word `none`.
-fn carriers(texts: &[String]) -> Result<Option<Vec<Carrier>>> {
-    if texts.is_empty() {
-        return Ok(None);
-    }
-    let named = texts.iter().filter(|text| *text != "none");
-    Ok(Some(named.map(|text| carrier(text)).collect::<Result<Vec<_>>>()?))
-}
-
-fn carrier(text: &str) -> Result<Carrier> {
-    if let Ok(address) = text.parse() {
-        return Ok(Carrier { address, port: 0 });
-    }
-    let parsed: Result<std::net::SocketAddr, _> = text.parse();
-    let at = parsed.ok().with_context(|| {
-        format!("--carrier {text:?} is not ADDR, ADDR:PORT, [ADDR]:PORT or none; try: --carrier 203.0.113.5:51820")
-    })?;
-    Ok(Carrier { address: at.ip(), port: at.port() })
-}
-
 #[cfg(test)]
 #[path = "request_test.rs"]
-mod tests;
+pub(crate) mod tests;

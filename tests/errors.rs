@@ -45,7 +45,7 @@ fn an_unknown_interface_is_refused() {
 #[test]
 fn an_interface_named_twice_is_refused() {
     let lab = Lab::roomy();
-    refused(&lab, &up_on(&["eth0", "out0", "eth0"]), 1, "IFACE eth0", "name each interface once");
+    refused(&lab, &up_on(&["eth0", "out0", "eth0"]), 2, "IFACE eth0", "name each interface once");
 }
 
 #[test]
@@ -92,14 +92,14 @@ fn an_interface_that_is_down_is_watched_with_a_warning() {
 fn an_out_interface_that_is_down_has_no_route() {
     let lab = Lab::roomy();
     lab.host(&["ip", "link", "set", "dev", "out0", "down"]);
-    refused(&lab, &UP, 1, "--remote 198.51.100.2 has no route", "via GATEWAY");
+    assert_unresolved(&lab, "198.51.100.2");
 }
 
 #[test]
 fn a_name_that_is_no_interface_name_is_refused() {
     let lab = Lab::roomy();
-    for name in ["", "a b", "a\tb", "a\nb", "a'b", "a\"b", "a#b", "a\\b", "../eth0", "sixteen-letters-", "é0"] {
-        refused(&lab, &up_on(&[name]), 1, &format!("IFACE {name:?}"), ": ip link");
+    for name in ["", "a b", "a\tb", "a\nb", "a\u{1b}b", "../eth0", "sixteen-letters-", "日本語日本語"] {
+        refused(&lab, &up_on(&[name]), 2, &format!("IFACE {name:?}"), ": ip link");
     }
 }
 
@@ -143,49 +143,71 @@ fn an_interface_name_is_never_read_as_a_keyword_of_tc() {
 fn a_remote_that_is_no_address_is_refused() {
     let lab = Lab::roomy();
     for remote in ["collector.example", "198.51.100", "198.51.100.2/24", "198.51.100.256", "", "0x7f000001"] {
-        refused(&lab, &up_to(remote), 1, &format!("--remote {remote:?}"), "--remote 10.0.0.7");
+        refused(&lab, &up_to(remote), 2, &format!("--remote {remote:?}"), "--remote 10.0.0.7");
     }
 }
 
 #[test]
 fn an_ipv6_remote_that_is_no_host_elsewhere_is_refused() {
     let lab = Lab::roomy();
-    refused(&lab, &up_to("fe80::1%out0"), 1, "--remote \"fe80::1%out0\" is a link-local", "2001:db8::7");
-    refused(&lab, &up_to("2001:db8:99::9"), 1, "--remote 2001:db8:99::9 has no route", "via GATEWAY");
+    refused(&lab, &up_to("fe80::1%out0"), 2, "--remote \"fe80::1%out0\" is a link-local", "2001:db8::7");
+}
+
+/// Panics unless a session with this remote alone starts, warns of it, counts its copies as drops, and goes.
+#[track_caller]
+fn assert_unresolved(lab: &Lab, remote: &str) {
+    let before = lab.machine();
+    let said = lab.said(&up_to(remote)).ok_noting(&format!("--remote {remote} has no route"));
+    assert!(said.stderr.contains("via GATEWAY; until then"), "{said:#?}");
+    assert_eq!(said.stdout, format!("default: eth0 -> gre -> {remote} (no route)\n"));
+    lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 7));
+    let session = lab.session();
+    assert_eq!(session.accounts("unresolved"), (7, 0, 7));
+    assert_eq!(session.remotes[0].interface, None, "{session:#}");
+    lab.said(&["down"]).quietly_ok();
+    lab.assert_as_before(&before);
 }
 
 #[test]
-fn a_remote_without_a_route_is_refused() {
+fn a_remote_without_a_route_is_warned_of_and_counted_and_healed_by_sync() {
     let lab = Lab::roomy();
-    refused(&lab, &up_to("203.0.113.9"), 1, "--remote 203.0.113.9 has no route", "via GATEWAY");
+    assert_unresolved(&lab, "203.0.113.9");
+    assert_unresolved(&lab, "2001:db8:99::9");
     for kind in ["blackhole", "unreachable", "prohibit"] {
         lab.host(&["ip", "route", "replace", kind, "203.0.113.0/24"]);
-        refused(&lab, &up_to("203.0.113.9"), 1, "--remote 203.0.113.9 has no route", "via GATEWAY");
+        assert_unresolved(&lab, "203.0.113.9");
     }
+    lab.said(&up_to("203.0.113.9")).ok_noting("has no route");
+    lab.host(&["ip", "route", "replace", "203.0.113.0/24", "via", "198.51.100.2"]);
+    let said = lab.said(&["sync"]).quietly_ok();
+    assert!(said.stdout.starts_with("default: remote 203.0.113.9: ") && said.stdout.lines().count() == 1, "{said:#?}");
+    lab.assert_copied(1);
+    assert_eq!(lab.said(&["sync"]).quietly_ok().stdout, "");
 }
 
 #[test]
 fn a_remote_that_is_this_machine_itself_is_refused() {
     let lab = Lab::roomy();
-    for remote in ["192.0.2.1", "198.51.100.1", "127.0.0.1"] {
+    // Of a loopback address that is known without a look at the machine.
+    for (remote, code) in [("192.0.2.1", 1), ("198.51.100.1", 1), ("127.0.0.1", 2), ("::1", 2)] {
         let names = format!("--remote {remote} is this machine itself");
-        refused(&lab, &up_to(remote), 1, &names, "--remote 10.0.0.7");
+        refused(&lab, &up_to(remote), code, &names, "");
     }
 }
 
 #[test]
 fn a_remote_that_is_not_one_machine_is_refused() {
     let lab = Lab::roomy();
-    for (remote, kind) in [
-        ("224.0.0.5", "multicast"),
-        ("255.255.255.255", "broadcast"),
-        ("192.0.2.255", "broadcast"),
-        ("0.0.0.0", "unspecified"),
+    for (remote, kind, code) in [
+        ("224.0.0.5", "multicast", 2),
+        ("255.255.255.255", "broadcast", 2),
+        ("192.0.2.255", "broadcast", 1),
+        ("0.0.0.0", "unspecified", 2),
     ] {
         let before = lab.machine();
         let said = lab.said(&up_to(remote));
         assert!(said.stderr.contains(kind), "{said:#?}");
-        said.refused(1, &format!("--remote {remote} is "), "--remote 10.0.0.7");
+        said.refused(code, &format!("--remote {remote} is "), "--remote 10.0.0.7");
         lab.assert_as_before(&before);
     }
 }
@@ -201,7 +223,7 @@ fn a_remote_behind_a_tunnel_that_may_run_over_the_watched_interface_is_refused()
         &up_to("203.0.113.9"),
         1,
         "--remote 203.0.113.9 is reached through tun0",
-        "--carrier 203.0.113.5:51820",
+        "--underlay 203.0.113.5:51820",
     );
 }
 
@@ -219,7 +241,10 @@ fn a_neighbour_that_never_answers_is_warned_of_and_counted_and_healed_by_the_sam
     assert!(session["remotes"][0]["mac"].is_null(), "{session:#}");
     let address = format!("{COLLECTOR_IP}/24");
     lab.collector(&["ip", "address", "add", &address, "dev", "col0"]);
-    lab.said(&UP).ok_noting("its remotes were resolved anew");
+    let said = lab.said(&UP).ok();
+    let lines = "snifctl: default: remote 198.51.100.2: next hop unknown → 02:00:00:00:02:02; written\n\
+                 snifctl: session default is up with this request, and in order again\n";
+    assert_eq!(said.stderr, lines);
     assert_eq!(lab.status()["sessions"][0]["remotes"][0]["mac"], "02:00:00:00:02:02");
     let mut copies = lab.capture(Ns::Collector, "col0", lab::capture::Direction::In);
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 7));
@@ -234,14 +259,14 @@ fn a_neighbour_that_never_answers_is_warned_of_and_counted_and_healed_by_the_sam
 fn a_source_that_is_not_ours_is_refused() {
     let lab = Lab::roomy();
     refused(&lab, &up_with(&["--source", "203.0.113.5"]), 1, "--source 203.0.113.5", "198.51.100.1");
-    refused(&lab, &up_with(&["--source", "out0"]), 1, "--source \"out0\"", "--source 10.0.0.7");
-    refused(&lab, &up_with(&["--source", "2001:db8:1::1"]), 1, "--source 2001:db8:1::1", "--source 10.0.0.7");
+    refused(&lab, &up_with(&["--source", "out0"]), 2, "--source \"out0\"", "--source 10.0.0.7");
+    refused(&lab, &up_with(&["--source", "2001:db8:1::1"]), 2, "--source 2001:db8:1::1", ": ip address");
 }
 
 #[test]
 fn df_with_fragments_is_refused() {
     let args = up_with(&["--df", "--oversize", "fragment"]);
-    refused(&Lab::roomy(), &args, 1, "--df", "--df --oversize truncate");
+    refused(&Lab::roomy(), &args, 2, "--df", "--df --oversize truncate");
 }
 
 #[test]
@@ -249,19 +274,22 @@ fn a_bad_session_name_is_refused() {
     let lab = Lab::roomy();
     for name in ["--name=", "--name=A", "--name=a b", "--name=a/b", "--name=..", "--name=-a", "--name=sixteen-letters-"]
     {
-        refused(&lab, &up_with(&[name]), 1, "--name ", "--name mirror-1");
-        refused(&lab, &["down", name], 1, "--name ", "--name mirror-1");
-        lab.said(&["status", name]).refused(1, "no session ", "--remote ADDR");
+        refused(&lab, &up_with(&[name]), 2, "--name ", "--name mirror-1");
+        for command in [&["down"][..], &["status"], &["sync"], &["tap", "list"], &["map", "dump"], &["filter", "clear"]]
+        {
+            refused(&lab, &[command, &[name]].concat(), 2, "--name ", "--name mirror-1");
+        }
     }
 }
 
 #[test]
 fn a_bad_ttl_or_tos_is_refused() {
     let lab = Lab::roomy();
-    for (flag, values) in [("--ttl", ["0", "256", "-1", "many"]), ("--tos", ["-1", "256", "1.5", "low"])] {
+    for (flag, values, ends) in
+        [("--ttl", ["0", "256", "-1", "many"], "--ttl 64"), ("--tos", ["-1", "256", "1.5", "low"], "--tos 0x10")]
+    {
         for value in values {
-            let option: &str = &format!("{flag}={value}");
-            refused(&lab, &[&UP[..], &[option]].concat(), 2, flag, "try: snifctl up --help");
+            refused(&lab, &[&UP[..], &[&format!("{flag}={value}")]].concat(), 2, flag, ends);
         }
     }
 }
@@ -288,14 +316,14 @@ fn a_wrong_command_line_is_refused_with_the_help_that_there_is() {
         (&["-v"], "command", "try: snifctl --help"),
         (&["map"], "command", "try: snifctl map --help"),
         (&["copy"], "'copy'", "try: snifctl --help"),
-        (&["up"], "<IFACE>", "try: snifctl up --help"),
+        (&["up"], "<IFACE[:DIRECTION]>", "try: snifctl up --help"),
         (&["up", "eth0"], "--remote", "try: snifctl up --help"),
         (&["up", "eth0", "--remote", "198.51.100.2"], "--tunnel", "try: snifctl up --help"),
         (&up_with(&["--frobnicate"]), "--frobnicate", "try: snifctl up --help"),
         (&up_with(&["--dry-run", "--json"]), "--json", "try: snifctl up --help"),
         (&["down", "--all", "--name", "x"], "--all", "try: snifctl down --help"),
         (&["status", "extra"], "'extra'", "try: snifctl status --help"),
-        (&["map", "dump", "taps", "drops"], "'drops'", "try: snifctl map --help"),
+        (&["map", "dump", "taps", "drops"], "'drops'", "try: snifctl map dump --help"),
         (&["doctor", "--colour"], "--colour", "try: snifctl doctor --help"),
         (&["-v", "down", "extra"], "'extra'", "try: snifctl down --help"),
     ] {
@@ -320,18 +348,25 @@ fn a_name_taken_by_another_request_is_refused_with_the_command_that_frees_it() {
     let before = lab.machine();
     lab.said(&UP).quietly_ok();
     let up = lab.machine();
-    for other in [
-        &["--direction", "ingress"][..],
-        &["--oversize", "drop"],
-        &["--ttl", "63"],
-        &["--tos", "4"],
-        &["--df"],
-        &["--source", "198.51.100.1"],
+    let taken = |args: &[&str], differences: &str| {
+        let names = format!(
+            "--name default is taken by a session with another request ({differences}); change it by the same command with \
+             --replace, use another --name, or first: "
+        );
+        lab.said(args).refused(1, &names, "first: snifctl down --name default");
+    };
+    for (other, differences) in [
+        (&["--direction", "ingress"][..], "IFACE eth0 → eth0:ingress"),
+        (&["--oversize", "drop"], "--oversize segment → drop"),
+        (&["--ttl", "63"], "--ttl 64 → 63"),
+        (&["--tos", "4"], "--tos 0 → 4"),
+        (&["--df"], "--df off → on"),
+        (&["--source", "198.51.100.1"], "--source none → 198.51.100.1"),
     ] {
-        lab.said(&up_with(other)).refused(1, "--name default", "snifctl down --name default");
+        taken(&up_with(other), differences);
     }
-    lab.said(&up_on(&["eth0", "out0"])).refused(1, "--name default", "snifctl down --name default");
-    lab.said(&up_to("198.51.100.3")).refused(1, "--name default", "snifctl down --name default");
+    taken(&up_on(&["eth0", "out0"]), "IFACE eth0 → eth0, out0");
+    taken(&up_to("198.51.100.3"), "--remote 198.51.100.2 → 198.51.100.3");
     assert_eq!(lab.machine(), up);
     lab.said(&["down"]).quietly_ok();
     lab.assert_as_before(&before);
@@ -393,7 +428,7 @@ fn whoever_is_not_root_can_see_what_up_would_do() {
     let (lab, nobodys) = (Lab::roomy(), PublicCopy::new());
     let before = lab.machine();
     let said = nobodys.said(&lab, &up_with(&["--dry-run"])).quietly_ok();
-    assert!(said.stdout.contains("tc -batch"), "{said:#?}");
+    assert!(said.stdout.contains("\ntc filter add dev eth0 ingress "), "{said:#?}");
     lab.assert_as_before(&before);
 }
 
@@ -585,15 +620,21 @@ fn a_failure_without_a_word_is_told_too() {
 fn a_tool_that_answers_in_another_form_is_told_without_a_panic() {
     let lab = Lab::roomy();
     let before = lab.machine();
-    for (tool, case) in
-        [("ip", "'-j'*link*"), ("ip", "'-j'*route*"), ("ip", "'-j'*neigh*"), ("tc", "'-j'*"), ("ethtool", "--json*")]
-    {
-        lab.said_by(&nonsense(&lab, tool, case).first_in_path(), &UP).refused(1, "JSON", "");
+    for (tool, case) in [
+        ("ip", "'-j'*link*"),
+        ("ip", "'-j -force -batch -'"),
+        ("ip", "'-j'*neigh*"),
+        ("tc", "'-j'*"),
+        ("ethtool", "--json*"),
+    ] {
+        let said = lab.said_by(&nonsense(&lab, tool, case).first_in_path(), &UP);
+        assert!(!said.status.success(), "what {tool} {case} says is not looked at: {said:#?}");
+        said.refused(1, "JSON", "");
         lab.assert_as_before(&before);
     }
     // `up` asks bpftool last: then the session is up.
     let fakes = nonsense(&lab, "bpftool", "'-j'*");
-    let said = lab.said_by(&fakes.first_in_path(), &UP);
+    let said = lab.said_by(&fakes.first_in_path(), &up_with(&["--json"]));
     assert!(said.status.success() && said.stderr.contains("its status could not be read"), "{said:#?}");
     lab.said_by(&fakes.first_in_path(), &["status"]).refused(1, "JSON", "");
     lab.assert_copied(1);
@@ -654,8 +695,17 @@ fn a_broken_session_is_told_with_the_command_that_cleans_up() {
         lab.said(&UP).quietly_ok();
         let session = lab.pins().join("default");
         lab.host(&["sh", "-euc", damage, "sh", &session.to_string_lossy()]);
-        lab.said(&["status"]).refused(1, "session default", "snifctl down --name default");
-        lab.said(&["down"]).quietly_ok();
+        let shown = lab.said(&["status"]).quietly_ok().stdout;
+        assert!(shown.contains("\n  fault: "), "{damage}: {shown}");
+        let fix = shown.lines().find_map(|line| line.strip_prefix("  put it right with: ")).expect("a fix");
+        let words: Vec<&str> = fix.split(' ').skip(1).collect();
+        lab.said(&words).ok();
+        if words[0] == "sync" {
+            assert_eq!(lab.session().faults, [""; 0], "{damage}");
+            lab.assert_copied(1);
+            lab.said(&["down"]).quietly_ok();
+        }
+        lab.assert_no_pins();
     }
 }
 

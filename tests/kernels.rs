@@ -38,11 +38,9 @@ fn inner_of(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
 
 /// Exactly so many copies were sent, and none was dropped.
 fn assert_all_sent(lab: &Lab, copies: usize) {
-    let status = lab.status();
-    let session = &status["sessions"][0];
-    assert_eq!(session["remotes"][0]["stat"]["pcnt"], copies, "{session:#}");
-    let drops = session["drops"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum::<u64>();
-    assert_eq!(drops, 0, "{session:#}");
+    let session = lab.session();
+    assert_eq!(session.remotes[0].stat.pcnt, copies as u64, "{session:#}");
+    assert_eq!(session.drops(), 0, "{session:#}");
 }
 
 fn wait_until_up(lab: &Lab, dev: &str) {
@@ -186,10 +184,8 @@ fn copies_leave_through_wireguard_and_arrive_decrypted() {
 fn assert_pings_copied_once(lab: &Lab, remotes: u64) {
     for pings in 1..=2 {
         lab.host(&["ping", "-c", "1", "-W", "5", &lab::PEER_IP.to_string()]);
-        let session = &lab.status()["sessions"][0];
-        let asked: u64 =
-            session["taps"].as_array().unwrap().iter().map(|tap| tap["stat"]["pcnt"].as_u64().unwrap()).sum();
-        assert_eq!(asked, 2 * pings * remotes, "{session:#}");
+        let session = lab.session();
+        assert_eq!(session.taps_total().pcnt, 2 * pings * remotes, "{session:#}");
     }
 }
 
@@ -206,7 +202,7 @@ fn a_route_that_moves_to_wireguard_and_a_remote_behind_it_make_no_loop() {
     up("10.99.0.2");
     lab.host(&[&["ip", "route", "del"], &other[..]].concat());
     up("10.99.0.2");
-    assert_eq!(lab.status()["sessions"][0]["remotes"][0]["interface"], "wg0");
+    assert_eq!(lab.session().remotes[0].interface.as_deref(), Some("wg0"));
     assert_pings_copied_once(&lab, 1);
     lab.snifctl(["down"]).assert().success();
 
@@ -241,8 +237,8 @@ fn programs_at_tcx_hooks_are_told() {
     assert_eq!(told(&up.stderr), attached, "{}", up.stderr);
     lab.send(Ns::Peer, "peer0", &series());
     let status = poll(PATIENCE, || {
-        let status = lab.status();
-        (status["sessions"][0]["remotes"][0]["stat"]["pcnt"] == series().len()).then_some(status)
+        let session = lab.session();
+        (session.remotes[0].stat.pcnt == series().len() as u64).then_some(session)
     });
     assert!(status.is_some(), "a program that passes packets on hides none: {:#}", lab.status());
     by(&["down"]);

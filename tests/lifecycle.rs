@@ -1,25 +1,19 @@
-//! A session from `up` to `down`: what it shows, whom it lives with, and that it survives being killed, raced and failed.
+//! A session from `up` to `down`: what it shows, whom it lives with, and that it survives being raced.
 
 mod lab;
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command};
 
 use lab::capture::Direction;
-use lab::faults::{EMPTY_CACHE, Fakes, Fault, in_mounts, real};
+use lab::faults::EMPTY_CACHE;
 use lab::frames::{self, Ends};
-use lab::judge::{Said, UP};
+use lab::judge::{Said, UP, up_with};
 use lab::{Lab, Ns};
 use serde_json::{Value, json};
 
 const SNIFCTL: &str = env!("CARGO_BIN_EXE_snifctl");
-
-/// `up` with more or other arguments.
-fn up_with<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&UP[..], more].concat()
-}
 
 /// The same shape with the type's name for each leaf: what a reader of JSON relies on.
 fn shape(value: &Value) -> Value {
@@ -40,7 +34,7 @@ fn up_status_map_down_leave_the_machine_as_it_was() {
     let lab = Lab::roomy();
     let before = lab.machine();
     let said = lab.said(&UP).quietly_ok();
-    let line = "default: eth0 ingress, eth0 egress -> gre -> 198.51.100.2 through out0 (MTU 1600)\n";
+    let line = "default: eth0 -> gre -> 198.51.100.2 through out0 (MTU 1600)\n";
     assert_eq!(said.stdout, line);
     let ids = lab.program_ids();
     assert_eq!(ids.len(), 5);
@@ -87,15 +81,21 @@ fn status_json_has_the_promised_schema() {
     let more = [&["--direction", "ingress", "--oversize", "drop", "--name", "mirror-1"][..], &choices].concat();
     lab.said(&up_with(&more)).quietly_ok();
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 7));
-    let status = lab.status();
+    let status = lab.status_json();
     let stat = json!({"pcnt": "count", "bcnt": "count", "dcnt": "count"});
     let mut shown = shape(&status);
     let drops = shown["sessions"][0]["drops"].take();
     let expected = json!({"sessions": [{
         "name": "text", "tunnel": "text", "oversize": "text", "spread": "text",
         "filter": "text", "sample": "count", "sample_flows": "count", "snaplen": "count", "max_rate": "text",
+        "request": {
+            "name": "text", "interfaces": ["text"], "tunnel": "text", "sequence": "bool", "udp_checksum": "bool",
+            "remotes": ["text"], "spread": "text", "filter": "text", "sample": "text", "sample_flows": "text",
+            "snaplen": "count", "max_rate": "text", "oversize": "text", "ttl": "count", "tos": "count", "df": "bool",
+        },
+        "command": "text",
         "taps": [{
-            "interface": "text", "direction": "text", "attached": "bool", "stat": stat,
+            "interface": "text", "direction": "text", "attached": "bool", "exists": "bool", "stat": stat,
             "seen": "count", "filtered": "count", "skipped": "count", "own": "count",
         }],
         "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count", "stat": stat}],
@@ -114,7 +114,7 @@ fn assert_session_values(session: &Value) {
     let bytes: usize = frames::series(&Ends::PEER_TO_HOST, 7).iter().map(Vec::len).sum();
     let stat = json!({"pcnt": 7, "bcnt": bytes, "dcnt": 0});
     let tap = json!({
-        "interface": "eth0", "direction": "ingress", "attached": true, "stat": stat,
+        "interface": "eth0", "direction": "ingress", "attached": true, "exists": true, "stat": stat,
         "seen": 7, "filtered": 0, "skipped": 0, "own": 0,
     });
     let choices = ["filter", "sample", "sample_flows", "snaplen", "max_rate"].map(|key| session[key].clone());
@@ -125,16 +125,26 @@ fn assert_session_values(session: &Value) {
     });
     let head = [&session["name"], &session["tunnel"], &session["oversize"]];
     assert_eq!(head, ["mirror-1", "gre", "drop"]);
+    let command = "snifctl up eth0:ingress --tunnel gre --remote 198.51.100.2 --filter udp --snaplen 9000 --max-rate 1gbit \
+                   --oversize drop --name mirror-1";
+    assert_eq!(words(&session["command"]), words(&json!(command)));
     assert_eq!((&session["taps"], &session["remotes"]), (&json!([tap]), &json!([remote])));
     for reason in ["unresolved", "oversize", "out", "relay", "gone", "depth"] {
         assert_eq!(session["drops"][reason], 0, "{reason}");
     }
 }
 
+/// The words of a command line, in no order.
+fn words(line: &Value) -> Vec<String> {
+    let mut words: Vec<String> = line.as_str().expect("a line").split(' ').map(String::from).collect();
+    words.sort();
+    words
+}
+
 #[test]
 fn status_without_a_session_is_an_empty_list() {
     let lab = Lab::roomy();
-    assert_eq!(lab.status(), json!({"sessions": []}));
+    assert_eq!(lab.status_json(), json!({"sessions": []}));
     let said = lab.said(&["status"]).quietly_ok();
     assert_eq!(said.stdout, "no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR\n");
     lab.assert_no_pins();
@@ -169,10 +179,15 @@ fn attached_is_what_the_kernel_says() {
     let lab = Lab::roomy();
     lab.said(&UP).quietly_ok();
     lab.host(&["tc", "filter", "del", "dev", "eth0", "ingress"]);
-    let status = lab.status();
-    let attached: Vec<&Value> = (0..2).map(|at| &status["sessions"][0]["taps"][at]["attached"]).collect();
-    assert_eq!(attached, [&json!(false), &json!(true)]);
-    assert!(lab.said(&["status"]).quietly_ok().stdout.contains(" NO "));
+    let attached: Vec<bool> = lab.session().taps.iter().map(|tap| tap.attached).collect();
+    assert_eq!(attached, [false, true]);
+    let shown = lab.said(&["status"]).quietly_ok().stdout;
+    assert!(shown.contains(" NO "), "{shown}");
+    assert!(shown.contains("\n  fault: tap eth0 ingress: its filter is gone\n"), "{shown}");
+    assert!(shown.ends_with("\n  put it right with: snifctl sync --name default\n"), "{shown}");
+    assert_eq!(lab.session().faults, ["tap eth0 ingress: its filter is gone"]);
+    assert_eq!(lab.said(&["sync"]).quietly_ok().stdout, "default: tap eth0 ingress: its filter is gone; attached\n");
+    assert_eq!(lab.session().faults, [""; 0]);
 }
 
 #[test]
@@ -192,8 +207,10 @@ fn the_same_up_follows_a_neighbour_that_has_moved() {
     let entry =
         ["ip", "neigh", "replace", "198.51.100.2", "lladdr", "02:00:00:00:02:07", "nud", "permanent", "dev", "out0"];
     lab.host(&entry);
-    lab.said(&UP).ok_noting("its remotes were resolved anew");
-    assert_eq!(lab.status()["sessions"][0]["remotes"][0]["mac"], "02:00:00:00:02:07");
+    let change = "default: remote 198.51.100.2: next hop 02:00:00:00:02:02 → 02:00:00:00:02:07; written";
+    let again = "session default is up with this request, and in order again";
+    assert_eq!(lab.said(&UP).ok().stderr, format!("snifctl: {change}\nsnifctl: {again}\n"));
+    assert_eq!(lab.session().remotes[0].mac.as_deref(), Some("02:00:00:00:02:07"));
     lab.said(&UP).ok_noting("already up with this request");
 }
 
@@ -252,127 +269,6 @@ fn sessions_of_two_namespaces_do_not_know_each_other() {
     other.said(&["down", "--all"]).quietly_ok();
     one.assert_up(&["default"]);
     one.assert_copied(1);
-}
-
-// ---- others at the same hooks ----
-
-/// A program that is not ours: drops frames of 1009 bytes, and passes all others at once.
-const FOREIGN: &str = r#"
-    struct __sk_buff { unsigned int len; };
-    __attribute__((section("tc"), used)) int foreign(struct __sk_buff *skb) { return skb->len == 1009 ? 2 : 0; }
-    __attribute__((section("license"), used)) char _license[] = "GPL";
-"#;
-
-/// The foreign program, pinned in a directory of bpffs of its own; gone on drop.
-struct Foreign(PathBuf);
-
-impl Foreign {
-    fn new(lab: &Lab) -> Foreign {
-        let (source, object) = (lab.dir().join("foreign.c"), lab.dir().join("foreign.o"));
-        fs::write(&source, FOREIGN).unwrap();
-        let foreign = Foreign(Path::new("/sys/fs/bpf").join(lab.ns_name(Ns::Host)));
-        let clang =
-            ["clang", "-O2", "-target", "bpf", "-c", &source.to_string_lossy(), "-o", &object.to_string_lossy()];
-        lab.host(&clang);
-        lab.host(&["mkdir", &foreign.0.to_string_lossy()]);
-        lab.host(&["bpftool", "prog", "load", &object.to_string_lossy(), &foreign.pin(), "type", "classifier"]);
-        foreign
-    }
-
-    fn pin(&self) -> String {
-        self.0.join("program").to_string_lossy().into_owned()
-    }
-
-    fn attach(&self, lab: &Lab, hook: &str, pref: &str) {
-        let filter = ["tc", "filter", "add", "dev", "eth0", hook, "pref", pref, "handle", "0x7", "bpf", "da"];
-        lab.host(&[&filter[..], &["object-pinned", &self.pin()]].concat());
-    }
-}
-
-impl Drop for Foreign {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Pings both ways with frames of a length that the foreign program drops, and of one that it passes; panics unless it
-/// does, and the collector gets `copies` of the six frames that pass our taps if we have any.
-#[track_caller]
-fn assert_foreign_works(lab: &Lab, copies: usize) {
-    let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);
-    for (ns, to) in [(Ns::Host, "192.0.2.2"), (Ns::Peer, "192.0.2.1")] {
-        let answers = |frame: usize| {
-            let size = (frame - 42).to_string();
-            let patience = if frame == 1009 { "0.2" } else { "5" };
-            lab.try_run(ns, &["ping", "-c", "1", "-W", patience, "-s", &size, to]).status.success()
-        };
-        assert_eq!((answers(1009), answers(500)), (false, true), "frames that {ns:?} sent");
-    }
-    collector.take(copies);
-}
-
-#[test]
-fn foreign_filters_and_their_qdisc_work_before_during_and_after() {
-    let lab = Lab::roomy();
-    let foreign = Foreign::new(&lab);
-    lab.host(&["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
-    for hook in ["ingress", "egress"] {
-        for pref in ["1", "49152"] {
-            foreign.attach(&lab, hook, pref);
-        }
-    }
-    let before = lab.machine();
-    assert_foreign_works(&lab, 0);
-    lab.said(&UP).quietly_ok();
-    assert_foreign_works(&lab, 6);
-    lab.assert_copied(1);
-    lab.said(&["down"]).quietly_ok();
-    lab.assert_as_before(&before);
-    assert_foreign_works(&lab, 0);
-}
-
-#[test]
-fn a_foreign_filter_that_comes_later_keeps_our_qdisc() {
-    let lab = Lab::roomy();
-    let (foreign, before) = (Foreign::new(&lab), lab.machine());
-    lab.said(&UP).quietly_ok();
-    foreign.attach(&lab, "egress", "3");
-    lab.said(&["down"]).quietly_ok();
-    assert_foreign_works(&lab, 0);
-    let qdiscs = lab.shown(&["tc", "qdisc", "show", "dev", "eth0"]);
-    assert!(qdiscs.contains("clsact"), "{qdiscs}");
-    // What marks the qdisc as ours stays too, so that the next `down` without a foreign filter removes both.
-    lab.host(&["tc", "filter", "del", "dev", "eth0", "egress"]);
-    lab.said(&["down"]).ok();
-    lab.assert_as_before(&before);
-}
-
-#[test]
-fn a_qdisc_without_filters_that_was_there_before_stays() {
-    let lab = Lab::roomy();
-    lab.host(&["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
-    let before = lab.machine();
-    lab.said(&UP).quietly_ok();
-    lab.said(&["down"]).quietly_ok();
-    lab.assert_as_before(&before);
-}
-
-#[test]
-fn doctor_lists_foreign_filters_and_which_of_them_hide_packets() {
-    let lab = Lab::roomy();
-    let foreign = Foreign::new(&lab);
-    lab.said(&UP).quietly_ok();
-    // Of two bpf filters with one preference the one that came last runs first.
-    foreign.attach(&lab, "ingress", "1");
-    foreign.attach(&lab, "egress", "9");
-    lab.assert_copied(0);
-    let report = lab.said(&["doctor", "eth0", "--json"]).quietly_ok().json();
-    let checks = report["checks"].as_array().unwrap();
-    let level = |hook: &str| {
-        let what = format!("\"foreign\" at {hook}");
-        checks.iter().find(|check| check["detail"].as_str().unwrap().contains(&what)).map(|check| &check["level"])
-    };
-    assert_eq!((level("egress"), level("ingress")), (Some(&json!("ok")), Some(&json!("warn"))), "{report:#}");
 }
 
 // ---- the watched interface's queue ----
@@ -500,13 +396,15 @@ fn a_watched_interface_that_is_deleted_is_shown_and_down_still_works() {
     let lab = Lab::roomy();
     lab.said(&UP).quietly_ok();
     lab.host(&["ip", "link", "del", "dev", "eth0"]);
-    let taps = lab.status()["sessions"][0]["taps"].clone();
-    for tap in taps.as_array().unwrap() {
-        assert_eq!(tap["attached"], false, "{taps:#}");
-        assert!(tap["interface"].as_str().unwrap().contains("gone"), "{taps:#}");
-    }
-    lab.said(&["status"]).quietly_ok();
-    lab.said(&UP).refused(1, "IFACE eth0", ": ip link");
+    let session = lab.session();
+    assert!(session.taps.iter().all(|tap| !tap.attached && !tap.exists && tap.interface == "eth0"), "{session:#}");
+    assert_eq!(lab.said(&["status"]).quietly_ok().stdout.matches("  eth0 (gone)  ").count(), 2);
+    let said = lab.said(&UP).ok();
+    assert!(
+        said.stderr.starts_with("snifctl: default: eth0: it is gone; it is watched again once it is back"),
+        "{said:#?}"
+    );
+    assert!(!said.stderr.contains("in order again"), "{said:#?}");
     lab.said(&["down"]).quietly_ok();
     lab.assert_no_pins();
     assert_eq!(lab.interfaces(), ["lo", "out0"]);
@@ -517,8 +415,10 @@ fn an_out_interface_that_is_deleted_is_shown_and_down_still_works() {
     let lab = Lab::roomy();
     lab.said(&UP).quietly_ok();
     lab.host(&["ip", "link", "del", "dev", "out0"]);
-    let remotes = lab.status()["sessions"][0]["remotes"].clone();
-    assert!(remotes[0]["interface"].as_str().unwrap().contains("gone"), "{remotes:#}");
+    let session = lab.session();
+    assert_eq!(session.remotes[0].interface, None, "{session:#}");
+    let shown = lab.said(&["status"]).quietly_ok().stdout;
+    assert!(shown.contains("  (gone)  "), "{shown}");
     lab.said(&["down"]).quietly_ok();
     lab.assert_no_pins();
     assert_eq!(lab.interfaces(), ["lo", "eth0"]);
@@ -532,276 +432,35 @@ fn an_interface_that_is_made_again_is_watched_by_the_same_up() {
     let make = "link add dev new0 type veth peer name new1\nlink set dev new0 up\nlink set dev new1 up";
     lab.ip_batch(Ns::Host, make);
     lab.said(&args).quietly_ok();
-    lab.host(&["ip", "link", "del", "dev", "new0"]);
-    lab.ip_batch(Ns::Host, make);
-    let before = lab.shown(&["tc", "qdisc", "show", "dev", "new0"]);
-    lab.said(&args).ok_noting("making it anew");
-    lab.assert_up(&["default"]);
+    let send = || lab.send(Ns::Host, "new1", &frames::series(&Ends::PEER_TO_HOST, 7));
+    let seen = || lab.session().tally("new0", "ingress").seen;
+    send();
+    let (mut last, mut before) = (seen(), String::new());
+    assert!(last >= 7, "{last}");
+    for again in [&args[..], &["sync"]] {
+        lab.host(&["ip", "link", "del", "dev", "new0"]);
+        assert!(seen() >= last, "the counters of what is gone are shown");
+        lab.ip_batch(Ns::Host, make);
+        before = lab.shown(&["tc", "qdisc", "show", "dev", "new0"]);
+        let said = lab.said(again).ok();
+        let told = said.stdout + &said.stderr;
+        assert!(told.contains("default: new0: it was made again; watched\n"), "{again:?}: {told}");
+        lab.assert_up(&["default"]);
+        let kept = seen();
+        send();
+        assert!(kept >= last && seen() >= kept + 7, "{again:?}: {last}, then {kept} and {}", seen());
+        last = seen();
+    }
+    assert_eq!(lab.said(&["sync"]).quietly_ok().stdout, "");
     lab.said(&["down"]).quietly_ok();
     lab.assert_no_pins();
     assert_eq!(lab.shown(&["tc", "qdisc", "show", "dev", "new0"]), before);
 }
 
-// ---- killed and failed at every step ----
-
-/// A lab whose tools can be made to fail, and what it was like before.
-struct Bench {
-    lab: Lab,
-    fakes: Fakes,
-    before: String,
-}
-
-impl Bench {
-    fn new() -> Bench {
-        let lab = Lab::roomy();
-        // The object is compiled now, so that every later `up` makes the same calls.
-        lab.said(&UP).quietly_ok();
-        lab.said(&["down"]).quietly_ok();
-        let (fakes, before) = (lab.counting_fakes(), lab.machine());
-        Bench { lab, fakes, before }
-    }
-
-    /// Runs snifctl while the fault is armed; `None` if it has ended before the call that would go wrong.
-    fn run(&self, args: &[&str], at: usize, fault: Fault) -> Option<Said> {
-        self.fakes.arm(at, fault);
-        let said = self.lab.said_by(&self.fakes.first_in_path(), args);
-        (self.fakes.calls().len() >= at).then_some(said)
-    }
-
-    /// Numbers of the calls that change the machine.
-    fn writes(&self, args: &[&str]) -> Vec<usize> {
-        self.run(args, usize::MAX, Fault::Fail { done: None });
-        let writing = |call: &str| {
-            ["bpftool batch", "bpftool prog load", "ip -batch", "ip link del", "ethtool -K", "tc -batch"]
-                .iter()
-                .any(|verb| call.starts_with(verb))
-        };
-        let calls = self.fakes.calls();
-        let numbered = calls.iter().zip(1..).filter(|(call, _)| writing(call));
-        numbered.map(|(_, at)| at).collect()
-    }
-
-    /// `down` after a kill leaves nothing, and so do `up` and `down` after the same kill. False if nothing was killed.
-    #[track_caller]
-    fn assert_heals(&self, kill: impl Fn() -> Option<Said>) -> bool {
-        for heal in [false, true] {
-            let Some(killed) = kill() else { return false };
-            assert_eq!(killed.status.signal(), Some(9), "{killed:#?}");
-            if heal {
-                self.lab.said(&UP).ok();
-                self.lab.assert_up(&["default"]);
-            }
-            self.lab.said(&["down"]).ok();
-            self.lab.assert_as_before(&self.before);
-        }
-        true
-    }
-}
-
-#[test]
-fn up_killed_before_any_of_its_calls_is_healed_by_up_and_by_down() {
-    let bench = Bench::new();
-    let first = bench.writes(&UP)[0];
-    bench.lab.said(&["down"]).quietly_ok();
-    let kill = |at| bench.run(&UP, at, Fault::Kill { done: None });
-    let kills = (first..).take_while(|at| bench.assert_heals(|| kill(*at))).count();
-    assert!(kills > 6, "killed {kills} times");
-}
-
-/// Kills `up` after its writing call with this number has done one line, and after each `step` lines more.
-fn assert_heals_within(write: usize, step: usize) {
-    let bench = Bench::new();
-    let at = bench.writes(&UP)[write];
-    bench.lab.said(&["down"]).quietly_ok();
-    for done in (1..).step_by(step) {
-        assert!(bench.assert_heals(|| bench.run(&UP, at, Fault::Kill { done: Some(done) })));
-        if done >= bench.fakes.input_lines() {
-            break;
-        }
-    }
-}
-
-#[test]
-fn up_killed_when_its_programs_are_loaded_is_healed() {
-    assert_heals_within(0, 1);
-}
-
-#[test]
-fn up_killed_within_its_map_writes_is_healed() {
-    assert_heals_within(1, 4);
-}
-
-#[test]
-fn up_killed_within_making_its_relay_is_healed() {
-    assert_heals_within(2, 1);
-}
-
-#[test]
-fn up_killed_after_its_relay_was_told_to_make_wire_frames_is_healed() {
-    assert_heals_within(3, 1);
-}
-
-#[test]
-fn up_killed_within_attaching_to_its_relay_is_healed() {
-    assert_heals_within(4, 1);
-}
-
-#[test]
-fn up_killed_within_starting_its_relay_is_healed() {
-    assert_heals_within(5, 1);
-}
-
-#[test]
-fn up_killed_within_attaching_its_taps_is_healed() {
-    assert_heals_within(6, 1);
-}
-
-#[test]
-fn down_killed_before_any_of_its_calls_is_healed_by_up_and_by_down() {
-    let bench = Bench::new();
-    let kill = |at| {
-        bench.lab.said(&UP).ok();
-        bench.run(&["down"], at, Fault::Kill { done: None })
-    };
-    let kills = (1..).take_while(|at| bench.assert_heals(|| kill(*at))).count();
-    assert!(kills > 5, "killed {kills} times");
-}
-
-#[test]
-fn down_killed_within_any_of_its_writes_is_healed_by_up_and_by_down() {
-    let bench = Bench::new();
-    bench.lab.said(&UP).quietly_ok();
-    for at in bench.writes(&["down"]) {
-        for done in 1..=2 {
-            let killed = bench.assert_heals(|| {
-                bench.lab.said(&UP).ok();
-                bench.run(&["down"], at, Fault::Kill { done: Some(done) })
-            });
-            assert!(killed);
-        }
-    }
-}
-
-/// One call of `up` has gone wrong: it refuses in one line and leaves nothing, or it does without what that call would have
-/// told it. What it does wrong, if anything.
-fn wrong_about(bench: &Bench, said: Said, call: &str) -> Option<String> {
-    let (changed, stderr) = (bench.lab.machine() != bench.before || bench.lab.pins().exists(), said.stderr.clone());
-    let all_up = said.status.success() && changed;
-    if changed {
-        bench.lab.said(&["down"]).ok();
-        bench.lab.assert_as_before(&bench.before);
-    }
-    if all_up {
-        return None;
-    }
-    said.refused(1, "", "");
-    changed.then(|| format!("`{call}` failed, so did `up` ({stderr}), and left the machine changed"))
-}
-
-#[test]
-fn up_is_unwound_whichever_of_its_calls_fails() {
-    let bench = Bench::new();
-    let (mut at, mut wrong) = (1, Vec::new());
-    while let Some(said) = bench.run(&UP, at, Fault::Fail { done: None }) {
-        let call = format!("{at}: {}", bench.fakes.calls()[at - 1]);
-        wrong.extend(wrong_about(&bench, said, &call));
-        at += 1;
-    }
-    assert!(at > 15, "failed {at} times");
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-#[test]
-fn up_is_unwound_when_a_write_fails_half_way() {
-    let bench = Bench::new();
-    let writes = bench.writes(&UP);
-    bench.lab.said(&["down"]).quietly_ok();
-    assert_eq!(writes.len(), 7);
-    for at in writes {
-        for done in 1..=2 {
-            let said = bench.run(&UP, at, Fault::Fail { done: Some(done) }).expect("a failure");
-            let call = bench.fakes.calls()[at - 1].clone();
-            if call.starts_with("ethtool") {
-                // It has done its work, whatever it says: what counts is what the bridge has then.
-                said.ok();
-                bench.lab.said(&["down"]).quietly_ok();
-                continue;
-            }
-            assert!(!said.status.success(), "{call}: {said:#?}");
-            assert_eq!(wrong_about(&bench, said, &call), None);
-        }
-    }
-}
-
-#[test]
-fn down_that_failed_can_be_run_again() {
-    let bench = Bench::new();
-    let mut at = 1;
-    loop {
-        bench.lab.said(&UP).ok();
-        let Some(said) = bench.run(&["down"], at, Fault::Fail { done: None }) else {
-            break;
-        };
-        assert_eq!((said.status.code(), said.stderr.lines().count()), (Some(1), 1), "{said:#?}");
-        bench.lab.said(&["down"]).ok();
-        bench.lab.assert_as_before(&bench.before);
-        at += 1;
-    }
-    assert!(at > 5, "failed {at} times");
-}
-
-#[test]
-fn a_failure_of_one_session_leaves_the_others_alone() {
-    let bench = Bench::new();
-    bench.lab.said(&up_with(&["--name", "other"])).quietly_ok();
-    let one = bench.lab.machine();
-    for at in bench.writes(&UP) {
-        bench.lab.said(&["down"]).ok();
-        let said = bench.run(&UP, at, Fault::Fail { done: Some(1) }).expect("a failure");
-        if said.status.success() {
-            // ethtool, which has done its work, whatever it says.
-            bench.lab.said(&["down"]).quietly_ok();
-        }
-        assert!(bench.lab.machine() == one, "{:?}", bench.fakes.calls().get(at - 1));
-    }
-    bench.lab.assert_up(&["other"]);
-    bench.lab.assert_copied(1);
-}
-
-#[test]
-fn a_compilation_that_was_killed_does_not_stop_the_next_up() {
-    let lab = Lab::roomy();
-    let (fakes, runs) = (lab.fakes(), lab.dir().join("runs"));
-    let script = format!(
-        r#"#!/bin/sh
-case "$*" in *-target*)
-    echo run >>{0}
-    [ "$(wc -l <{0})" != 1 ] || kill -9 "$PPID";;
-esac
-exec {1} "$@"
-"#,
-        runs.display(),
-        real("clang").display()
-    );
-    fakes.add("clang", &script);
-    let twice = in_mounts(&format!("{EMPTY_CACHE}; \"$@\" && exit 9"));
-    let tmp = format!("TMPDIR={}", lab.dir().display());
-    let by = [&twice[..], &fakes.first_in_path(), &[tmp]].concat();
-    assert_eq!(lab.said_by(&by, &UP).status.code(), Some(0));
-    assert_eq!(fs::read_to_string(&runs).expect("the runs of clang").lines().count(), 2);
-    lab.assert_up(&["default"]);
-}
-
 // ---- at the same time ----
 
 fn start(lab: &Lab, args: &[&str]) -> Child {
-    let mut command = lab.command(Ns::Host, &[SNIFCTL]);
-    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().expect("start snifctl")
-}
-
-fn finish(child: Child) -> Said {
-    child.wait_with_output().expect("wait for snifctl").into()
+    lab.start_by::<&str, &str>(&[], args)
 }
 
 #[test]
@@ -810,8 +469,11 @@ fn the_same_up_twice_at_once_makes_one_session() {
     let before = lab.machine();
     for _ in 0..3 {
         let ups = [start(&lab, &UP), start(&lab, &UP), start(&lab, &UP)];
-        let said = ups.map(|up| finish(up).ok());
-        let told = said.iter().filter(|said| said.stderr.contains("already up")).count();
+        let said = ups.map(|up| Said::of(up).ok());
+        let told = said
+            .iter()
+            .filter(|said| said.stderr.ends_with("session default is already up with this request\n"))
+            .count();
         assert_eq!(told, 2, "{said:#?}");
         lab.assert_up(&["default"]);
         lab.assert_copied(1);
@@ -820,18 +482,25 @@ fn the_same_up_twice_at_once_makes_one_session() {
     }
 }
 
+/// Panics unless it ended well, and said no more than that it waited for another.
+#[track_caller]
+fn patiently_ok(child: Child) {
+    let said = Said::of(child).ok();
+    assert!(said.stderr.lines().all(|line| line.contains("waiting for another snifctl")), "{said:#?}");
+}
+
 #[test]
 fn several_sessions_can_start_and_end_at_once() {
     let lab = Lab::roomy();
     let before = lab.machine();
     let names = ["a", "b", "c", "d"];
     for child in names.map(|name| start(&lab, &up_with(&["--name", name]))) {
-        finish(child).quietly_ok();
+        patiently_ok(child);
     }
     lab.assert_up(&names);
     lab.assert_copied(4);
     for child in names.map(|name| start(&lab, &["down", "--name", name])) {
-        finish(child).quietly_ok();
+        patiently_ok(child);
     }
     lab.assert_as_before(&before);
 }
@@ -842,14 +511,14 @@ fn up_and_down_and_status_at_once_do_not_disturb_each_other() {
     let before = lab.machine();
     for _ in 0..7 {
         let all = [&UP[..], &["down"], &["status", "--json"], &["down"]].map(|args| start(&lab, args));
-        let said = all.map(finish);
+        let said = all.map(Said::of);
         assert!(said.iter().all(|said| said.status.success()), "{said:#?}");
     }
     lab.said(&["down"]).ok();
     lab.assert_as_before(&before);
 }
 
-// ---- bpffs, dry run, cache ----
+// ---- bpffs, cache ----
 
 #[test]
 fn bpffs_is_mounted_where_it_is_not() {
@@ -878,67 +547,6 @@ fn down_cleans_up_although_bpffs_was_unmounted_meanwhile() {
     let script = format!("umount /sys/fs/bpf; $1 {}; umount /sys/fs/bpf; $1 down", UP.join(" "));
     lab.host(&["unshare", "--mount", "sh", "-exc", &script, "sh", SNIFCTL]);
     lab.assert_as_before(&before);
-}
-
-/// Runs the lines of a dry run as a person would paste them, and sees the session at work.
-fn assert_pasteable(lab: &Lab, mounts: &str, more: &[&str]) {
-    let before = lab.machine();
-    let (plan, bin) = (lab.dir().join("plan"), Path::new(SNIFCTL).parent().unwrap());
-    let script = format!(
-        "{mounts}; export TMPDIR={tmp} PATH={bin}:$PATH
-        snifctl \"$@\" --dry-run >{plan}
-        sh -e {plan}",
-        tmp = lab.dir().display(),
-        bin = bin.display(),
-        plan = plan.display()
-    );
-    let words = ["unshare", "--mount", "sh", "-euc", &script, "sh"];
-    lab.host(&[&words[..], &UP, more].concat());
-    let text = fs::read_to_string(&plan).unwrap();
-    assert!(text.lines().any(|line| line.starts_with("# 02 00 00 00 02 02 02 00 00 00 02 01 08 00 45")), "{text}");
-    lab.assert_up(&["default"]);
-    lab.assert_copied(1);
-    lab.said(&up_with(more)).ok_noting("already up");
-    lab.said(&["down"]).quietly_ok();
-    lab.assert_as_before(&before);
-}
-
-#[test]
-fn the_lines_of_a_dry_run_can_be_pasted() {
-    assert_pasteable(&Lab::roomy(), "true", &[]);
-}
-
-#[test]
-fn the_lines_of_a_dry_run_without_a_compiled_object_can_be_pasted() {
-    assert_pasteable(&Lab::roomy(), EMPTY_CACHE, &["--oversize", "fragment", "--ttl", "7"]);
-}
-
-#[test]
-fn a_dry_run_changes_nothing() {
-    let lab = Lab::roomy();
-    lab.host(&["ip", "neigh", "del", "198.51.100.2", "dev", "out0"]);
-    let before = lab.machine();
-    let neighbours = lab.shown(&["ip", "neigh"]);
-    let (made, tmp) = (lab.dir().join("made"), lab.dir().join("tmp"));
-    fs::create_dir(&tmp).unwrap();
-    let (shown, tmp) = (made.display(), tmp.display());
-    let script = format!("{EMPTY_CACHE}; export TMPDIR={tmp}; \"$@\"; ls -A /var/cache $TMPDIR >{shown}; exit 0");
-    let said = lab.said_by(&in_mounts(&script), &up_with(&["--dry-run"]));
-    assert_eq!(fs::read_to_string(&made).unwrap(), format!("{tmp}:\n\n/var/cache:\n"));
-    let said = said.ok_noting("198.51.100.2 is not known on out0 yet");
-    assert!(said.stdout.starts_with("ip neigh replace 198.51.100.2 dev out0 use\n"), "{said:#?}");
-    assert_eq!(lab.shown(&["ip", "neigh"]), neighbours);
-    lab.assert_as_before(&before);
-}
-
-#[test]
-fn a_dry_run_beside_a_session_says_that_it_is_up() {
-    let lab = Lab::roomy();
-    lab.said(&UP).quietly_ok();
-    let up = lab.machine();
-    lab.said(&up_with(&["--dry-run"])).ok_noting("already up");
-    lab.said(&up_with(&["--dry-run", "--ttl", "7"])).refused(1, "--name default", "snifctl down --name default");
-    assert_eq!(lab.machine(), up);
 }
 
 /// Owner and mode of the cache and what is in it, after an `up` that found `given` there.
@@ -988,7 +596,6 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 const MAPS: [&str; 13] = [
     "bucket",
-    "carriers",
     "config",
     "drops",
     "outs",
@@ -1000,6 +607,7 @@ const MAPS: [&str; 13] = [
     "spread",
     "taps",
     "tunnels",
+    "underlay",
 ];
 
 #[test]
@@ -1036,14 +644,16 @@ fn map_dump_shows_every_map_by_field_names() {
     let ingress = taps.iter().find(|tap| tap["key"]["direction"] == "INGRESS").unwrap();
     assert_eq!(ingress["value"]["stat"]["pcnt"], 7, "{taps:#?}");
     assert_eq!(all["remote_stats"][0]["value"]["pcnt"], 7, "{all:#}");
+    assert_eq!(all["request"]["request"]["remotes"], json!(["198.51.100.2"]), "{all:#}");
+    assert_eq!(all["request"]["version"], 1, "{all:#}");
 }
 
 #[test]
 fn map_dump_of_an_unknown_map_lists_those_that_there_are() {
     let lab = Lab::roomy();
     lab.said(&UP).quietly_ok();
-    lab.said(&["map", "dump", "nosuch"]).refused(1, "MAP \"nosuch\"", &MAPS.join(", "));
-    lab.said(&["map", "dump", "../taps"]).refused(1, "MAP \"../taps\"", &MAPS.join(", "));
+    lab.said(&["map", "dump", "nosuch"]).refused(2, "MAP \"nosuch\"", &MAPS.join(", "));
+    lab.said(&["map", "dump", "../taps"]).refused(2, "MAP \"../taps\"", &MAPS.join(", "));
 }
 
 #[test]
@@ -1054,72 +664,7 @@ fn map_commands_without_a_name_take_the_only_session() {
     assert_eq!(lab.said(&["map", "dump", "config"]).quietly_ok().json(), named);
 }
 
-// ---- doctor, help ----
-
-#[test]
-fn doctor_finds_the_lab_in_order() {
-    let lab = Lab::roomy();
-    let before = lab.machine();
-    let said = lab.said(&["doctor", "eth0", "--remote", "198.51.100.2"]).quietly_ok();
-    for word in
-        ["clang", "bpftool", "tc", "ip", "ethtool", "kernel", "btf", "bpffs", "privileges", "eth0", "route", "mtu"]
-    {
-        let found = said.stdout.lines().any(|line| line.split_whitespace().nth(1) == Some(word));
-        assert!(found, "{word} in\n{}", said.stdout);
-    }
-    let report = lab.said(&["doctor", "eth0", "--remote", "198.51.100.2", "--json"]).quietly_ok().json();
-    for check in report["checks"].as_array().unwrap() {
-        let level = check["level"].as_str().unwrap();
-        assert!(["ok", "warn"].contains(&level) && check["name"].is_string(), "{check}");
-        assert_eq!((level == "ok", check["detail"].is_string()), (check["fix"].is_null(), true), "{check}");
-    }
-    lab.assert_as_before(&before);
-}
-
-/// Panics unless doctor ends with 1, and one failure that says this.
-#[track_caller]
-fn assert_doctor_fails(lab: &Lab, args: &[&str], says: &str) {
-    let said = lab.said(&[&["doctor", "--json"], args].concat());
-    assert_eq!((said.status.code(), said.stderr.as_str()), (Some(1), ""), "{said:#?}");
-    let report = said.json();
-    let checks = report["checks"].as_array().unwrap();
-    let fails: Vec<&Value> = checks.iter().filter(|check| check["level"] == "fail").collect();
-    assert_eq!(fails.len(), 1, "{fails:#?}");
-    assert!(fails[0]["detail"].as_str().unwrap().contains(says), "{fails:#?}");
-    assert!(fails[0]["fix"].is_string(), "{fails:#?}");
-}
-
-#[test]
-fn doctor_fails_where_up_would() {
-    let lab = Lab::roomy();
-    lab.host(&["ip", "tuntap", "add", "dev", "tun0", "mode", "tun"]);
-    lab.host(&["tc", "qdisc", "add", "dev", "eth0", "ingress"]);
-    for (args, says) in [
-        (&["nosuch0"][..], "does not exist"),
-        (&["tun0"], "no Ethernet header"),
-        (&["eth0"], "`ingress` qdisc"),
-        (&["--remote", "198.51.100.1"], "this machine itself"),
-        (&["--remote", "203.0.113.9"], "cannot be sent"),
-        (&["--remote", "224.0.0.5"], "multicast"),
-        (&["--remote", "192.0.2.255"], "broadcast"),
-    ] {
-        assert_doctor_fails(&lab, args, says);
-    }
-}
-
-#[test]
-fn doctor_refuses_what_is_no_address_and_no_interface_name() {
-    let lab = Lab::roomy();
-    lab.said(&["doctor", "--remote", "collector"]).refused(1, "--remote \"collector\"", "--remote 10.0.0.7");
-    lab.said(&["doctor", "a b"]).refused(1, "IFACE \"a b\"", ": ip link");
-}
-
-#[test]
-fn doctor_knows_an_interface_by_its_other_name() {
-    let lab = Lab::roomy();
-    lab.host(&["ip", "link", "property", "add", "dev", "eth0", "altname", "uplink"]);
-    lab.said(&["doctor", "uplink"]).quietly_ok();
-}
+// ---- names, help, output ----
 
 #[test]
 fn an_interface_can_be_watched_by_its_other_name() {
@@ -1133,36 +678,33 @@ fn an_interface_can_be_watched_by_its_other_name() {
 }
 
 #[test]
-fn doctor_warns_of_what_up_would_warn_of() {
-    let lab = Lab::new();
-    lab.host(&["ip", "neigh", "del", "198.51.100.2", "dev", "out0"]);
-    lab.host(&["ip", "link", "set", "dev", "eth0", "down"]);
-    let said = lab.said(&["doctor", "eth0", "--remote", "198.51.100.2"]).quietly_ok();
-    for word in ["eth0", "neighbour", "mtu"] {
-        let warned = |line: &str| line.starts_with("warn") && line.split_whitespace().nth(1) == Some(word);
-        assert!(said.stdout.lines().any(warned), "{word} in\n{}", said.stdout);
-    }
-}
-
-#[test]
-fn verbose_prints_each_outer_command_on_stderr() {
-    let lab = Lab::roomy();
-    for (args, part) in [
-        (&up_with(&["-v"])[..], "+ bpftool prog loadall "),
-        (&["-v", "status", "--json"], "| bpftool -j batch file -"),
-        (&["doctor", "-v"], "+ clang --version"),
-        (&["down", "-v"], "link delete dev snif0"),
-    ] {
-        let said = lab.said(args);
-        assert!(said.status.success(), "{said:#?}");
-        assert!(said.stderr.lines().any(|line| line.starts_with("+ ") && line.contains(part)), "{said:#?}");
-        assert!(said.stderr.lines().all(|line| line.starts_with("+ ")), "{said:#?}");
-    }
-}
-
-#[test]
 fn every_command_has_help_with_examples() {
-    let commands = ["", "up", "down", "status", "map", "map list", "map dump", "doctor", "demo"];
+    let commands = [
+        "",
+        "up",
+        "down",
+        "sync",
+        "status",
+        "filter",
+        "filter set",
+        "filter clear",
+        "filter show",
+        "filter test",
+        "tap",
+        "tap list",
+        "tap add",
+        "tap remove",
+        "remote",
+        "remote list",
+        "remote add",
+        "remote remove",
+        "map",
+        "map list",
+        "map dump",
+        "doctor",
+        "demo",
+        "source",
+    ];
     let lacking: Vec<&str> = commands.into_iter().filter(|command| !helps(command)).collect();
     assert_eq!(lacking, Vec::<&str>::new(), "no examples in the help of these");
 }

@@ -6,9 +6,8 @@ use lab::capture::{Capture, Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{Copy, Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
 use lab::frames::{self, Ends};
-use lab::judge::{drops, total};
+use lab::status::Session;
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options, poll};
-use serde_json::Value;
 
 /// Large enough that every copy of a 1500-byte link fits.
 const ROOMY: u32 = 1600;
@@ -21,19 +20,15 @@ fn up(lab: &Lab, more: &[&str]) {
     lab.snifctl(args).assert().success();
 }
 
-fn drop_of(status: &Value, reason: &str) -> u64 {
-    status["drops"][reason].as_u64().unwrap()
-}
-
 /// Copies asked for = copies sent + drops by reason, and `sent` of them were not dropped behind us.
 #[track_caller]
-fn assert_counted(lab: &Lab, sent: u64) -> Value {
+fn assert_counted(lab: &Lab, sent: u64) -> Session {
     let settled = poll(lab::PATIENCE, || {
         let status = lab.session();
-        let handed = total(&status["remotes"], "pcnt");
-        let lost_after = status["out_dropped"].as_u64().unwrap();
-        let asked = total(&status["taps"], "pcnt");
-        (asked == handed + drops(&status) && handed - lost_after == sent).then_some(status)
+        let handed = status.remotes_total().pcnt;
+        let lost_after = status.out_dropped;
+        let asked = status.taps_total().pcnt;
+        (asked == handed + status.drops() && handed - lost_after == sent).then_some(status)
     });
     settled.unwrap_or_else(|| panic!("Expected {sent} copies sent and all counted, got {:#}", lab.session()))
 }
@@ -42,7 +37,7 @@ fn assert_counted(lab: &Lab, sent: u64) -> Value {
 #[track_caller]
 fn assert_no_drops(lab: &Lab) {
     let status = lab.settled();
-    assert_eq!(drops(&status), 0, "{status:#}");
+    assert_eq!(status.drops(), 0, "{status:#}");
 }
 
 /// The copies at the collector, once `n` of them are whole.
@@ -87,11 +82,11 @@ fn every_kind_of_incoming_frame_arrives_exactly() {
     let frames = frames::corpus_frames(&Ends::PEER_TO_HOST);
     assert_mirrored(&lab, Ns::Peer, &frames);
     let status = assert_counted(&lab, frames.len() as u64);
-    assert_eq!(status["taps"][0]["stat"]["pcnt"], frames.len());
-    assert_eq!(status["taps"][1]["stat"]["pcnt"], 0);
+    assert_eq!(status.taps[0].counts.stat.pcnt, frames.len() as u64);
+    assert_eq!(status.taps[1].counts.stat.pcnt, 0);
     let bytes: usize = frames.iter().map(Vec::len).sum();
-    assert_eq!(status["taps"][0]["stat"]["bcnt"], bytes);
-    assert_eq!(status["remotes"][0]["stat"]["bcnt"], bytes);
+    assert_eq!(status.taps[0].counts.stat.bcnt, bytes as u64);
+    assert_eq!(status.remotes[0].stat.bcnt, bytes as u64);
 }
 
 #[test]
@@ -101,8 +96,8 @@ fn every_kind_of_outgoing_frame_arrives_exactly() {
     let frames = frames::corpus_frames(&Ends::HOST_TO_PEER);
     assert_mirrored(&lab, Ns::Host, &frames);
     let status = assert_counted(&lab, frames.len() as u64);
-    assert_eq!(status["taps"][0]["stat"]["pcnt"], 0);
-    assert_eq!(status["taps"][1]["stat"]["pcnt"], frames.len());
+    assert_eq!(status.taps[0].counts.stat.pcnt, 0);
+    assert_eq!(status.taps[1].counts.stat.pcnt, frames.len() as u64);
 }
 
 #[test]
@@ -198,7 +193,7 @@ fn the_largest_frames_that_an_outer_packet_can_hold_arrive_and_larger_ones_are_c
     let mut mirrored = lab.capture(Ns::Collector, "col0", Direction::In);
     lab.send(Ns::Peer, "peer0", &sent);
     let status = assert_counted(&lab, fitting.len() as u64);
-    assert_eq!(drop_of(&status, "too_long"), 2);
+    assert_eq!(status.dropped("too_long"), 2);
     let fragments: usize = sizes.iter().map(|size| (size + 4).div_ceil(1480)).sum();
     mirrored.wait_for(fragments);
     assert_same_frames(&fitting, &inner_frames(&decap_gre(&mirrored.stop())));
@@ -267,9 +262,9 @@ fn drop_and_df_count_what_does_not_fit_and_send_the_rest() {
         lab.send(Ns::Peer, "peer0", &all);
         assert_same_frames(&small, &inner_frames(&copies(&mut mirrored, small.len())));
         let status = assert_counted(&lab, small.len() as u64);
-        assert_eq!(drop_of(&status, "oversize"), 5);
-        assert_eq!(status["taps"][0]["stat"]["dcnt"], 5);
-        assert_eq!(status["remotes"][0]["stat"]["dcnt"], 5);
+        assert_eq!(status.dropped("oversize"), 5);
+        assert_eq!(status.taps[0].counts.stat.dcnt, 5);
+        assert_eq!(status.remotes[0].stat.dcnt, 5);
     }
 }
 
@@ -327,11 +322,11 @@ fn fragment_mode_copies_every_wire_frame_of_a_tcp_stream_exactly() {
         assert_wire_segments(&inner, transfer.port);
         inner.iter().for_each(|frame| verify_checksums(frame));
         let status = lab.settled();
-        assert_eq!(copies.len() as u64, total(&status["taps"], "pcnt"));
-        assert_eq!(drops(&status), 0);
+        assert_eq!(copies.len() as u64, status.taps_total().pcnt);
+        assert_eq!(status.drops(), 0);
         let bytes: usize = inner.iter().map(Vec::len).sum();
-        assert_eq!(total(&status["taps"], "bcnt"), bytes as u64);
-        assert_eq!(total(&status["remotes"], "bcnt"), bytes as u64);
+        assert_eq!(status.taps_total().bcnt, bytes as u64);
+        assert_eq!(status.remotes_total().bcnt, bytes as u64);
     }
 }
 
@@ -352,8 +347,8 @@ fn where_the_mtu_suffices_every_mode_gives_the_wires_own_segments() {
         let inner = inner_frames(&copies);
         assert!(tcp_stream(&inner, Port::Dst(transfer.port)) == transfer.data, "{mode}: the copied stream differs");
         assert_wire_segments(&inner, transfer.port);
-        assert_eq!(drops(&lab.session()), 0, "{mode}");
-        assert_eq!(copies.len() as u64, total(&lab.session()["taps"], "pcnt"), "{mode}");
+        assert_eq!(lab.session().drops(), 0, "{mode}");
+        assert_eq!(copies.len() as u64, lab.session().taps_total().pcnt, "{mode}");
         assert_no_fault(&capture);
         assert_unique_ids(&copies);
     }
@@ -432,7 +427,7 @@ fn tcp_inside_a_kernel_vxlan_tunnel_is_copied_as_it_is_on_the_wire() {
         assert_no_drops(&lab);
         mirrored.settle();
         let copies = decap_gre(&mirrored.stop());
-        assert_eq!(copies.len() as u64, total(&lab.session()["remotes"], "pcnt"), "{mode}");
+        assert_eq!(copies.len() as u64, lab.session().remotes_total().pcnt, "{mode}");
         copies.iter().for_each(|copy| verify_checksums(&copy.frame));
         wire.stop();
         assert_vxlan_stream(&copies);
@@ -552,8 +547,8 @@ fn each_direction_alone_copies_only_itself() {
         lab.send(from, dev(from), &wanted);
         assert_same_frames(&wanted, &inner_frames(&copies(&mut mirrored, wanted.len())));
         let status = assert_counted(&lab, wanted.len() as u64);
-        assert_eq!(status["taps"].as_array().unwrap().len(), 1);
-        assert_eq!(status["taps"][0]["direction"], direction);
+        assert_eq!(status.taps.len(), 1);
+        assert_eq!(status.taps[0].direction, direction);
     }
 }
 
@@ -592,7 +587,7 @@ fn an_interface_that_is_not_named_is_not_copied_and_several_share_a_session() {
     let expected = [series(100), series(300)].concat();
     assert_same_frames(&expected, &inner_frames(&copies(&mut mirrored, 14)));
     let status = assert_counted(&lab, 14);
-    assert_eq!(status["taps"].as_array().unwrap().len(), 4);
+    assert_eq!(status.taps.len(), 4);
 }
 
 /// The collector is reached through the watched interface itself: no copy of a copy, also not of what comes back.
@@ -687,7 +682,7 @@ fn a_gateway_and_a_route_mtu_are_respected() {
     let copies = copies_of_fragments(&mut mirrored, 3);
     assert_same_frames(&frames, &inner_frames(&copies));
     assert!(copies.iter().all(|copy| copy.eth_dst == COLLECTOR_MAC && copy.outer_dst.to_string() == "203.0.113.77"));
-    assert_eq!(lab.session()["remotes"][0]["mtu"], 1000);
+    assert_eq!(lab.session().remotes[0].mtu, 1000);
 }
 
 // ---- losses are counted ----
@@ -701,7 +696,7 @@ fn what_the_relay_loses_is_counted() {
     send_udp_gso(&lab);
     lab.send(Ns::Host, "eth0", &frames::series(&Ends::HOST_TO_PEER, 7));
     let status = assert_counted(&lab, 7);
-    assert_eq!(drop_of(&status, "relay"), 20);
+    assert_eq!(status.dropped("relay"), 20);
 }
 
 #[test]
@@ -711,8 +706,8 @@ fn what_the_out_interface_drops_is_counted() {
     up(&lab, &[]);
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 13));
     let status = assert_counted(&lab, 0);
-    assert_eq!(status["out_dropped"], 13);
-    assert_eq!(status["remotes"][0]["stat"]["pcnt"], 13);
+    assert_eq!(status.out_dropped, 13);
+    assert_eq!(status.remotes[0].stat.pcnt, 13);
 }
 
 #[test]
@@ -725,6 +720,6 @@ fn a_clone_that_cannot_be_made_is_counted_and_the_packet_passes() {
     lab.send(Ns::Peer, "peer0", &frames);
     assert_same_frames(&frames, &received.take(13));
     let status = assert_counted(&lab, 0);
-    assert_eq!(drop_of(&status, "clone"), 13);
-    assert_eq!(status["taps"][0]["stat"]["dcnt"], 13);
+    assert_eq!(status.dropped("clone"), 13);
+    assert_eq!(status.taps[0].counts.stat.dcnt, 13);
 }

@@ -3,11 +3,13 @@
 
 mod lab;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lab::capture::{Capture, Direction, tshark_fields};
 use lab::decode::{Copy, Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
-use lab::judge::total;
+use lab::frames::{self, Ends};
+use lab::judge::UP;
 use lab::traffic::Background;
 use lab::tunnels::{self, Kind, raw_packets};
 use lab::{COLLECTOR_IP, COLLECTOR_IP6, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_IP6, Options, PEER_IP, mac_text, poll};
@@ -146,7 +148,7 @@ fn user_space(mode: &'static str, more: &str) -> Out {
     });
     made.expect("socat makes its interface");
     lab.ip_batch(Ns::Host, more);
-    let options = &["--carrier", "192.0.2.2:4444"];
+    let options = &["--underlay", "192.0.2.2:4444"];
     let at = (Ns::Host, "utun", Direction::Out);
     Out { lab, remote: "203.0.113.2".into(), at, mtu: 1500, options, bare: mode == "tun", _tunnel: Some(tunnel) }
 }
@@ -172,8 +174,8 @@ fn addressed(dev: &str) -> String {
 fn all_sent(lab: &Lab, what: &str) -> u64 {
     let sent = poll(lab::PATIENCE, || {
         let status = lab.session();
-        let sent = total(&status["remotes"], "pcnt");
-        (total(&status["taps"], "pcnt") == sent).then_some(sent)
+        let sent = status.remotes_total().pcnt;
+        (status.taps_total().pcnt == sent).then_some(sent)
     });
     sent.unwrap_or_else(|| panic!("{what}: Expected asked = sent, got {:#}", lab.session()))
 }
@@ -374,13 +376,13 @@ fn super_packets_that_the_relay_loses_are_counted_in_wire_frames() {
     out.lab.tcp_transfer(BYTES, Ns::Host, Ns::Peer);
     let counted = poll(lab::PATIENCE, || {
         let status = out.lab.session();
-        let (asked, sent) = (total(&status["taps"], "pcnt"), total(&status["remotes"], "pcnt"));
-        let lost = status["drops"]["relay"].as_u64().unwrap();
+        let (asked, sent) = (status.taps_total().pcnt, status.remotes_total().pcnt);
+        let lost = status.dropped("relay");
         // What the stack finishes itself, the last acknowledgement of a closed connection, need not cross.
         (lost > (BYTES / 1448) as u64 && asked == lost + sent && sent <= 2).then_some(status)
     });
     let status = counted.unwrap_or_else(|| panic!("Expected all to be lost by the relay, got {:#}", out.lab.session()));
-    assert_eq!(total(&status["remotes"], "dcnt"), total(&status["taps"], "dcnt"));
+    assert_eq!(status.remotes_total().dcnt, status.taps_total().dcnt);
 }
 
 // ---- tunnels whose own packets pass the watched interface ----
@@ -434,7 +436,7 @@ fn whatever_stands_on_a_tap_is_asked_where_its_packets_go() {
         let up = ["up", "eth0", "--tunnel", "gre", "--remote", &out.remote];
         let over =
             if dev == "utun" { "through utun, a tunnel".into() } else { format!("through {dev} over utun, a tunnel") };
-        out.lab.said(&up).refused(1, &over, "--carrier 203.0.113.5:51820");
+        out.lab.said(&up).refused(1, &over, "--underlay 203.0.113.5:51820");
         out.lab.assert_no_pins();
         // Where nothing that it sends can pass a tap, nobody is asked.
         out.lab.said(&[&up[..], &["--direction", "ingress"]].concat()).ok();
@@ -449,8 +451,8 @@ fn a_remote_behind_a_tap_is_not_added_without_a_word() {
     let out = tap();
     out.lab.said(&["up", "eth0", "--tunnel", "gre", "--remote", &COLLECTOR_IP.to_string()]).ok();
     let add = ["remote", "add", &out.remote];
-    out.lab.said(&add).refused(1, "through utun, a tunnel", "--carrier 203.0.113.5:51820");
-    let up = ["up", "out0", "--tunnel", "gre", "--name", "b", "--carrier", "192.0.2.2:4444", "--remote"];
+    out.lab.said(&add).refused(1, "through utun, a tunnel", "--underlay 203.0.113.5:51820");
+    let up = ["up", "out0", "--tunnel", "gre", "--name", "b", "--underlay", "192.0.2.2:4444", "--remote"];
     out.lab.said(&[&up[..], &[&COLLECTOR_IP.to_string()]].concat()).ok();
     out.lab.said(&["tap", "add", "eth0", "--name", "b"]).ok();
     out.lab.said(&[&add[..], &["--name", "b"]].concat()).ok();
@@ -563,5 +565,81 @@ fn what_a_tunnel_drops_as_nested_too_deeply_is_counted() {
     let sent = all_sent(&out.lab, "a stack");
     let arrived = copies(&out, &mut capture).len() as u64;
     assert!(arrived < sent, "the kernel has lost its limit: {arrived} of {sent}");
-    assert_eq!(out.lab.session()["out_dropped"], sent - arrived);
+    assert_eq!(out.lab.session().out_dropped, sent - arrived);
+}
+
+// ---- losses behind us ----
+
+fn qdisc(lab: &Lab, words: &str) {
+    let all = [&["tc", "qdisc", "replace", "dev", "out0", "root"], &words.split(' ').collect::<Vec<_>>()[..]].concat();
+    lab.host(&all);
+}
+
+/// How many outer packets, of two fragments each, are whole.
+fn whole(packets: &[Vec<u8>]) -> u64 {
+    let mut parts: BTreeMap<[u8; 2], u64> = BTreeMap::new();
+    packets.iter().for_each(|packet| *parts.entry([packet[18], packet[19]]).or_default() += 1);
+    parts.values().filter(|count| **count == 2).count() as u64
+}
+
+/// The out interface is asked about each fragment.
+#[test]
+fn a_copy_of_which_the_queue_refuses_a_fragment_counts_once() {
+    let lab = Lab::new();
+    // A queue that is there at `up`, as at every NIC: then each fragment is a clone, whose fate is told.
+    qdisc(&lab, "tbf rate 5mbit burst 3100 limit 8000");
+    lab.said(&[&UP[..], &["--oversize", "fragment"]].concat()).ok();
+    let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);
+    let large: Vec<Vec<u8>> = (0..211).map(|n| frames::jumbo(&Ends::PEER_TO_HOST, n, 1514)).collect();
+    lab.send(Ns::Peer, "peer0", &large);
+    let (asked, sent, lost) = lab.session().accounts("out");
+    assert_eq!(asked, 211);
+    assert!(sent > 0 && lost > 0, "{sent} sent, {lost} lost");
+    let empty = || lab.shown(&["tc", "-j", "-s", "qdisc", "show", "dev", "out0", "root"]).contains("\"qlen\":0");
+    poll(lab::PATIENCE, || empty().then_some(())).expect("the queue runs empty");
+    collector.settle();
+    assert_eq!(whole(&collector.stop()), sent);
+    qdisc(&lab, "pfifo limit 0");
+    lab.send(Ns::Peer, "peer0", &large[..13]);
+    assert_eq!(lab.session().accounts("out"), (224, sent, lost + 13));
+}
+
+/// What is dropped of copies that leave whole is known from the interface alone, by whatever name and queue it has.
+#[test]
+fn what_out_interfaces_have_dropped_never_falls() {
+    let lab = Lab::roomy();
+    lab.said(&UP).ok();
+    let dropped = || lab.session().out_dropped;
+    let send = |n: u32| lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, n));
+    qdisc(&lab, "pfifo limit 0");
+    send(13);
+    assert_eq!(dropped(), 13);
+    qdisc(&lab, "pfifo limit 1000");
+    send(7);
+    assert_eq!(dropped(), 13, "a queue that drops nothing");
+    qdisc(&lab, "tbf rate 1gbit burst 100000 limit 100000");
+    assert_eq!(dropped(), 13, "a new queue");
+    qdisc(&lab, "pfifo limit 0");
+    send(11);
+    assert_eq!(dropped(), 24, "and another");
+    lab.host(&["ip", "link", "set", "dev", "out0", "name", "up0"]);
+    send(5);
+    assert_eq!(dropped(), 29, "by another name");
+    lab.host(&["ip", "link", "del", "dev", "up0"]);
+    assert_eq!(dropped(), 29, "without the interface");
+    let collector = lab.ns_name(Ns::Collector);
+    lab.ip_batch(
+        Ns::Host,
+        &format!(
+            "link add out0 mtu 1600 type veth peer name col0 mtu 1600 netns {collector}\n\
+             link set out0 addrgenmode none up\naddress add 198.51.100.1/24 dev out0\n\
+             neigh replace 198.51.100.2 lladdr 02:00:00:00:02:02 nud permanent dev out0"
+        ),
+    );
+    lab.ip_batch(Ns::Collector, "link set col0 addrgenmode none up");
+    lab.said(&UP).ok();
+    assert_eq!(dropped(), 29, "with another interface of that name");
+    qdisc(&lab, "pfifo limit 0");
+    send(3);
+    assert_eq!(dropped(), 32, "which drops, too");
 }

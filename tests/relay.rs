@@ -12,7 +12,7 @@ use lab::capture::{Direction, tshark_fields};
 use lab::check::assert_same_frames;
 use lab::decode::{decap_gre, gre_packets, inner_frames, verify_checksums};
 use lab::frames::{self, Ends};
-use lab::judge::{Said, UP, drops, total};
+use lab::judge::{Said, UP};
 use lab::{Lab, Ns, Options, PATIENCE, poll};
 use serde_json::Value;
 
@@ -58,15 +58,14 @@ fn super_packet_to(lab: &Lab, to: &str, count: usize) {
 #[track_caller]
 fn tally(lab: &Lab, reason: &str) -> (u64, u64, u64) {
     let session = lab.session();
-    let (asked, sent) = (total(&session["taps"], "pcnt"), total(&session["remotes"], "pcnt"));
-    let lost = session["drops"][reason].as_u64().expect("a reason");
-    assert_eq!(asked, sent + drops(&session), "asked = sent + drops in {session:#}");
+    let (asked, sent) = (session.taps_total().pcnt, session.remotes_total().pcnt);
+    let lost = session.dropped(reason);
+    assert_eq!(asked, sent + session.drops(), "asked = sent + drops in {session:#}");
     (asked, sent, lost)
 }
 
 fn faults(lab: &Lab) -> Vec<String> {
-    let faults = lab.session()["faults"].clone();
-    faults.as_array().expect("faults").iter().map(|fault| fault.as_str().expect("text").into()).collect()
+    lab.session().faults
 }
 
 /// Levels and details of doctor's checks of this name.
@@ -107,12 +106,12 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
     let lab = crossing_lab(roomy());
     let before = lab.machine();
     up_with(&lab, "--direction egress").quietly_ok();
-    assert_eq!(doctor(&lab, "relay"), [("ok".into(), "of session default: in order ".into())]);
+    assert_eq!(doctor(&lab, "session"), [("ok".into(), "default: in order ".into())]);
     let (ids, maps) = (lab.program_ids(), lab.pins().join("default/maps").to_string_lossy().into_owned());
     let (mut asked, mut lost) = (0, 0);
     for (damage, fault, reason) in FAULTS {
         lab.host(&["sh", "-euc", damage, "sh", &maps]);
-        assert!(faults(&lab).contains(&fault.to_string()), "{fault} in {:?}", faults(&lab));
+        assert!(faults(&lab).iter().any(|told| told.contains(fault)), "{fault} in {:?}", faults(&lab));
         assert!(lab.said(&["status"]).quietly_ok().stdout.contains(fault), "{fault}");
         let mut received = lab.capture(Ns::Peer, "peer0", Direction::In);
         datagrams(&lab, 13);
@@ -120,21 +119,25 @@ fn every_fault_of_the_relay_is_shown_and_repaired_and_what_it_cost_is_counted() 
         (asked, lost) = (asked + 13, lost + if reason.is_some() { 13 } else { 0 });
         let reasons = reason.map_or(0, |reason| tally(&lab, reason).2);
         assert!(reason.is_none() || reasons >= 13, "{damage}: {reasons} of {reason:?}: {:#}", lab.session());
-        assert_eq!(drops(&lab.session()), lost, "{damage}: {:#}", lab.session());
+        assert_eq!(lab.session().drops(), lost, "{damage}: {:#}", lab.session());
         if damage.starts_with("ethtool") {
-            let told = doctor(&lab, "relay");
+            let told = doctor(&lab, "session");
             assert!(told[0].0 == "warn" && told[0].1.contains(fault), "{told:?}");
             let (_, fix) = told[0].1.split_once("snifctl ").expect("a command");
-            lab.said(&fix.split(' ').collect::<Vec<_>>()).ok_noting("putting it back");
+            let said = lab.said(&fix.split(' ').collect::<Vec<_>>()).quietly_ok();
+            assert!(said.stdout.starts_with("default: ") && said.stdout.contains(fault), "{said:#?}");
         } else {
-            up_with(&lab, "--direction egress").ok_noting("putting it back");
+            let said = up_with(&lab, "--direction egress").ok();
+            assert!(said.stderr.starts_with("snifctl: default: ") && said.stderr.contains(fault), "{said:#?}");
+            assert!(said.stderr.ends_with("up with this request, and in order again\n"), "{said:#?}");
         }
+        assert_eq!(lab.said(&["sync"]).quietly_ok().stdout, "", "after {damage}");
         assert_eq!(faults(&lab), [""; 0], "after {damage}");
         let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);
         datagrams(&lab, 7);
         inner_frames(&decap_gre(&collector.take(7))).iter().for_each(|frame| verify_checksums(frame));
         asked += 7;
-        assert_eq!(total(&lab.session()["taps"], "pcnt"), asked, "{damage}");
+        assert_eq!(lab.session().taps_total().pcnt, asked, "{damage}");
         assert_eq!(lab.program_ids(), ids, "{damage}: the programs are the same");
     }
     lab.host(&["ip", "link", "del", "more0"]);
@@ -173,7 +176,8 @@ fn copies_that_another_port_of_the_relay_takes_are_counted() {
     assert!(learnt.is_some(), "{}", lab.shown(&["bridge", "fdb", "show", "br", "snif0"]));
     datagrams(&lab, 13);
     assert_eq!(tally(&lab, "relay"), (13, 0, 13));
-    up_with(&lab, "--direction egress").ok_noting("more0 is another port of snif0");
+    let said = up_with(&lab, "--direction egress").ok();
+    assert!(said.stderr.contains("default: relay: more0 is another port of snif0; taken out of it\n"), "{said:#?}");
     datagrams(&lab, 11);
     assert_eq!(tally(&lab, "relay"), (24, 11, 13));
 }
@@ -342,9 +346,9 @@ fn foreign_frames_and_the_bridges_own_noise_do_not_leave_and_are_not_counted() {
     // Hellos of the spanning tree come each two seconds.
     assert!(poll(PATIENCE, || (refused(&lab, "snif0l") > noise).then_some(())).is_some(), "the bridge made no noise");
     assert_eq!(collector.stop(), Vec::<Vec<u8>>::new());
-    for list in ["taps", "remotes", "drops", "out_dropped"] {
-        assert_eq!(lab.session()[list], counted[list]);
-    }
+    let now = lab.session();
+    assert_eq!((now.taps, now.remotes), (counted.taps, counted.remotes));
+    assert_eq!((now.drops, now.out_dropped), (counted.drops, counted.out_dropped));
 }
 
 fn ifindex(lab: &Lab, dev: &str) -> u64 {
@@ -362,7 +366,7 @@ fn no_interface_that_is_made_after_the_relay_is_gone_gets_a_frame() {
     lab::pcap::write(&file, &sent);
     let mut flow = lab.command(Ns::Peer, &["tcpreplay", "--pps=1000", "--intf1=peer0", &file.to_string_lossy()]);
     let mut flow = flow.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-    poll(PATIENCE, || (total(&lab.session()["taps"], "pcnt") > 0).then_some(())).expect("frames are copied");
+    poll(PATIENCE, || (lab.session().taps_total().pcnt > 0).then_some(())).expect("frames are copied");
     lab.ip_batch(Ns::Host, "link del snif0\nlink del snif0p");
     let made: Vec<String> = (0..6).map(|n| format!("new{n}")).collect();
     for (at, name) in made.iter().enumerate() {
@@ -377,7 +381,7 @@ fn no_interface_that_is_made_after_the_relay_is_gone_gets_a_frame() {
     }
     datagrams(&lab, 13);
     assert!(flow.wait().expect("wait for tcpreplay").success());
-    let all = poll(PATIENCE, || (total(&lab.session()["taps"], "pcnt") >= 997 + 13).then_some(()));
+    let all = poll(PATIENCE, || (lab.session().taps_total().pcnt >= 997 + 13).then_some(()));
     assert!(all.is_some(), "{:#}", lab.session());
     let (asked, handed, lost) = tally(&lab, "clone");
     assert_eq!(asked, handed + lost);
@@ -405,7 +409,8 @@ fn no_copy_leaves_by_another_interface_with_the_out_interfaces_number() {
     let mut behind = lab.capture(Ns::Collector, "col0", Direction::In);
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 13));
     assert_eq!(tally(&lab, "gone"), (13, 0, 13));
-    up_with(&lab, "--direction ingress").ok_noting("resolved anew");
+    let said = up_with(&lab, "--direction ingress").ok();
+    assert!(said.stderr.starts_with("snifctl: default: remote 198.51.100.2: "), "{said:#?}");
     let frames = frames::series(&Ends::PEER_TO_HOST, 11);
     lab.send(Ns::Peer, "peer0", &frames);
     assert_same_frames(&frames, &inner_frames(&decap_gre(&behind.take(11))));
@@ -484,8 +489,9 @@ fn devices_that_stand_on_one_another_are_watched_all_at_once() {
             copies.into_iter().partition(|frame| frame[36..38] == 4790u16.to_be_bytes());
         assert_same_frames(&vec![inside; sessions].concat(), &inner);
         assert_same_frames(&vec![vxlan; 2 * sessions].concat(), &outer);
-        for session in lab.status()["sessions"].as_array().unwrap() {
-            assert_eq!((total(session, "taps"), total(session, "remotes"), drops(session)), (90, 90, 0), "{session:#}");
+        for session in lab.status().sessions {
+            let (asked, sent) = (session.taps_total().pcnt, session.remotes_total().pcnt);
+            assert_eq!((asked, sent, session.drops()), (90, 90, 0), "{session:#}");
         }
     }
 }

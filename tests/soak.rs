@@ -4,6 +4,7 @@ mod lab;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use lab::kills::{self, kill_at};
 use lab::order_case::{Case, Out, PLAIN, Rate, TUNNELS};
 use lab::pairs::all_pairs;
 
@@ -77,3 +78,19 @@ fn downloads_read_as_on_the_wire_every_time() {
         }
     }
 }
+
+// ---- kills ----
+
+macro_rules! killed {
+    ($($test:ident $verb:ident),*) => {
+        mod killed_before_and_after_each_act {
+            $(#[test] fn $test() { super::kill_at(super::kills::$verb, 1.., |_| vec!["before", "after"]); })*
+        }
+    };
+}
+
+killed!(
+    up UP, up_filtered UP_FILTERED, replace REPLACE, tap_add TAP_ADD, tap_remove TAP_REMOVE, remote_add REMOTE_ADD,
+    remote_remove REMOTE_REMOVE, filter_set FILTER_SET, filter_clear FILTER_CLEAR, sync_relay SYNC_RELAY, sync_tap SYNC_TAP,
+    down DOWN
+);

@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::datapath::filter;
+use crate::datapath::source::Source;
+use crate::session::engine::Context;
 use crate::session::home::{self, Home};
 use crate::tools::bpftool;
-use crate::tools::clang::Source;
-use crate::tools::exec::{Cmd, Failed, Runner};
+use crate::tools::exec::{Cmd, Runner};
+use crate::tools::json;
 
 /// One packet of a capture: what was kept of it, and its length on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ struct Packet {
 
 /// What the filter took.
 #[derive(Debug)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     pub packets: usize,
     /// Numbers of packets, from 1.
     pub matched: Vec<usize>,
@@ -30,7 +32,7 @@ pub struct Verdict {
 }
 
 /// Bytes of a packet that the kernel's test surely takes: a page less what surrounds a packet.
-pub const TESTED: usize = 3000;
+const TESTED: usize = 3000;
 /// What the program expects before the frame: see `bpf/match.bpf.c`.
 const BEFORE: [u8; 14] = [0; 14];
 /// Offset of `cb` in `struct __sk_buff`.
@@ -39,13 +41,18 @@ const CB_AT: usize = 48;
 const AT_A_TIME: usize = 2000;
 
 /// Runs an expression's program on every packet of `file`, a capture of Ethernet in a format that tcpdump reads.
-pub fn test(runner: &Runner, expression: &str, file: &Path) -> Result<Verdict> {
+pub(super) fn test(context: &Context, expression: &str, file: &Path) -> Result<Verdict> {
+    let runner = &context.runner;
     home::ensure_root()?;
     let compiling = Source::matcher(filter::compile(runner, "EXPR", expression)?).begin(runner)?;
-    let packets = read(runner, file)?;
+    let (packets, broken_off) = read(runner, file)?;
+    if let Some(reason) = broken_off {
+        let shown = shown(file);
+        eprintln!("snifctl: -r {shown} ends early, so that {} packets were read: {reason}", packets.len());
+    }
     let object = compiling.object(runner, &[])?;
     let home = Home::here()?;
-    let pin = Pin::load(runner, &home, &object)?;
+    let pin = Pin::load(context, &home, &object)?;
     let mut matched = Vec::new();
     for (at, packets) in packets.chunks(AT_A_TIME).enumerate() {
         let taken = run(runner, &pin.path, packets)?;
@@ -55,6 +62,16 @@ pub fn test(runner: &Runner, expression: &str, file: &Path) -> Result<Verdict> {
     Ok(Verdict { packets: packets.len(), matched, cut })
 }
 
+/// What is to be known of how a verdict was reached.
+pub(super) fn note(verdict: &Verdict) {
+    if verdict.cut > 0 {
+        eprintln!(
+            "snifctl: {} packets are longer than {TESTED} bytes: what lies behind was not there for the filter",
+            verdict.cut
+        );
+    }
+}
+
 /// The loaded program, pinned as long as this lives.
 struct Pin<'a> {
     home: &'a Home,
@@ -62,11 +79,11 @@ struct Pin<'a> {
 }
 
 impl<'a> Pin<'a> {
-    fn load(runner: &Runner, home: &'a Home, object: &Path) -> Result<Pin<'a>> {
-        let _lock = home.lock_to_write(runner)?;
+    fn load(context: &Context, home: &'a Home, object: &Path) -> Result<Pin<'a>> {
+        let _lock = home.lock_to_write(&context.runner, context.wait)?;
         home.remove_stale_tests();
         let pin = Pin { home, path: home.test_pin() };
-        bpftool::load_one(runner, object, &pin.path)?;
+        bpftool::load_one(&context.runner, object, &pin.path)?;
         Ok(pin)
     }
 }
@@ -95,28 +112,30 @@ fn run(runner: &Runner, pin: &Path, packets: &[Packet]) -> Result<Vec<bool>> {
     let answers = bpftool::ask(runner, &lines)?;
     answers
         .iter()
-        .map(|answer| {
-            Ok(answer["retval"].as_u64().context("bpftool gave JSON of another form; try: snifctl doctor")? != 0)
-        })
+        .map(|answer| Ok(answer["retval"].as_u64().with_context(|| json::unexpected("bpftool prog run"))? != 0))
         .collect()
 }
 
-/// The packets of a capture. tcpdump reads it, whatever its format, and writes it as classic pcap.
-fn read(runner: &Runner, file: &Path) -> Result<Vec<Packet>> {
-    let shown = file.to_string_lossy();
-    let shown = if shown.contains(char::is_control) { format!("{shown:?}") } else { shown.into_owned() };
-    let classic = runner.read_bytes(&Cmd::new("tcpdump", ["-r", &file.to_string_lossy(), "-w", "-"]));
-    match classic {
-        Ok(bytes) => parse(&bytes).with_context(|| format!("-r {shown} cannot be used; try a capture of Ethernet")),
-        Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => {
-                let last = failed.stderr.lines().last().unwrap_or_default();
-                let reason = last.trim_start_matches("tcpdump: ");
-                bail!("-r {shown} cannot be read ({reason}); make a capture with: tcpdump -i eth0 -w FILE.pcap")
-            }
-            Err(err) => Err(err),
-        },
+/// The packets of a capture, and why they are not all where it ends in the middle of one, as it does while it is being
+/// written. tcpdump reads it, whatever its format, and writes it as classic pcap. `-` is standard input.
+fn read(runner: &Runner, file: &Path) -> Result<(Vec<Packet>, Option<String>)> {
+    let answer = runner.answer(&Cmd::new("tcpdump", ["-r", &file.to_string_lossy(), "-w", "-"]).our_input())?;
+    let shown = shown(file);
+    let last = answer.stderr.lines().last().unwrap_or_default();
+    let reason = last.trim_start_matches("tcpdump: ").trim_start_matches("pcap_loop: ").to_string();
+    let broken_off = answer.has_failed() && !answer.stdout.is_empty() && reason.starts_with("truncated");
+    if answer.has_failed() && !broken_off {
+        bail!("-r {shown} cannot be read ({reason}); make a capture with: tcpdump -i eth0 -w FILE.pcap");
     }
+    let packets = parse(&answer.stdout);
+    let packets = packets.with_context(|| format!("-r {shown} cannot be used; try a capture of Ethernet"))?;
+    Ok((packets, broken_off.then_some(reason)))
+}
+
+/// A file's name in one line.
+fn shown(file: &Path) -> String {
+    let name = file.to_string_lossy();
+    if name.contains(char::is_control) { format!("{name:?}") } else { name.into_owned() }
 }
 
 /// The classic format in this machine's byte order: a header of 24 bytes, then 16 before each packet.
@@ -137,4 +156,63 @@ fn parse(bytes: &[u8]) -> Result<Vec<Packet>> {
         at += 16 + kept;
     }
     Ok(packets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A capture of packets of these lengths, each with its number as its bytes.
+    fn capture(lengths: &[usize]) -> Vec<u8> {
+        let mut bytes: Vec<u8> = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1].map(u32::to_ne_bytes).concat();
+        for (n, length) in lengths.iter().enumerate() {
+            bytes.extend([0, 0, *length as u32, 1000 + n as u32].map(u32::to_ne_bytes).concat());
+            bytes.extend(vec![n as u8; *length]);
+        }
+        bytes
+    }
+
+    #[test]
+    fn packets_have_their_bytes_and_their_length_on_the_wire() {
+        let packets = parse(&capture(&[60, 0, 3])).unwrap();
+        let expected = [(0, 60), (1, 0), (2, 3)]
+            .map(|(n, length): (u8, usize)| Packet { bytes: vec![n; length], length: 1000 + u32::from(n) });
+        assert_eq!(packets, expected);
+    }
+
+    #[test]
+    fn a_capture_that_is_cut_anywhere_is_refused_or_read_as_far_as_whole_packets_go() {
+        let whole = capture(&[60, 14, 0, 300]);
+        let ends = [24, 100, 130, 146, whole.len()];
+        for cut in 0..=whole.len() {
+            match (parse(&whole[..cut]), ends.iter().position(|end| *end == cut)) {
+                (Ok(packets), Some(count)) => assert_eq!(packets.len(), count),
+                (Err(_), None) => {}
+                (found, expected) => panic!("cut at {cut}: {found:?}, not {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_the_parser_panic() {
+        let whole = capture(&[60, 14, 7]);
+        let mut state = 1u64;
+        for _ in 0..20_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let mut bytes = whole.clone();
+            let (at, value) = ((state >> 33) as usize % bytes.len(), (state >> 24) as u8);
+            bytes[at] = value;
+            if let Ok(packets) = parse(&bytes) {
+                assert!(packets.iter().map(|packet| packet.bytes.len()).sum::<usize>() <= bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_capture_of_ethernet_is_refused() {
+        let mut raw = capture(&[60]);
+        raw[20] = 101;
+        assert!(parse(&raw).unwrap_err().to_string().contains("link type 101"));
+        assert!(parse(b"\0\0\0\0").unwrap_err().to_string().contains("not in pcap format"));
+    }
 }

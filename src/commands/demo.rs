@@ -1,5 +1,5 @@
 //! The main job in a sandbox. The sandbox is a mount and a network namespace that no name keeps alive: when this process
-//! ends, also by Ctrl-C, the kernel takes interfaces, programs, pins and namespaces away with it.
+//! ends, also by a signal, the kernel ends its helpers and takes interfaces, programs, pins and namespaces away with them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::commands::doctor;
 use crate::session::home;
 use crate::tools::exec::{self, Background, Cmd, Runner, print};
+use crate::tools::requirements;
 
 const WATCHED: &str = "192.0.2.1";
 const PEER: &str = "192.0.2.2";
@@ -20,9 +20,9 @@ const PORT: u16 = 7;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Enters the sandbox: runs the demo in namespaces of its own.
-pub fn start(runner: &Runner) -> Result<ExitCode> {
+pub(super) fn start(runner: &Runner) -> Result<ExitCode> {
     home::ensure_root()?;
-    doctor::ensure_tools(runner, false)?;
+    requirements::ensure_tools(runner, false)?;
     let program = exec::own_path()?;
     let mut args = vec!["--mount", "--net", "--", &program, "demo", "inside"];
     if runner.verbose {
@@ -32,32 +32,34 @@ pub fn start(runner: &Runner) -> Result<ExitCode> {
 }
 
 /// The demo itself, inside its namespaces.
-pub fn run(runner: &Runner) -> Result<ExitCode> {
+pub(super) fn run(runner: &Runner) -> Result<ExitCode> {
     let runner = &Runner { dry_run: false, ..*runner };
     runner.write(&Cmd::new("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
-    say("A sandbox: this namespace watches eth0; a peer talks to it; a collector waits behind out0.");
+    say("A sandbox: this namespace watches eth0; a peer talks to it; a collector waits behind out0.")?;
     let peer = Namespace::new()?;
     let collector = Namespace::new()?;
     wire(runner, &peer, &collector)?;
     let capture = Capture::start(&collector, private_dir(runner)?)?;
     let _service = peer.background(&[&exec::own_path()?, "demo", "peer"])?;
 
-    say(&format!("$ snifctl up eth0 --tunnel gre --remote {COLLECTOR}"));
+    say(&format!("$ snifctl up eth0 --tunnel gre --remote {COLLECTOR}"))?;
     own(runner, &["up", "eth0", "--tunnel", "gre", "--remote", COLLECTOR])?;
-    say("A little traffic on eth0: ARP to find the peer, TCP and UDP to its echo service, and a closed port for ICMP.");
+    say(
+        "A little traffic on eth0: ARP to find the peer, TCP and UDP to its echo service, and a closed port for ICMP.",
+    )?;
     traffic()?;
-    say("What the kernel counted:   $ snifctl status");
+    say("What the kernel counted:   $ snifctl status")?;
     own(runner, &["status"])?;
-    say("The same, raw:   $ snifctl map dump taps");
+    say("The same, raw:   $ snifctl map dump taps")?;
     own(runner, &["map", "dump", "taps"])?;
-    say("What arrived at the collector, each frame of eth0 whole inside GRE:");
+    say("What arrived at the collector, each frame of eth0 whole inside GRE:")?;
     capture.show(runner, &collector)?;
-    say("$ snifctl down");
+    say("$ snifctl down")?;
     own(runner, &["down"])?;
     ensure_clean(runner)?;
     say(
         "Nothing is left: no program, filter, qdisc, link or pin. On a real machine: sudo snifctl up eth0 --tunnel gre --remote ADDR",
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -71,14 +73,14 @@ fn private_dir(runner: &Runner) -> Result<&'static Path> {
     Ok(place)
 }
 
-fn say(text: &str) {
-    print(&format!("\n== {text}\n"));
+fn say(text: &str) -> Result<()> {
+    print(&format!("\n== {text}\n"))
 }
 
 /// Runs a command of our own and shows what it prints.
 fn own(runner: &Runner, args: &[&str]) -> Result<()> {
     let program = exec::own_path()?;
-    print(&runner.read(&Cmd::new(&program, args.iter().copied()))?);
+    print(&runner.read(&Cmd::new(&program, args.iter().copied()))?)?;
     Ok(())
 }
 
@@ -148,7 +150,7 @@ fn wire(runner: &Runner, peer: &Namespace, collector: &Namespace) -> Result<()> 
 }
 
 /// The peer's part: answers on TCP and UDP port 7, until it is ended.
-pub fn peer() -> Result<ExitCode> {
+pub(super) fn peer() -> Result<ExitCode> {
     let listener = TcpListener::bind((PEER, PORT))?;
     let socket = UdpSocket::bind((PEER, PORT))?;
     std::thread::spawn(move || {
@@ -199,10 +201,11 @@ impl Capture {
         let path = dir.join("copies.pcap");
         let file = path.to_string_lossy().into_owned();
         let tcpdump = ["tcpdump", "-i", "col0", "-Z", "root", "-U", "--immediate-mode", "-w", &file, "proto", "gre"];
-        let tshark = ["tshark", "-i", "col0", "-f", "proto gre", "-F", "pcap", "-w", &file];
-        let words: &[&str] = match (exec::find("tcpdump"), exec::find("tshark")) {
+        // What tshark starts to capture. It is one process, which tshark would not be.
+        let dumpcap = ["dumpcap", "-q", "-P", "-i", "col0", "-f", "proto gre", "-w", &file];
+        let words: &[&str] = match (exec::find("tcpdump"), exec::find("dumpcap")) {
             (Some(_), _) => &tcpdump,
-            (None, Some(_)) => &tshark,
+            (None, Some(_)) => &dumpcap,
             (None, None) => return Ok(Capture(None)),
         };
         let process = collector.background(words)?;
@@ -221,7 +224,7 @@ impl Capture {
             Some(_) => Cmd::new("tshark", ["-n", "-r", &file]),
             None => Cmd::new("tcpdump", ["-n", "-e", "-r", &file]),
         };
-        print(&runner.read(&cmd)?);
+        print(&runner.read(&cmd)?)?;
         Ok(())
     }
 }
@@ -232,7 +235,7 @@ fn summarize(runner: &Runner, collector: &Namespace) -> Result<()> {
     let links: serde_json::Value = serde_json::from_str(&text)?;
     let rx = &links[0]["stats64"]["rx"];
     let (packets, bytes) = (&rx["packets"], &rx["bytes"]);
-    print(&format!("{packets} packets, {bytes} bytes; to see them decoded: apt-get install tshark\n"));
+    print(&format!("{packets} packets, {bytes} bytes; to see them decoded: apt-get install tshark\n"))?;
     Ok(())
 }
 

@@ -1,27 +1,32 @@
 //! Is everything here that snifctl needs, and what stands in the way? Each answer says what a lack prevents and the
 //! command that fixes it.
 
+use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde::Serialize;
 
+use crate::commands::show;
 use crate::datapath::abi::Direction;
+use crate::output::text;
 use crate::request;
+use crate::session::engine::{Context, Open};
 use crate::session::firewall;
 use crate::session::home::{self, Home};
-use crate::session::make;
-use crate::session::read;
+use crate::session::stats;
 use crate::tools::bpftool::{self, Attachment};
-use crate::tools::exec::{self, Cmd, Runner};
+use crate::tools::exec::{self, Cmd, Runner, quote};
 use crate::tools::ip::{self, Link};
 use crate::tools::kernel::{self, version};
+use crate::tools::requirements::{self, Finding, State, TCPDUMP, TOOLS};
 use crate::tools::tc::{self, Filter, Hooks};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(crate) enum Level {
     Ok,
     Warn,
     Fail,
@@ -29,7 +34,7 @@ pub enum Level {
 
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
-pub struct Check {
+pub(crate) struct Check {
     pub level: Level,
     pub name: String,
     /// What was found, and what it prevents.
@@ -50,137 +55,34 @@ fn fail(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check 
     Check { level: Level::Fail, name: name.into(), detail: detail.into(), fix: Some(fix.into()) }
 }
 
-/// A program that snifctl runs.
-struct Tool {
-    name: &'static str,
-    version: &'static [&'static str],
-    minimum: (u32, u32),
-    package: &'static str,
-    /// What cannot be done without it.
-    prevents: &'static str,
-}
-
-const TOOLS: [Tool; 5] = [
-    Tool {
-        name: "clang",
-        version: &["--version"],
-        minimum: (12, 0),
-        package: "clang",
-        prevents: "the kernel program cannot be compiled",
-    },
-    Tool {
-        name: "bpftool",
-        version: &["version"],
-        minimum: (7, 0),
-        package: "bpftool",
-        prevents: "programs and maps cannot be loaded, read or written",
-    },
-    Tool {
-        name: "tc",
-        version: &["-V"],
-        minimum: (5, 10),
-        package: "iproute2",
-        prevents: "programs cannot be attached",
-    },
-    Tool {
-        name: "ip",
-        version: &["-V"],
-        minimum: (5, 10),
-        package: "iproute2",
-        prevents: "routes cannot be looked up and the relay cannot be made",
-    },
-    Tool {
-        name: "ethtool",
-        version: &["--version"],
-        minimum: (5, 17),
-        package: "ethtool",
-        prevents: "the relay cannot be told to make wire frames",
-    },
-];
-
-/// Needed only where a filter is used.
-const TCPDUMP: Tool = Tool {
-    name: "tcpdump",
-    version: &["--version"],
-    minimum: (4, 9),
-    package: "tcpdump",
-    prevents: "filters cannot be read (only --filter and `filter` need it)",
-};
-
-/// What a session needs once its programs are compiled.
-pub const SESSION_TOOLS: [&str; 4] = ["bpftool", "tc", "ip", "ethtool"];
-
-const BPF_HELPERS: &str = "/usr/include/bpf/bpf_helpers.h";
-fn check_tool(runner: &Runner, tool: &Tool) -> Check {
-    let (major, minor) = tool.minimum;
-    let fix = format!("apt-get install {}", tool.package);
-    if exec::find(tool.name).is_none() {
-        return fail(tool.name, format!("missing: {}", tool.prevents), fix);
-    }
-    let text = runner.read(&Cmd::new(tool.name, tool.version.iter().copied()));
-    match text.ok().as_deref().and_then(version) {
-        Some(found) if found < tool.minimum => {
-            let detail = format!("{}.{} is older than {major}.{minor}: {}", found.0, found.1, tool.prevents);
-            fail(tool.name, detail, fix)
-        }
-        Some(found) => ok(tool.name, format!("{}.{} (at least {major}.{minor})", found.0, found.1)),
-        None => warn(tool.name, format!("says no version that can be read; at least {major}.{minor} is needed"), fix),
+fn requirement(found: Finding) -> Check {
+    let fix = format!("apt-get install {}", found.package);
+    match found.state {
+        State::Met => ok(found.name, found.detail),
+        State::Unknown => warn(found.name, found.detail, fix),
+        State::Lacking => fail(found.name, found.detail, fix),
     }
 }
 
-fn check_headers() -> Check {
-    if Path::new(BPF_HELPERS).exists() {
-        return ok("libbpf-dev", "headers are there");
-    }
-    fail(
-        "libbpf-dev",
-        format!("{BPF_HELPERS} is missing: the program cannot be compiled"),
-        "apt-get install libbpf-dev",
-    )
-}
-
-/// Refuses to begin while anything is missing or too old, naming all of it at once. Versions are asked once for each
-/// object, when it has to be compiled.
-pub fn ensure_tools(runner: &Runner, is_compiled: bool) -> Result<()> {
-    if is_compiled {
-        return ensure_present(&SESSION_TOOLS);
-    }
-    let quiet = Runner { verbose: false, ..*runner };
-    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(&quiet, tool)).collect();
-    checks.push(check_headers());
-    refuse(checks.into_iter().filter(|check| check.level == Level::Fail).collect())
-}
-
-fn refuse(failed: Vec<Check>) -> Result<()> {
-    if failed.is_empty() {
-        return Ok(());
-    }
-    let what: Vec<String> = failed.iter().map(|check| format!("{}: {}", check.name, check.detail)).collect();
-    let mut packages: Vec<&str> =
-        failed.iter().filter_map(|check| check.fix.as_deref()?.strip_prefix("apt-get install ")).collect();
-    packages.dedup();
-    bail!("{}; try: apt-get install {}", what.join("; "), packages.join(" "))
-}
-
-/// Refuses to begin without these tools.
-pub fn ensure_present(names: &[&str]) -> Result<()> {
-    let missing = TOOLS.iter().filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
-    let fix = |tool: &Tool| format!("apt-get install {}", tool.package);
-    refuse(missing.map(|tool| fail(tool.name, format!("missing: {}", tool.prevents), fix(tool))).collect())
+pub(super) fn run(context: &Context, interface: Option<&str>, remote: Option<&str>, as_json: bool) -> Result<ExitCode> {
+    let checks = checks(context, interface, remote)?;
+    show(as_json, "checks", &checks, || text::checks(&checks))?;
+    Ok(if worst(&checks) == Level::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Every check, in the order in which a lack would be met.
-pub fn checks(runner: &Runner, interface: Option<&str>, remote: Option<&str>) -> Result<Vec<Check>> {
-    let mut checks: Vec<Check> = TOOLS.iter().map(|tool| check_tool(runner, tool)).collect();
-    checks.push(check_headers());
-    let tcpdump = check_tool(runner, &TCPDUMP);
+fn checks(context: &Context, interface: Option<&str>, remote: Option<&str>) -> Result<Vec<Check>> {
+    let runner = &context.runner;
+    let tools = TOOLS.iter().map(|tool| requirements::check(runner, tool));
+    let mut checks: Vec<Check> = tools.chain([requirements::check_headers()]).map(requirement).collect();
+    let tcpdump = requirement(requirements::check(runner, &TCPDUMP));
     checks.push(Check { level: tcpdump.level.min(Level::Warn), ..tcpdump });
     checks.extend([check_kernel(), check_btf(), check_bpffs(), check_privileges()]);
     if exec::find("ip").is_none() || exec::find("tc").is_none() {
         return Ok(checks);
     }
     let links = ip::links(runner)?;
-    checks.extend(check_relays(runner, &links)?);
+    checks.extend(check_relays(context, &links)?);
     if let Some(name) = interface {
         checks.extend(check_interface(runner, name, &links)?);
     }
@@ -198,16 +100,26 @@ fn check_kernel() -> Check {
         _ => fail(
             "kernel",
             format!("{release} is older than {major}.{minor}: copies cannot be encapsulated"),
-            "apt-get install linux-image-amd64",
+            kernel_package(),
         ),
     }
+}
+
+/// Debian names architectures in its own way.
+fn kernel_package() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("apt-get install linux-image-{architecture}")
 }
 
 fn check_btf() -> Check {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         return ok("btf", "the kernel has it");
     }
-    fail("btf", "the kernel has none: maps have no field names", "apt-get install linux-image-amd64")
+    fail("btf", "the kernel has none: maps have no field names", kernel_package())
 }
 
 fn check_bpffs() -> Check {
@@ -221,19 +133,19 @@ fn check_privileges() -> Check {
     if home::is_root() {
         return ok("privileges", "root");
     }
-    let line: Vec<String> = std::env::args().skip(1).map(|arg| exec::quote(&arg)).collect();
+    let line: Vec<String> = std::env::args_os().skip(1).map(|arg| quote(&arg.to_string_lossy())).collect();
     fail("privileges", "not root: programs cannot be loaded or attached", format!("sudo snifctl {}", line.join(" ")))
 }
 
 /// The relay of each session of this namespace, and what the bridge family's rules do to copies that cross it.
-fn check_relays(runner: &Runner, links: &[Link]) -> Result<Vec<Check>> {
-    let home = Home::here()?;
-    if !home::is_root() || exec::find("bpftool").is_none() {
+fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
+    let runner = &context.runner;
+    if !home::is_root() || exec::find("bpftool").is_none() || exec::find("ethtool").is_none() {
         return Ok(Vec::new());
     }
-    let _lock = home.lock_to_read()?;
-    let sessions = home.sessions();
-    let mut checks: Vec<Check> = sessions.iter().flat_map(|name| check_relay(runner, &home, name, links)).collect();
+    let open = Open::to_read(context)?;
+    let sessions = open.home.sessions();
+    let mut checks: Vec<Check> = sessions.iter().flat_map(|name| check_session(&open, name)).collect();
     let mut owners: Vec<&str> = links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS)).collect();
     owners.dedup();
     for owner in owners.iter().filter(|owner| !sessions.iter().any(|name| name == *owner)) {
@@ -248,15 +160,16 @@ fn check_relays(runner: &Runner, links: &[Link]) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn check_relay(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Vec<Check> {
-    match read::session(runner, home, name, links) {
-        Ok(session) if session.faults.is_empty() => vec![ok("relay", format!("of session {name}: in order"))],
+/// Whether a session is whole: how `status` sees it.
+fn check_session(open: &Open, name: &str) -> Vec<Check> {
+    match stats::session(open, name) {
+        Ok(session) if session.faults.is_empty() => vec![ok("session", format!("{name}: in order"))],
         Ok(session) => {
-            let detail = |fault| format!("of session {name}: {fault}: copies are lost or not exact");
-            let fix = make::command(&session.memory.plan);
-            session.faults.iter().map(|fault| warn("relay", detail(fault), fix.clone())).collect()
+            let detail = |fault| format!("{name}: {fault}: copies are lost or not exact");
+            let fix = session.fix.clone().unwrap_or_else(|| format!("snifctl status --name {name}"));
+            session.faults.iter().map(|fault| warn("session", detail(fault), fix.clone())).collect()
         }
-        Err(err) => vec![warn("relay", format!("of session {name}: {err:#}"), format!("snifctl down --name {name}"))],
+        Err(err) => vec![warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}"))],
     }
 }
 
@@ -271,7 +184,7 @@ fn check_interface(runner: &Runner, name: &str, links: &[Link]) -> Result<Vec<Ch
     let Some(hooks) = hooks else { return Ok(checks) };
     if hooks.has_qdisc("ingress") {
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
-        checks.push(fail(name, detail, format!("tc qdisc del dev {name} ingress")));
+        checks.push(fail(name, detail, format!("tc qdisc del dev {} ingress", quote(name))));
     } else {
         let ours = Home::here()?.clsact_marks().contains(&link.ifindex);
         let found = match (hooks.has_qdisc("clsact"), ours) {
@@ -299,7 +212,7 @@ fn check_link(link: &Link) -> Check {
         return fail(name, detail, "ip link");
     }
     if !link.is_up() {
-        return warn(name, "is down: nothing passes", format!("ip link set dev {name} up"));
+        return warn(name, "is down: nothing passes", format!("ip link set dev {} up", quote(name)));
     }
     ok(name, format!("Ethernet, up, MTU {}", link.mtu))
 }
@@ -318,7 +231,7 @@ fn foreign_line(dev: &str, direction: Direction, filter: &Filter, before: bool) 
     let hook = direction.hook();
     let what = format!("a foreign {} filter {:?} at {hook} preference {}", filter.kind, filter.program(), filter.pref);
     if before {
-        let fix = format!("tc filter show dev {dev} {hook}");
+        let fix = format!("tc filter show dev {} {hook}", quote(dev));
         return warn(dev, format!("{what} runs before our tap and can hide packets from it"), fix);
     }
     ok(dev, format!("{what} runs after our tap, which lets every packet through"))
@@ -336,22 +249,46 @@ fn check_tcx(runner: &Runner, link: &Link) -> Option<Check> {
     let names: Vec<&str> = found.iter().map(|at| at.name.as_str()).collect();
     if !names.is_empty() {
         let detail = format!("tcx programs run before our tap and can hide packets from it: {}", names.join(", "));
-        return Some(warn(name, detail, format!("bpftool net show dev {name}")));
+        return Some(warn(name, detail, format!("bpftool net show dev {}", quote(name))));
     }
     let known = runner.read(&Cmd::new("bpftool", ["version"])).ok().as_deref().and_then(version)?;
     if known < (7, 3) {
         let detail =
             format!("bpftool {}.{} cannot list tcx programs, which would run before our tap", known.0, known.1);
-        return Some(warn(name, detail, "apt-get install -t stable-backports bpftool"));
+        return Some(warn(name, detail, newer_bpftool()));
     }
     Some(ok(name, "no tcx program runs before our tap"))
 }
 
+/// The command that installs a bpftool which lists tcx programs.
+fn newer_bpftool() -> String {
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    let listed = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|file| file.path());
+    let sources: String = listed.chain(["/etc/apt/sources.list".into()]).map(|path| read(&path)).collect();
+    from_backports(&read(Path::new("/etc/os-release")), &sources)
+}
+
+/// Debian's backports are named after the release, and are no source of packages until they are written down.
+fn from_backports(os_release: &str, sources: &str) -> String {
+    let value =
+        |key: &str| os_release.lines().find_map(|line| line.strip_prefix(key)).map(|text| text.trim_matches('"'));
+    let (Some("debian"), Some(release)) = (value("ID="), value("VERSION_CODENAME=")) else {
+        return "apt-get install bpftool".into();
+    };
+    let suite = format!("{release}-backports");
+    let install = format!("apt-get install -t {suite} bpftool");
+    if sources.contains(&suite) {
+        return install;
+    }
+    let source = format!("deb http://deb.debian.org/debian {suite} main");
+    format!("echo '{source}' >/etc/apt/sources.list.d/backports.list && apt-get update && {install}")
+}
+
 fn check_remote(runner: &Runner, text: &str, links: &[Link], watched: Option<&Link>) -> Result<Vec<Check>> {
-    let address = match (text.parse::<IpAddr>(), request::remote(text)) {
+    let address = match (text.parse::<IpAddr>(), request::remote("--remote", text)) {
         (_, Ok(address)) => address,
         (Ok(_), Err(err)) => return Ok(vec![fail("remote", err.to_string(), "snifctl doctor --remote 10.0.0.7")]),
-        (Err(_), Err(err)) => return Err(err),
+        (Err(_), Err(err)) => return Err(err.into()),
     };
     let reply = match ip::route_get(runner, address, None)? {
         Ok(reply) => reply,
@@ -372,7 +309,7 @@ fn check_remote(runner: &Runner, text: &str, links: &[Link], watched: Option<&Li
         if !out.is_l3() {
             checks.push(check_neighbour(runner, next_hop, out)?);
         }
-        checks.push(check_mtu(out, watched, address));
+        checks.push(check_mtu(out, watched, address, links));
     }
     Ok(checks)
 }
@@ -388,7 +325,7 @@ fn check_neighbour(runner: &Runner, next_hop: IpAddr, out: &Link) -> Result<Chec
 }
 
 /// As for plain GRE, the least that a tunnel adds.
-fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr) -> Check {
+fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr, links: &[Link]) -> Check {
     let Some(watched) = watched else {
         return ok("mtu", format!("{} towards {}", out.mtu, out.ifname));
     };
@@ -402,14 +339,14 @@ fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr) -> Check {
     );
     // A larger MTU of the watched interface itself would need still more.
     let fix = match out.ifindex == watched.ifindex {
-        true => format!("ip route add {remote} dev OTHER"),
-        false => format!("ip link set dev {} mtu {needed}", out.ifname),
+        true => Some(format!("ip route add {remote} dev OTHER")),
+        false => ip::raise_mtu(links, out, needed),
     };
-    warn("mtu", detail, fix)
+    warn("mtu", detail, fix.unwrap_or_else(|| "snifctl up --help".into()))
 }
 
 /// The verdict of a report.
-pub fn worst(checks: &[Check]) -> Level {
+fn worst(checks: &[Check]) -> Level {
     checks.iter().map(|check| check.level).max().unwrap_or(Level::Ok)
 }
 
@@ -432,10 +369,12 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_missing_is_named_at_once() {
-        let missing = |name: &str, package: &str| fail(name, "missing: x", format!("apt-get install {package}"));
-        let err = refuse(vec![missing("tc", "iproute2"), missing("ip", "iproute2"), missing("clang", "clang")]);
-        let text = err.unwrap_err().to_string();
-        assert_eq!(text, "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang");
+    fn backports_are_those_of_this_release() {
+        let debian = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        let install = "apt-get install -t bookworm-backports bpftool";
+        assert_eq!(from_backports(debian, "Suites: bookworm bookworm-backports"), install);
+        let added = from_backports(debian, "Suites: bookworm");
+        assert!(added.contains("debian bookworm-backports main") && added.ends_with(install), "{added}");
+        assert_eq!(from_backports("ID=ubuntu\nVERSION_CODENAME=noble\n", ""), "apt-get install bpftool");
     }
 }

@@ -1,5 +1,99 @@
-//! One file a verb or noun of the command line: each runs what was asked and prints the result.
+//! One file a verb or noun of the command line: each runs what was asked and prints the result. Results go to stdout, all
+//! else to stderr.
 
-pub mod capture;
-pub mod demo;
-pub mod doctor;
+mod capture;
+mod demo;
+mod doctor;
+mod down;
+mod filter;
+mod map;
+mod remote;
+mod status;
+mod sync;
+mod tap;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command, DemoPart, DryRun};
+use crate::datapath::source::Source;
+use crate::output::json;
+use crate::session::engine::{Context, Done};
+use crate::session::home::Wait;
+use crate::session::resolve::Warning;
+use crate::session::stats;
+use crate::tools::exec::{Runner, print};
+
+pub(crate) use capture::Verdict;
+pub(crate) use doctor::{Check, Level};
+
+/// Does what was asked.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    let runner = Runner { dry_run: false, verbose: cli.verbose };
+    let context = Context { runner, wait: Wait(cli.wait) };
+    match cli.command {
+        Command::Up(args) => up::run(&context, &args),
+        Command::Down { name, all, clsact, dry_run } => {
+            down::run(&context.dry(&dry_run), name.as_deref(), all, clsact.keep_clsact)
+        }
+        Command::Sync { session, all, json, dry_run } => {
+            sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
+        }
+        Command::Status { name, json } => status::run(&context, name.as_deref(), json.json),
+        Command::Filter(command) => filter::run(&context, command),
+        Command::Tap(command) => tap::run(&context, command),
+        Command::Remote(command) => remote::run(&context, command),
+        Command::Map(command) => map::run(&context, command),
+        Command::Doctor { iface, remote, json } => {
+            doctor::run(&context, iface.as_deref(), remote.as_deref(), json.json)
+        }
+        Command::Demo { part: None } => demo::start(&runner),
+        Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&runner),
+        Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
+        Command::Source { dir, filter } => {
+            let compile = |expression: &String| crate::datapath::filter::compile(&runner, "--filter", expression);
+            let filter = filter.as_ref().map(compile).transpose()?;
+            Source::datapath(filter, &[]).write(&dir).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+impl Context {
+    /// The same, changing nothing where `dry_run` says so.
+    fn dry(self, dry_run: &DryRun) -> Context {
+        Context { runner: Runner { dry_run: dry_run.dry_run, ..self.runner }, ..self }
+    }
+}
+
+/// What the user should know of a change that was made.
+fn warn<'a>(warnings: impl IntoIterator<Item = &'a Warning>) {
+    warnings.into_iter().for_each(|warning| eprintln!("snifctl: {}", warning.text));
+}
+
+/// Of these warnings those about what has just changed: the rest was said when it did.
+fn news(done: &Done) -> Vec<&Warning> {
+    let changed = |subject: &str| done.told().any(|change| change.subject == subject);
+    let is_news = |warning: &&Warning| match warning.remote {
+        Some(remote) => changed(&format!("remote {remote}")),
+        // What does not fit, where something has changed that it depends on.
+        None => done.told().any(|change| change.subject.starts_with("remote ") || change.fault.contains("MTU")),
+    };
+    done.warnings.iter().filter(is_news).collect()
+}
+
+/// Prints a session's taps, remotes or the like.
+fn show<T: serde::Serialize>(as_json: bool, name: &str, values: &T, text: impl FnOnce() -> String) -> Result<ExitCode> {
+    match as_json {
+        true => json::print(&serde_json::json!({ name: values }))?,
+        false => print(&text())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The session that is meant, as the kernel has it.
+fn read_session(context: &Context, name: Option<&str>) -> Result<stats::Session> {
+    let open = crate::session::engine::Open::to_read(context)?;
+    stats::session(&open, &open.chosen(name)?)
+}

@@ -4,20 +4,22 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 
-pub const MAX_TAPS: u32 = 2048;
+use crate::tools::tc::Hook;
+
+pub(crate) const MAX_TAPS: u32 = 2048;
 /// Bytes of `struct request`, and how many of them one request may take: half of what the map holds.
-pub const REQUEST_BYTES: usize = 256;
-pub const REQUEST_CHUNKS: usize = 1024;
+pub(crate) const REQUEST_BYTES: usize = 256;
+pub(crate) const REQUEST_CHUNKS: usize = 1024;
 /// Bytes of room for a template.
-pub const HEADER_BYTES: usize = 96;
+pub(crate) const HEADER_BYTES: usize = 96;
 /// Offset of the outer IP header in a template.
-pub const HEADER_L3: usize = 16;
+pub(crate) const HEADER_L3: usize = 16;
 /// Bytes of an Ethernet header.
-pub const ETHERNET: usize = 14;
-pub const MAX_REMOTES: usize = 64;
+pub(crate) const ETHERNET: usize = 14;
+pub(crate) const MAX_REMOTES: usize = 64;
 /// Buckets of the flow table, in elements of so many bytes.
-pub const BUCKETS: usize = 4096;
-pub const SPREAD_BYTES: usize = 64;
+pub(crate) const BUCKETS: usize = 4096;
+pub(crate) const SPREAD_BYTES: usize = 64;
 
 /// `enum direction`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +46,18 @@ impl Direction {
     }
 }
 
+impl From<Direction> for Hook {
+    fn from(direction: Direction) -> Hook {
+        match direction {
+            Direction::Ingress => Hook::Ingress,
+            Direction::Egress => Hook::Egress,
+        }
+    }
+}
+
 /// `struct config`: what the programs need to know of the session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// Bit n: remote slot n is in use.
     pub remotes: u64,
     /// Nanoseconds from the time since boot to the time since 1970.
@@ -70,8 +81,8 @@ pub struct Config {
     pub udp_port: u16,
     /// `enum spread`.
     pub spread: u8,
-    /// Whether the carriers map has entries.
-    pub carriers: bool,
+    /// Whether the underlay map has entries.
+    pub underlay: bool,
     /// Key of the first chunk of the request in force.
     pub request: u16,
     /// Whether `rate` is of packets.
@@ -83,7 +94,7 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.remotes.to_ne_bytes().to_vec();
         bytes.extend(self.clock.to_ne_bytes());
         bytes.extend(self.rate.to_ne_bytes());
@@ -92,7 +103,7 @@ impl Config {
         }
         bytes.extend([self.oversize, self.protocol]);
         bytes.extend(self.udp_port.to_ne_bytes());
-        bytes.extend([self.spread, self.carriers.into()]);
+        bytes.extend([self.spread, self.underlay.into()]);
         bytes.extend(self.request.to_ne_bytes());
         bytes.extend([u8::from(self.rate_packets), u8::from(self.keys.is_some())]);
         bytes.extend(self.gre.to_ne_bytes());
@@ -102,7 +113,7 @@ impl Config {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Config> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Config> {
         let mut cursor = Cursor::new(bytes, 72, "config")?;
         Ok(Config {
             remotes: cursor.u64(),
@@ -118,7 +129,7 @@ impl Config {
             protocol: cursor.u8(),
             udp_port: cursor.u16(),
             spread: cursor.u8(),
-            carriers: cursor.u8() != 0,
+            underlay: cursor.u8() != 0,
             request: cursor.u16(),
             rate_packets: cursor.u8() != 0,
             ..Config::decode_gre(&mut cursor)
@@ -135,20 +146,20 @@ impl Config {
 
 /// `struct stat`: packets, bytes, drops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Stat {
+pub(crate) struct Stat {
     pub pcnt: u64,
     pub bcnt: u64,
     pub dcnt: u64,
 }
 
 impl Stat {
-    pub fn decode(bytes: &[u8]) -> Result<Stat> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Stat> {
         let mut cursor = Cursor::new(bytes, 24, "stat")?;
         Ok(Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() })
     }
 
     /// The sum over the CPUs.
-    pub fn sum(stats: impl IntoIterator<Item = Stat>) -> Stat {
+    pub(crate) fn sum(stats: impl IntoIterator<Item = Stat>) -> Stat {
         stats.into_iter().fold(Stat::default(), |sum, stat| Stat {
             pcnt: sum.pcnt + stat.pcnt,
             bcnt: sum.bcnt + stat.bcnt,
@@ -159,7 +170,7 @@ impl Stat {
 
 /// `struct choice`: what a tap has met, in wire frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// All but the session's own packets.
     pub seen: u64,
     /// The filter did not take them.
@@ -172,17 +183,17 @@ pub struct Choice {
 
 /// `struct tap_key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TapKey {
+pub(crate) struct TapKey {
     pub ifindex: u32,
     pub direction: Direction,
 }
 
 impl TapKey {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         [self.ifindex.to_ne_bytes(), (self.direction as u32).to_ne_bytes()].concat()
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<TapKey> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<TapKey> {
         let mut cursor = Cursor::new(bytes, 8, "tap_key")?;
         let ifindex = cursor.u32();
         let direction = if cursor.u32() == 0 { Direction::Ingress } else { Direction::Egress };
@@ -192,14 +203,14 @@ impl TapKey {
 
 /// `struct tap`: the slot that a copy's mark names, and the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tap {
+pub(crate) struct Tap {
     pub slot: u32,
     pub counts: TapCounts,
 }
 
 /// The counters of a tap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct TapCounts {
+pub(crate) struct TapCounts {
     pub stat: Stat,
     #[serde(flatten)]
     pub choice: Choice,
@@ -207,7 +218,7 @@ pub struct TapCounts {
 
 impl TapCounts {
     /// The sum over the CPUs, or over taps.
-    pub fn sum(counts: impl IntoIterator<Item = TapCounts>) -> TapCounts {
+    pub(crate) fn sum(counts: impl IntoIterator<Item = TapCounts>) -> TapCounts {
         counts.into_iter().fold(TapCounts::default(), |sum, counts| TapCounts {
             stat: Stat::sum([sum.stat, counts.stat]),
             choice: Choice {
@@ -221,7 +232,7 @@ impl TapCounts {
 }
 
 impl Tap {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.slot.to_ne_bytes().to_vec();
         bytes.extend([0; 4]);
         let TapCounts { stat, choice } = &self.counts;
@@ -231,7 +242,7 @@ impl Tap {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Tap> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Tap> {
         let mut cursor = Cursor::new(bytes, 64, "tap")?;
         let (slot, _unused) = (cursor.u32(), cursor.u32());
         let stat = Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() };
@@ -241,16 +252,16 @@ impl Tap {
 }
 
 /// `enum remote_flag`.
-pub mod remote_flag {
-    pub const UNRESOLVED: u16 = 1;
-    pub const FINISH: u16 = 2;
-    pub const DF: u16 = 4;
-    pub const PER_FRAME: u16 = 8;
-    pub const IPV6: u16 = 16;
-    pub const L3: u16 = 32;
-    pub const FLOW: u16 = 64;
-    pub const UDP_CHECKSUM: u16 = 128;
-    pub const QUEUED: u16 = 256;
+pub(crate) mod remote_flag {
+    pub(crate) const UNRESOLVED: u16 = 1;
+    pub(crate) const FINISH: u16 = 2;
+    pub(crate) const DF: u16 = 4;
+    pub(crate) const PER_FRAME: u16 = 8;
+    pub(crate) const IPV6: u16 = 16;
+    pub(crate) const L3: u16 = 32;
+    pub(crate) const FLOW: u16 = 64;
+    pub(crate) const UDP_CHECKSUM: u16 = 128;
+    pub(crate) const QUEUED: u16 = 256;
 }
 
 /// Bytes of `struct remote` before its templates.
@@ -258,7 +269,7 @@ const REMOTE_HEAD: usize = 40;
 
 /// `struct remote`: finished outer header bytes and what the kernel needs to patch and send them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remote {
+pub(crate) struct Remote {
     /// `BPF_F_ADJ_ROOM_ENCAP_*`.
     pub room_flags: u64,
     pub ifindex: u32,
@@ -284,7 +295,7 @@ pub struct Remote {
 
 /// Room for the outer headers, the IP header at [`HEADER_L3`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template(pub [u8; HEADER_BYTES]);
+pub(crate) struct Template(pub [u8; HEADER_BYTES]);
 
 impl Default for Template {
     fn default() -> Template {
@@ -294,7 +305,7 @@ impl Default for Template {
 
 /// Offsets in a template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Positions {
+pub(crate) struct Positions {
     pub udp: u8,
     pub sequence: u8,
     pub vlan: u8,
@@ -304,7 +315,7 @@ pub struct Positions {
 }
 
 impl Remote {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.room_flags.to_ne_bytes().to_vec();
         for word in [self.ifindex, self.mtu, self.sum, self.udp_sum[0], self.udp_sum[1]] {
             bytes.extend(word.to_ne_bytes());
@@ -317,7 +328,7 @@ impl Remote {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Remote> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Remote> {
         let mut cursor = Cursor::new(bytes, REMOTE_HEAD + 2 * HEADER_BYTES, "remote")?;
         let header = |at: usize| -> Result<Template> { Ok(Template(bytes[at..at + HEADER_BYTES].try_into()?)) };
         Ok(Remote {
@@ -343,25 +354,25 @@ impl Remote {
         })
     }
 
-    pub fn has(&self, flag: u16) -> bool {
+    pub(crate) fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 
     /// The outer headers of a direction as they go out, before patching; without the Ethernet header where the out
     /// interface takes none.
-    pub fn outer(&self, direction: Direction) -> &[u8] {
+    pub(crate) fn outer(&self, direction: Direction) -> &[u8] {
         let start = HEADER_L3 - ETHERNET;
         let bytes = &self.headers[direction as usize].0[start..start + usize::from(self.outer_len)];
         if self.has(remote_flag::L3) { &bytes[ETHERNET..] } else { bytes }
     }
 
     /// The next hop's link-layer address.
-    pub fn mac(&self) -> &[u8] {
+    pub(crate) fn mac(&self) -> &[u8] {
         &self.headers[0].0[HEADER_L3 - ETHERNET..][..6]
     }
 
     /// Outer source and remote address.
-    pub fn addresses(&self) -> (IpAddr, IpAddr) {
+    pub(crate) fn addresses(&self) -> (IpAddr, IpAddr) {
         let ip = &self.headers[0].0[HEADER_L3..];
         if self.has(remote_flag::IPV6) {
             let at = |start: usize| <[u8; 16]>::try_from(&ip[start..start + 16]).unwrap_or_default().into();
@@ -380,24 +391,24 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 }
 
 /// `struct tunnel_key`: outer source and remote, IPv4 as `::ffff:a.b.c.d`.
-pub fn tunnel_key(source: IpAddr, remote: IpAddr) -> Vec<u8> {
+pub(crate) fn tunnel_key(source: IpAddr, remote: IpAddr) -> Vec<u8> {
     [mapped(source), mapped(remote)].concat()
 }
 
 /// `enum device_key`: keys of the devices map.
-pub mod device {
-    pub const RELAY: u32 = 0;
-    pub const PEER: u32 = 1;
+pub(crate) mod device {
+    pub(crate) const RELAY: u32 = 0;
+    pub(crate) const PEER: u32 = 1;
 
     /// A remote's two keys, used in turn, so that one write of the remote moves it to another interface.
-    pub fn of_remote(slot: u32) -> [u8; 2] {
+    pub(crate) fn of_remote(slot: u32) -> [u8; 2] {
         [(2 + 2 * slot) as u8, (3 + 2 * slot) as u8]
     }
 }
 
 /// `struct out`: what an out interface and its queue have dropped of all their traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Out {
+pub(crate) struct Out {
     /// What the device and its qdiscs said when they were last asked.
     pub device: u64,
     pub queue: u64,
@@ -406,37 +417,37 @@ pub struct Out {
 }
 
 impl Out {
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         [self.device, self.queue, self.dropped].map(u64::to_ne_bytes).concat()
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Out> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Out> {
         let mut cursor = Cursor::new(bytes, 24, "out")?;
         Ok(Out { device: cursor.u64(), queue: cursor.u64(), dropped: cursor.u64() })
     }
 
     /// After another look. A counter that is smaller than before has begun again: then all of it is new.
-    pub fn now(self, device: u64, queue: u64) -> Out {
+    pub(crate) fn now(self, device: u64, queue: u64) -> Out {
         let risen = |before: u64, now: u64| now.checked_sub(before).unwrap_or(now);
         let dropped = self.dropped + risen(self.device, device) + risen(self.queue, queue);
         Out { device, queue, dropped }
     }
 }
 
-/// `enum carrier`.
-pub mod carrier {
-    pub const ANY: u32 = 1;
-    pub const FRAGMENTS: u32 = 2;
+/// `enum underlay`.
+pub(crate) mod underlay {
+    pub(crate) const ANY: u32 = 1;
+    pub(crate) const FRAGMENTS: u32 = 2;
 }
 
-/// `struct carrier_key`: where an out interface that is a tunnel sends its own packets; port 0 for any.
-pub fn carrier_key(address: IpAddr, port: u16) -> Vec<u8> {
+/// `struct underlay_key`: where an out interface that is a tunnel sends its own packets; port 0 for any.
+pub(crate) fn underlay_key(address: IpAddr, port: u16) -> Vec<u8> {
     [&mapped(address)[..], &port.to_ne_bytes(), &[0; 2]].concat()
 }
 
 /// `struct request`: text in chunks, ended by a zero, the last one padded with them: what an older, longer request has
 /// left behind it is not read.
-pub fn encode_request(json: &str) -> Result<Vec<Vec<u8>>> {
+pub(crate) fn encode_request(json: &str) -> Result<Vec<Vec<u8>>> {
     ensure!(
         json.len() < REQUEST_BYTES * REQUEST_CHUNKS,
         "the request takes {} bytes, a session remembers at most {}; split it into sessions with --name",
@@ -448,7 +459,7 @@ pub fn encode_request(json: &str) -> Result<Vec<Vec<u8>>> {
 }
 
 /// The text again, from the chunks in their order.
-pub fn decode_request(chunks: &[Vec<u8>]) -> Result<String> {
+pub(crate) fn decode_request(chunks: &[Vec<u8>]) -> Result<String> {
     let text = chunks.concat();
     Ok(std::str::from_utf8(text.split(|byte| *byte == 0).next().unwrap_or_default())?.to_string())
 }

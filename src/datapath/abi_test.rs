@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::*;
-use crate::tools::clang::Source;
+use crate::datapath::source::{FEATURES, Source};
 use crate::tools::exec::Runner;
 
 #[test]
@@ -25,7 +25,7 @@ fn what_is_encoded_is_decoded() {
         protocol: 47,
         udp_port: 4789,
         spread: 1,
-        carriers: true,
+        underlay: true,
         request: 512,
         rate_packets: true,
         gre: 0x6558,
@@ -95,7 +95,8 @@ fn btf_structs(object: &std::path::Path) -> HashMap<String, HashMap<String, u64>
 #[test]
 fn the_layouts_are_those_of_the_compiled_object() {
     let runner = Runner::default();
-    let object = Source::datapath(None, Vec::new()).begin(&runner).unwrap().object(&runner, &[]).unwrap();
+    let object =
+        Source::datapath(None, &FEATURES.map(String::from)).begin(&runner).unwrap().object(&runner, &[]).unwrap();
     let structs = btf_structs(&object);
     let expect = |name: &str, fields: &[(&str, u64)]| {
         let expected: HashMap<String, u64> = fields.iter().map(|(name, at)| (name.to_string(), *at)).collect();
@@ -115,7 +116,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("protocol", 49),
         ("udp_port", 50),
         ("spread", 52),
-        ("carriers", 53),
+        ("underlay", 53),
         ("request", 54),
         ("rate_packets", 56),
         ("keyed", 57),
@@ -153,7 +154,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
     expect("remote", &remote);
     expect("out", &[("device", 0), ("queue", 8), ("dropped", 16), ("", 24)]);
     expect("remote_state", &[("ip_id", 0), ("sequence", 4), ("lock", 8), ("unused", 12), ("", 16)]);
-    expect("carrier_key", &[("address", 0), ("port", 16), ("unused", 18), ("", 20)]);
+    expect("underlay_key", &[("address", 0), ("port", 16), ("unused", 18), ("", 20)]);
     expect("spread_chunk", &[("slot", 0), ("", SPREAD_BYTES as u64)]);
     expect("tunnel_key", &[("source", 0), ("remote", 16), ("", 32)]);
 }

@@ -8,36 +8,37 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::tools::exec::{self, Cmd, Failed, Runner};
+use crate::usage::{Usage, refuse};
 
 /// How long tcpdump may take: libpcap's time grows with the square of an expression's terms and more.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Instruction classes and fields of classic BPF (McCanne and Jacobson 1993; <linux/bpf_common.h>).
 mod op {
-    pub const LD: u16 = 0x00;
-    pub const LDX: u16 = 0x01;
-    pub const ST: u16 = 0x02;
-    pub const STX: u16 = 0x03;
-    pub const ALU: u16 = 0x04;
-    pub const JMP: u16 = 0x05;
-    pub const RET: u16 = 0x06;
-    pub const MISC: u16 = 0x07;
+    pub(super) const LD: u16 = 0x00;
+    pub(super) const LDX: u16 = 0x01;
+    pub(super) const ST: u16 = 0x02;
+    pub(super) const STX: u16 = 0x03;
+    pub(super) const ALU: u16 = 0x04;
+    pub(super) const JMP: u16 = 0x05;
+    pub(super) const RET: u16 = 0x06;
+    pub(super) const MISC: u16 = 0x07;
     /// Modes of a load.
-    pub const IMM: u16 = 0x00;
-    pub const ABS: u16 = 0x20;
-    pub const IND: u16 = 0x40;
-    pub const MEM: u16 = 0x60;
-    pub const LEN: u16 = 0x80;
-    pub const MSH: u16 = 0xa0;
+    pub(super) const IMM: u16 = 0x00;
+    pub(super) const ABS: u16 = 0x20;
+    pub(super) const IND: u16 = 0x40;
+    pub(super) const MEM: u16 = 0x60;
+    pub(super) const LEN: u16 = 0x80;
+    pub(super) const MSH: u16 = 0xa0;
     /// The second operand is X, not the constant.
-    pub const X: u16 = 0x08;
+    pub(super) const X: u16 = 0x08;
     /// The returned value is A.
-    pub const A: u16 = 0x10;
+    pub(super) const A: u16 = 0x10;
 }
 
 /// One instruction of classic BPF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruction {
+pub(crate) struct Instruction {
     pub code: u16,
     /// Instructions to skip when a comparison holds, and when it does not.
     pub jt: u8,
@@ -51,10 +52,19 @@ const OUTSIDE: u32 = 0xffff_f000;
 /// Words of scratch memory.
 const MEMORY: u32 = 16;
 
-/// The C of an expression. Errors name `what`, the argument that it came from.
-pub fn compile(runner: &Runner, what: &str, expression: &str) -> Result<String> {
-    let code = classic(runner, what, expression)?;
-    translate(&code, "filter").with_context(|| format!("{what} {} cannot run in the kernel", shown(expression)))
+/// A filter: what the user said, and the C that it becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub expression: String,
+    pub code: String,
+}
+
+/// Compiles an expression. Errors name `what`, the argument that it came from.
+pub(crate) fn compile(runner: &Runner, what: &str, expression: &str) -> Result<Filter> {
+    let program = classic(runner, what, expression)?;
+    let code = translate(&program, "filter")
+        .map_err(|err| Usage(format!("{what} {} cannot run in the kernel: {err:#}", shown(expression))))?;
+    Ok(Filter { expression: expression.into(), code })
 }
 
 /// The classic BPF of an expression on Ethernet frames. Needs no privileges and touches no interface.
@@ -65,9 +75,9 @@ fn classic(runner: &Runner, what: &str, expression: &str) -> Result<Vec<Instruct
     );
     let cmd = Cmd::new("tcpdump", ["-y", "EN10MB", "-ddd", "--", expression]).patience(PATIENCE);
     match runner.read(&cmd) {
-        Ok(text) => parse(&text).context("tcpdump gave a program of another form; try: snifctl doctor"),
+        Ok(text) => parse(&text).context("tcpdump gave an unexpected program; try: snifctl doctor"),
         Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => bail!(
+            Ok(failed) => refuse!(
                 "{what} {} is not a filter: {}; see pcap-filter(7), as in: --filter 'tcp port 443 and not net 10.0.0.0/8'",
                 shown(expression),
                 reason(&failed.stderr)
@@ -78,7 +88,7 @@ fn classic(runner: &Runner, what: &str, expression: &str) -> Result<Vec<Instruct
 }
 
 /// The expression in one line, its middle left out where it is long.
-pub fn shown(expression: &str) -> String {
+fn shown(expression: &str) -> String {
     let all: Vec<char> = expression.chars().collect();
     match all.len() {
         0..=80 => format!("{expression:?}"),
@@ -112,12 +122,14 @@ fn instruction(line: &str) -> Result<Instruction> {
 ///
 /// # Errors
 /// Backward jumps (`protochain`), and what is not classic BPF.
-pub fn translate(program: &[Instruction], name: &str) -> Result<String> {
+pub(crate) fn translate(program: &[Instruction], name: &str) -> Result<String> {
     let mut targets = BTreeSet::new();
     let mut body = Vec::new();
     for (at, instruction) in program.iter().enumerate() {
         body.push(statement(at, instruction, program.len(), &mut targets)?);
     }
+    let ends = program.last().is_some_and(|last| last.code & 0x07 == op::RET);
+    ensure!(ends, "its last instruction does not return");
     let mut text = format!(
         "__noinline __u32 {name}(struct __sk_buff *skb, __u32 length)\n{{\n\
          \t__u32 tagged = tag_bytes(skb), a = 0, x = 0, m[{MEMORY}] = {{}};\n\n\

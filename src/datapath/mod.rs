@@ -1,5 +1,8 @@
 //! What is written into the kernel: layouts, outer headers, filters as C.
 
-pub mod abi;
-pub mod filter;
-pub mod template;
+pub(crate) mod abi;
+pub(crate) mod filter;
+pub(crate) mod parts;
+pub(crate) mod source;
+pub(crate) mod spread;
+pub(crate) mod template;

@@ -1,12 +1,11 @@
 //! The outer header as data: for each remote the finished bytes that the kernel puts before a copy, and where in them it
 //! patches what differs from copy to copy.
-//!
-//! A new tunnel type is another list of bytes and positions here, and nothing in the kernel program.
 
 use std::net::IpAddr;
 
 use crate::datapath::abi::{Direction, ETHERNET, HEADER_L3, Positions, Remote, Template, remote_flag};
-use crate::request::{OuterOptions, Tunnel, TunnelOptions};
+use crate::request::OuterOptions;
+use crate::tunnel::{Header, PROTO_UDP, Tunnel};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -14,22 +13,6 @@ const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP: usize = 8;
 const IP_DF: u16 = 0x4000;
-const PROTO_UDP: u8 = 17;
-const PROTO_GRE: u8 = 47;
-
-/// RFC 2784 and 2890: flags of the first word, and protocol types of the payload.
-const GRE_KEY: u16 = 0x2000;
-const GRE_SEQUENCE: u16 = 0x1000;
-const ETH_P_TEB: u16 = 0x6558;
-/// draft-foschiano-erspan-03: types I and II, and type III.
-const ETH_P_ERSPAN: u16 = 0x88be;
-const ETH_P_ERSPAN3: u16 = 0x22eb;
-/// "VLAN tag preserved in the frame", the encapsulation field of type II.
-const ERSPAN_TAG_INSIDE: u8 = 3;
-/// Type III: an Ethernet frame (P), timestamps in IEEE 1588 form (Gra 2), a platform subheader (O), of platform 5: port and
-/// the seconds that belong to the nanoseconds in the header.
-const ERSPAN3_FLAGS: u16 = 1 << 15 | 2 << 1 | 1;
-const ERSPAN3_PLATFORM: u32 = 5 << 26;
 
 /// linux/bpf.h: `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`, `_L3_IPV6`, `_L4_GRE`, `_L4_UDP`, `_L2_ETH`.
 const ENCAP_L3_IPV4: u64 = 1 << 1;
@@ -39,9 +22,9 @@ const ENCAP_L4_UDP: u64 = 1 << 4;
 const ENCAP_L2_ETH: u64 = 1 << 6;
 
 /// What the outer header of one remote is made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Outer {
-    pub tunnel: TunnelOptions,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outer {
+    pub tunnel: Tunnel,
     pub source: IpAddr,
     pub remote: IpAddr,
     pub options: OuterOptions,
@@ -50,8 +33,8 @@ pub struct Outer {
 }
 
 /// How packets to a remote leave.
-#[derive(Clone, Copy, Debug)]
-pub struct Path {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Path {
     /// Of the out interface.
     pub ifindex: u32,
     /// Bytes of the largest outer IP packet.
@@ -69,116 +52,13 @@ pub struct Path {
     pub queued: bool,
 }
 
-/// The bytes between the outer IP header and the inner frame, and positions in them (from their start, plus one).
-struct TunnelHeader {
-    bytes: Vec<u8>,
-    at: Positions,
-}
-
-impl TunnelOptions {
-    fn header(&self, direction: Direction) -> TunnelHeader {
-        let id = match direction {
-            Direction::Ingress => self.id,
-            Direction::Egress => self.egress_id.or(self.id),
-        };
-        let id_or_one = id.unwrap_or(1);
-        match self.kind {
-            Tunnel::Gre => gre(id, self.sequence),
-            Tunnel::Vxlan => udp(self.port(), [0x0800_0000, id_or_one << 8]),
-            Tunnel::Geneve => udp(self.port(), [ETH_P_TEB.into(), id_or_one << 8]),
-            Tunnel::Erspan1 => plain(words16([0, ETH_P_ERSPAN])),
-            Tunnel::Erspan2 => erspan2(id_or_one),
-            Tunnel::Erspan3 => erspan3(id_or_one, direction),
-        }
-    }
-
-    /// Where the kernel patches the tunnel header: not 0 for what it patches at all.
-    pub fn patched(&self) -> Positions {
-        self.header(Direction::Ingress).at
-    }
-
-    /// The IP protocol number of the tunnel's packets.
-    pub fn protocol(&self) -> u8 {
-        match self.kind {
-            Tunnel::Vxlan | Tunnel::Geneve => PROTO_UDP,
-            _ => PROTO_GRE,
-        }
-    }
-
-    /// UDP destination port, 0 without UDP. RFC 7348 and RFC 8926.
-    pub fn port(&self) -> u16 {
-        match self.kind {
-            Tunnel::Vxlan => self.port.unwrap_or(4789),
-            Tunnel::Geneve => self.port.unwrap_or(6081),
-            _ => 0,
-        }
-    }
-
-    /// The GRE protocol type, 0 over UDP.
-    pub fn gre(&self) -> u16 {
-        match self.kind {
-            Tunnel::Gre => ETH_P_TEB,
-            Tunnel::Erspan1 | Tunnel::Erspan2 => ETH_P_ERSPAN,
-            Tunnel::Erspan3 => ETH_P_ERSPAN3,
-            Tunnel::Vxlan | Tunnel::Geneve => 0,
-        }
-    }
-
-    /// The GRE keys, by direction.
-    pub fn keys(&self) -> Option<[u32; 2]> {
-        let id = self.id.filter(|_| self.kind == Tunnel::Gre)?;
-        Some([id, self.egress_id.unwrap_or(id)])
-    }
-
-    /// Bytes that the tunnel adds to a frame inside the outer link header: outer IP and tunnel header.
-    pub fn overhead(&self, remote: IpAddr) -> u32 {
-        (ip_len(remote) + self.header(Direction::Ingress).bytes.len()) as u32
-    }
+/// Bytes that the tunnel adds to a frame inside the outer link header: outer IP and tunnel header.
+pub(crate) fn overhead(tunnel: &Tunnel, remote: IpAddr) -> u32 {
+    (ip_len(remote) + tunnel.overhead()) as u32
 }
 
 fn ip_len(remote: IpAddr) -> usize {
     if remote.is_ipv6() { IPV6 } else { IPV4 }
-}
-
-fn words16<const N: usize>(words: [u16; N]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_be_bytes()).collect()
-}
-
-fn words32<const N: usize>(words: [u32; N]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_be_bytes()).collect()
-}
-
-fn plain(bytes: Vec<u8>) -> TunnelHeader {
-    TunnelHeader { bytes, at: Positions::default() }
-}
-
-fn gre(key: Option<u32>, sequence: bool) -> TunnelHeader {
-    let flags = if key.is_some() { GRE_KEY } else { 0 } | if sequence { GRE_SEQUENCE } else { 0 };
-    let mut bytes = words16([flags, ETH_P_TEB]);
-    bytes.extend(key.map(u32::to_be_bytes).into_iter().flatten());
-    let at = Positions { sequence: if sequence { bytes.len() as u8 + 1 } else { 0 }, ..Positions::default() };
-    bytes.extend(if sequence { &[0; 4][..] } else { &[] });
-    TunnelHeader { bytes, at }
-}
-
-/// A UDP header whose source port, length and checksum the kernel writes, and eight bytes of VXLAN or Geneve.
-fn udp(port: u16, header: [u32; 2]) -> TunnelHeader {
-    let bytes = [words16([0, port, 0, 0]), words32(header)].concat();
-    TunnelHeader { bytes, at: Positions { udp: 1, ..Positions::default() } }
-}
-
-/// GRE with a sequence number; version 1 and session id; index, which carries the tap.
-fn erspan2(session: u32) -> TunnelHeader {
-    let bytes = [words16([GRE_SEQUENCE, ETH_P_ERSPAN]), words32([0, 1 << 28 | session, 0])].concat();
-    TunnelHeader { bytes, at: Positions { sequence: 5, vlan: 9, port: 15, ..Positions::default() } }
-}
-
-/// GRE with a sequence number; version 2 and session id; nanoseconds; flags; platform and port; seconds.
-fn erspan3(session: u32, direction: Direction) -> TunnelHeader {
-    let flags = u32::from(ERSPAN3_FLAGS) | (direction as u32) << 3;
-    let head = words16([GRE_SEQUENCE, ETH_P_ERSPAN3]);
-    let bytes = [head, words32([0, 2 << 28 | session, 0, flags, ERSPAN3_PLATFORM, 0])].concat();
-    TunnelHeader { bytes, at: Positions { udp: 0, sequence: 5, vlan: 9, time: 13, port: 23, seconds: 25 } }
 }
 
 /// Moves positions that count from the tunnel header's start, plus one, to where that stands in a template.
@@ -195,11 +75,11 @@ fn positions(at: Positions, start: usize) -> Positions {
 }
 
 /// The remote's map value: templates, patch positions and flags.
-pub fn remote(outer: &Outer) -> Remote {
+pub(crate) fn remote(outer: &Outer) -> Remote {
     let ip_len = ip_len(outer.remote);
     let tunnels = [Direction::Ingress, Direction::Egress].map(|direction| outer.tunnel.header(direction));
     let ip = ip_header(outer);
-    let template = |tunnel: &TunnelHeader| {
+    let template = |tunnel: &Header| {
         let bytes = [&ethernet_header(outer)[..], &ip, &tunnel.bytes].concat();
         let mut template = Template::default();
         template.0[HEADER_L3 - ETHERNET..][..bytes.len()].copy_from_slice(&bytes);
@@ -216,7 +96,7 @@ pub fn remote(outer: &Outer) -> Remote {
         ip_len: ip_len as u8,
         at: positions(tunnels[0].at, HEADER_L3 + ip_len),
         device: 0,
-        tagged: if outer.tunnel.kind == Tunnel::Erspan2 { ERSPAN_TAG_INSIDE } else { 0 },
+        tagged: outer.tunnel.tagged(),
         headers: tunnels.each_ref().map(template),
     }
 }
@@ -290,7 +170,7 @@ fn sum_without_fragment(ip: &[u8]) -> u32 {
 
 /// What is constant under the UDP checksum: addresses and protocol of the pseudo header, destination port, and what
 /// follows the UDP header. RFC 768, RFC 8200.
-fn udp_sum(outer: &Outer, tunnel: &TunnelHeader) -> u32 {
+fn udp_sum(outer: &Outer, tunnel: &Header) -> u32 {
     let octets = |address: IpAddr| match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

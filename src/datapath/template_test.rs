@@ -1,12 +1,13 @@
 //! Headers byte by byte, as the RFCs draw them.
 
 use super::*;
+use crate::tunnel::Kind;
 
-fn options(kind: Tunnel) -> TunnelOptions {
-    TunnelOptions { kind, id: None, egress_id: None, port: None, sequence: false, udp_checksum: false }
+fn options(kind: Kind) -> Tunnel {
+    Tunnel { kind, id: None, egress_id: None, port: None, sequence: false, udp_checksum: false }
 }
 
-fn outer(tunnel: TunnelOptions, remote: &str) -> Outer {
+fn outer(tunnel: Tunnel, remote: &str) -> Outer {
     let remote: IpAddr = remote.parse().unwrap();
     let source = if remote.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
     let path = Path {
@@ -24,13 +25,13 @@ fn outer(tunnel: TunnelOptions, remote: &str) -> Outer {
 }
 
 /// The bytes behind the outer IPv4 header.
-fn tunnel_bytes(tunnel: TunnelOptions, direction: Direction) -> Vec<u8> {
+fn tunnel_bytes(tunnel: Tunnel, direction: Direction) -> Vec<u8> {
     remote(&outer(tunnel, "198.51.100.7")).outer(direction)[ETHERNET + IPV4..].to_vec()
 }
 
 #[test]
 fn the_gre_header_is_the_one_of_the_rfcs() {
-    let remote = remote(&outer(options(Tunnel::Gre), "198.51.100.7"));
+    let remote = remote(&outer(options(Kind::Gre), "198.51.100.7"));
     let expected = [
         &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0][..],
         &[0x45, 0, 0, 0, 0, 0, 0, 0, 64, 47, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7],
@@ -44,7 +45,7 @@ fn the_gre_header_is_the_one_of_the_rfcs() {
 
 #[test]
 fn key_and_sequence_follow_the_gre_header_in_that_order() {
-    let mut tunnel = TunnelOptions { id: Some(7), egress_id: Some(8), ..options(Tunnel::Gre) };
+    let mut tunnel = Tunnel { id: Some(7), egress_id: Some(8), ..options(Kind::Gre) };
     assert_eq!(tunnel_bytes(tunnel, Direction::Ingress), [0x20, 0, 0x65, 0x58, 0, 0, 0, 7]);
     assert_eq!(tunnel_bytes(tunnel, Direction::Egress), [0x20, 0, 0x65, 0x58, 0, 0, 0, 8]);
     tunnel.sequence = true;
@@ -56,10 +57,10 @@ fn key_and_sequence_follow_the_gre_header_in_that_order() {
 
 #[test]
 fn vxlan_and_geneve_headers_are_the_ones_of_their_rfcs() {
-    let vxlan = TunnelOptions { id: Some(0x123456), ..options(Tunnel::Vxlan) };
+    let vxlan = Tunnel { id: Some(0x123456), ..options(Kind::Vxlan) };
     let expected = [0, 0, 0x12, 0xb5, 0, 0, 0, 0, 8, 0, 0, 0, 0x12, 0x34, 0x56, 0];
     assert_eq!(tunnel_bytes(vxlan, Direction::Ingress), expected);
-    let geneve = TunnelOptions { port: Some(1000), ..options(Tunnel::Geneve) };
+    let geneve = Tunnel { port: Some(1000), ..options(Kind::Geneve) };
     let expected = [0, 0, 3, 0xe8, 0, 0, 0, 0, 0, 0, 0x65, 0x58, 0, 0, 1, 0];
     assert_eq!(tunnel_bytes(geneve, Direction::Egress), expected);
     assert_eq!(remote(&outer(vxlan, "198.51.100.7")).flags, remote_flag::FLOW);
@@ -67,11 +68,11 @@ fn vxlan_and_geneve_headers_are_the_ones_of_their_rfcs() {
 
 #[test]
 fn erspan_headers_are_the_ones_of_the_draft() {
-    assert_eq!(tunnel_bytes(options(Tunnel::Erspan1), Direction::Ingress), [0, 0, 0x88, 0xbe]);
-    let two = TunnelOptions { id: Some(1023), ..options(Tunnel::Erspan2) };
+    assert_eq!(tunnel_bytes(options(Kind::Erspan1), Direction::Ingress), [0, 0, 0x88, 0xbe]);
+    let two = Tunnel { id: Some(1023), ..options(Kind::Erspan2) };
     let expected = [0x10, 0, 0x88, 0xbe, 0, 0, 0, 0, 0x10, 0, 0x03, 0xff, 0, 0, 0, 0];
     assert_eq!(tunnel_bytes(two, Direction::Ingress), expected);
-    let three = tunnel_bytes(options(Tunnel::Erspan3), Direction::Egress);
+    let three = tunnel_bytes(options(Kind::Erspan3), Direction::Egress);
     let expected = [
         &[0x10, 0, 0x22, 0xeb, 0, 0, 0, 0][..],
         &[0x20, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x80, 0x0d],
@@ -79,32 +80,32 @@ fn erspan_headers_are_the_ones_of_the_draft() {
     ]
     .concat();
     assert_eq!(three, expected);
-    assert_eq!(tunnel_bytes(options(Tunnel::Erspan3), Direction::Ingress)[19], 0x05);
+    assert_eq!(tunnel_bytes(options(Kind::Erspan3), Direction::Ingress)[19], 0x05);
 }
 
 #[test]
 fn the_overhead_is_exact_for_each_type_and_family() {
     let (v4, v6) = ("198.51.100.7".parse().unwrap(), "2001:db8::7".parse().unwrap());
-    let with_id = |kind| TunnelOptions { id: Some(5), ..options(kind) };
+    let with_id = |kind| Tunnel { id: Some(5), ..options(kind) };
     for (tunnel, bytes) in [
-        (options(Tunnel::Gre), 24),
-        (with_id(Tunnel::Gre), 28),
-        (TunnelOptions { sequence: true, ..with_id(Tunnel::Gre) }, 32),
-        (with_id(Tunnel::Vxlan), 36),
-        (options(Tunnel::Geneve), 36),
-        (options(Tunnel::Erspan1), 24),
-        (options(Tunnel::Erspan2), 36),
-        (options(Tunnel::Erspan3), 48),
+        (options(Kind::Gre), 24),
+        (with_id(Kind::Gre), 28),
+        (Tunnel { sequence: true, ..with_id(Kind::Gre) }, 32),
+        (with_id(Kind::Vxlan), 36),
+        (options(Kind::Geneve), 36),
+        (options(Kind::Erspan1), 24),
+        (options(Kind::Erspan2), 36),
+        (options(Kind::Erspan3), 48),
     ] {
-        assert_eq!(tunnel.overhead(v4), bytes, "{tunnel:?}");
-        assert_eq!(tunnel.overhead(v6), bytes + 20, "{tunnel:?}");
+        assert_eq!(overhead(&tunnel, v4), bytes, "{tunnel:?}");
+        assert_eq!(overhead(&tunnel, v6), bytes + 20, "{tunnel:?}");
         assert!(remote(&outer(tunnel, "2001:db8::7")).outer(Direction::Ingress).len() <= 96 - 2);
     }
 }
 
 #[test]
 fn the_ipv6_header_is_the_one_of_the_rfc() {
-    let mut odd = outer(options(Tunnel::Gre), "2001:db8::7");
+    let mut odd = outer(options(Kind::Gre), "2001:db8::7");
     odd.options.tos = 0xb8;
     let remote = remote(&odd);
     let bytes = remote.outer(Direction::Ingress);
@@ -115,7 +116,7 @@ fn the_ipv6_header_is_the_one_of_the_rfc() {
 
 #[test]
 fn what_cannot_be_sent_is_marked() {
-    let mut odd = outer(options(Tunnel::Gre), "198.51.100.7");
+    let mut odd = outer(options(Kind::Gre), "198.51.100.7");
     odd.options.df = true;
     odd.path.as_mut().unwrap().next_hop_mac = None;
     assert_eq!(remote(&odd).flags, remote_flag::DF | remote_flag::UNRESOLVED);
@@ -125,7 +126,7 @@ fn what_cannot_be_sent_is_marked() {
 
 #[test]
 fn the_sum_completes_to_a_right_checksum() {
-    let remote = remote(&outer(options(Tunnel::Gre), "198.51.100.7"));
+    let remote = remote(&outer(options(Kind::Gre), "198.51.100.7"));
     let patched = sum(&84u16.to_be_bytes()) + sum(&7u16.to_be_bytes());
     let mut total = patched + remote.sum;
     total = (total & 0xffff) + (total >> 16);

@@ -1,3 +1,4 @@
-//! From typed answers to text for a person.
+//! From typed answers to what is printed.
 
-pub mod text;
+pub(crate) mod json;
+pub(crate) mod text;

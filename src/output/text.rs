@@ -1,13 +1,16 @@
 //! From typed answers to text for a person. JSON is the types' own.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use crate::commands::capture::Verdict;
-use crate::commands::doctor::{Check, Level};
-use crate::datapath::abi::{Stat, remote_flag};
-use crate::request::spelled;
-use crate::session::make;
-use crate::session::read::{Map, RemoteStatus, Session, Status, TapStatus};
+use crate::commands::{Check, Level, Verdict};
+use crate::datapath::abi::{Remote, Stat};
+use crate::datapath::parts::REASONS;
+use crate::request::{Request, Watched, listed};
+use crate::session::stats::{RemoteStatus, Session, ShownMap, Status, TapStatus};
+use crate::tools::ip::Link;
+use crate::usage::spelled;
 
 /// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
 fn table(rows: &[Vec<String>], right: &[usize]) -> String {
@@ -58,29 +61,33 @@ fn bytes(n: u64) -> String {
     }
 }
 
-/// The tables of `snifctl status`.
-pub fn status(status: &Status) -> String {
+/// The tables of `snifctl status`; with `verbose`, all of what was asked for.
+pub(crate) fn status(status: &Status, verbose: bool) -> String {
     if status.sessions.is_empty() {
         return "no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR\n".into();
     }
-    status.sessions.iter().map(session).collect::<Vec<_>>().join("\n")
+    status.sessions.iter().map(|at| session(at, verbose)).collect::<Vec<_>>().join("\n")
 }
 
-fn session(session: &Session) -> String {
-    let mut text = format!("{}: {}, oversize {}", session.name, spelled(session.tunnel), spelled(session.oversize));
-    if session.remotes.len() > 1 {
-        let _ = write!(text, ", spread {}", spelled(session.spread));
-    }
-    text += &choices(session);
-    text.push('\n');
+fn session(session: &Session, verbose: bool) -> String {
+    let mut text = format!("{}: {}\n", session.name, headline(session));
     if let Some(filter) = &session.filter {
         let _ = writeln!(text, "  filter: {}", filter.split_whitespace().collect::<Vec<_>>().join(" "));
     }
-    text += &taps(session);
-    text += &remotes(&session.remotes);
+    if verbose {
+        text += &whole_request(session);
+    }
+    if session.request.is_some() {
+        text += &taps(session);
+        text += &remotes(&session.remotes);
+    }
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
     let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
     text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
+    let why = REASONS.iter().filter(|reason| session.drops.get(reason.name).is_some_and(|count| *count > 0));
+    for reason in why.filter(|_| verbose) {
+        let _ = writeln!(text, "    {}: {}", reason.name, reason.help);
+    }
     if session.out_dropped > 0 {
         let _ = writeln!(
             text,
@@ -89,8 +96,16 @@ fn session(session: &Session) -> String {
         );
     }
     if !session.faults.is_empty() {
-        let fix = make::command(&session.memory.plan);
-        let _ = writeln!(text, "  relay: {}; put it right with:\n    {fix}", session.faults.join(", "));
+        for fault in session.faults.iter().take(FAULTS) {
+            let _ = writeln!(text, "  fault: {fault}");
+        }
+        let more = session.faults.len().saturating_sub(FAULTS);
+        if more > 0 {
+            let _ = writeln!(text, "  fault: {more} more");
+        }
+        if let Some(fix) = &session.fix {
+            let _ = writeln!(text, "  put it right with: {fix}");
+        }
     }
     session.obstacles.iter().for_each(|obstacle| {
         let _ = writeln!(text, "  relay: {obstacle} can drop copies; let them pass with:\n    {}", obstacle.fix());
@@ -98,9 +113,39 @@ fn session(session: &Session) -> String {
     text
 }
 
+/// How many faults are shown one by one.
+const FAULTS: usize = 8;
+
+/// What tells sessions apart.
+fn headline(session: &Session) -> String {
+    let Some(request) = &session.request else { return "cannot be read".into() };
+    let (options, tunnel) = (&request.options, &request.options.tunnel);
+    let mut text = spelled(tunnel.kind);
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = write!(text, " {name} {value}");
+        }
+    };
+    add("id", tunnel.id.map(|id| id.to_string()));
+    add("egress-id", tunnel.egress_id.map(|id| id.to_string()));
+    add("port", tunnel.port.map(|port| port.to_string()));
+    let _ = write!(text, ", oversize {}", spelled(options.oversize));
+    if session.remotes.len() > 1 {
+        let _ = write!(text, ", spread {}", spelled(options.spread));
+    }
+    text + &choices(session)
+}
+
+/// The request, one option a line, and the command that makes it.
+fn whole_request(session: &Session) -> String {
+    let (Some(request), Some(command)) = (&session.request, &session.command) else { return String::new() };
+    let rows: Vec<Vec<String>> = request.told().into_iter().map(|(name, value)| vec![name, value]).collect();
+    format!("  command: {command}\n{}", table(&rows, &[]))
+}
+
 /// The options that leave packets, or parts of them, out.
 fn choices(session: &Session) -> String {
-    let one_of = |flag: &str, n: u32| (n > 1).then(|| format!(", {flag} 1/{n}"));
+    let one_of = |flag: &str, n: Option<u32>| n.filter(|n| *n > 1).map(|n| format!(", {flag} 1/{n}"));
     let parts = [
         one_of("sample", session.sample),
         one_of("sample-flows", session.sample_flows),
@@ -111,8 +156,8 @@ fn choices(session: &Session) -> String {
 }
 
 /// The table of a session's taps. What was left out is shown where anything can be.
-pub fn taps(session: &Session) -> String {
-    let chooses = session.filter.is_some() || session.sample > 1 || session.sample_flows > 1;
+pub(crate) fn taps(session: &Session) -> String {
+    let chooses = session.filter.is_some() || session.sample > Some(1) || session.sample_flows > Some(1);
     let left_out = |tap: &TapStatus| tap.counts.choice.filtered + tap.counts.choice.skipped > 0;
     if !chooses && !session.taps.iter().any(left_out) {
         let mut rows = vec![row(["TAP", "DIRECTION", "ATTACHED", "COPIES", "BYTES", "DROPPED"])];
@@ -130,7 +175,8 @@ pub fn taps(session: &Session) -> String {
 }
 
 fn place(tap: &TapStatus) -> Vec<String> {
-    row([&tap.interface, tap.direction, if tap.attached { "yes" } else { "NO" }])
+    let name = if tap.exists { tap.interface.clone() } else { format!("{} (gone)", tap.interface) };
+    row([&name, tap.direction, if tap.attached { "yes" } else { "NO" }])
 }
 
 fn stat(stat: &Stat) -> Vec<String> {
@@ -138,12 +184,12 @@ fn stat(stat: &Stat) -> Vec<String> {
 }
 
 /// The table of a session's remotes.
-pub fn remotes(remotes: &[RemoteStatus]) -> String {
+pub(crate) fn remotes(remotes: &[RemoteStatus]) -> String {
     let mut rows = vec![row(["REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED"])];
     for remote in remotes {
         let source = remote.source.map_or_else(|| "-".into(), |source| source.to_string());
-        let out = remote.interface.as_deref().unwrap_or("(no route)");
-        let no_mac = if remote.raw.has(remote_flag::UNRESOLVED) { "(no answer)" } else { "-" };
+        let out = remote.interface.as_deref().unwrap_or(if remote.is_gone { "(gone)" } else { "(no route)" });
+        let no_mac = if remote.is_resolved { "-" } else { "(no answer)" };
         let mac = remote.mac.as_deref().unwrap_or(no_mac);
         let place = row([&remote.address.to_string(), &source, out, mac, &remote.mtu.to_string()]);
         rows.push([place, stat(&remote.stat)].concat());
@@ -152,18 +198,22 @@ pub fn remotes(remotes: &[RemoteStatus]) -> String {
 }
 
 /// What `up` says of a session that is up.
-pub fn session_line(session: &Session) -> String {
-    let taps: Vec<String> = session.taps.iter().map(|tap| format!("{} {}", tap.interface, tap.direction)).collect();
-    let through = |to: &RemoteStatus| match &to.interface {
-        Some(out) => format!("{} through {out} (MTU {})", to.address, to.mtu),
-        None => format!("{} (no route)", to.address),
+pub(crate) fn session_line(request: &Request, headers: &BTreeMap<IpAddr, Remote>, links: &[Link]) -> String {
+    let through = |address: &IpAddr| {
+        let header = headers.get(address);
+        let link = header.and_then(|header| links.iter().find(|link| link.ifindex == header.ifindex));
+        match header.zip(link) {
+            Some((header, link)) => format!("{address} through {} (MTU {})", link.ifname, header.mtu),
+            None => format!("{address} (no route)"),
+        }
     };
-    let remotes: Vec<String> = session.remotes.iter().map(through).collect();
-    format!("{}: {} -> {} -> {}\n", session.name, taps.join(", "), spelled(session.tunnel), remotes.join(", "))
+    let interfaces = listed(request.interfaces.iter().map(Watched::to_string));
+    let remotes = listed(request.options.remotes.iter().map(through));
+    format!("{}: {interfaces} -> {} -> {remotes}\n", request.name, spelled(request.options.tunnel.kind))
 }
 
 /// The table of `snifctl map list`.
-pub fn maps(maps: &[Map]) -> String {
+pub(crate) fn maps(maps: &[ShownMap]) -> String {
     let mut rows = vec![row(["MAP", "TYPE", "ID", "KEY", "VALUE", "ENTRIES", "PINNED"])];
     for map in maps {
         let numbers = [map.id, map.bytes_key, map.bytes_value, map.max_entries].map(|n| n.to_string());
@@ -174,7 +224,7 @@ pub fn maps(maps: &[Map]) -> String {
 }
 
 /// `3 of 9 packets match: 1-2, 7`
-pub fn verdict(verdict: &Verdict) -> String {
+pub(crate) fn verdict(verdict: &Verdict) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
     for n in &verdict.matched {
         match ranges.last_mut() {
@@ -192,7 +242,7 @@ pub fn verdict(verdict: &Verdict) -> String {
 }
 
 /// The lines of `snifctl doctor`.
-pub fn checks(checks: &[Check]) -> String {
+pub(crate) fn checks(checks: &[Check]) -> String {
     let mut text = String::new();
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     for check in checks {

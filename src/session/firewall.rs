@@ -16,7 +16,7 @@ const RELAYS: &str = "snif*";
 
 /// A chain that can drop what crosses a relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Obstacle {
+pub(crate) struct Obstacle {
     family: String,
     table: String,
     chain: String,
@@ -33,7 +33,7 @@ impl fmt::Display for Obstacle {
 
 impl Obstacle {
     /// The command after which copies pass.
-    pub fn fix(&self) -> String {
+    pub(crate) fn fix(&self) -> String {
         let [table, chain] = [&self.table, &self.chain].map(|name| exec::quote(name));
         match self.family.as_str() {
             "bridge" => format!("nft insert rule bridge {table} {chain} oifname '\"{RELAYS}\"' accept"),
@@ -43,21 +43,22 @@ impl Obstacle {
     }
 
     /// What the user should know, ending with what helps.
-    pub fn warning(&self) -> String {
+    pub(crate) fn warning(&self) -> String {
         format!("{self} can drop copies that cross the relay (counted as relay); let them pass with: {}", self.fix())
     }
 }
 
 /// The chains of this namespace that can drop what crosses a relay. Empty where nft is not there or says nothing.
-pub fn obstacles(runner: &Runner) -> Vec<Obstacle> {
+pub(crate) fn obstacles(runner: &Runner) -> Vec<Obstacle> {
     if exec::find("nft").is_none() || !may_have_rules() {
         return Vec::new();
     }
+    let chains = nft(runner, &["list", "chains"]);
     let in_family = |family| {
-        let chains = nft(runner, &["list", "chains", family]);
-        let mut tables: Vec<&str> = base_chains(&chains).filter_map(|chain| chain["table"].as_str()).collect();
+        let bases = base_chains(&chains).filter(move |chain| chain["family"] == family);
+        let mut tables: Vec<&str> = bases.filter_map(|chain| chain["table"].as_str()).collect();
         tables.dedup();
-        tables.iter().flat_map(|table| in_table(&nft(runner, &["list", "table", family, table]))).collect::<Vec<_>>()
+        tables.into_iter().flat_map(move |table| in_table(&nft(runner, &["list", "table", family, table])))
     };
     ["bridge", "netdev"].into_iter().flat_map(in_family).collect()
 }

@@ -1,15 +1,20 @@
 //! A session: what is wanted, what is there, and how the one becomes the other.
+//!
+//! ```text
+//!     request ─ resolve ─▶ Wanted ──┐
+//!                                   ├─ difference ─▶ [Change] ─ Executor ─▶ kernel
+//!     kernel ── read ────▶ There ───┘
+//! ```
 
-pub mod firewall;
-pub mod home;
-pub mod make;
-pub mod outs;
-pub mod read;
-pub mod relay;
-pub mod remotes;
-pub mod repair;
-pub mod resolve;
-pub mod stack;
-pub mod swap;
-pub mod taps;
-pub mod teardown;
+pub(crate) mod change;
+pub(crate) mod difference;
+pub(crate) mod engine;
+pub(crate) mod firewall;
+pub(crate) mod home;
+pub(crate) mod machine;
+pub(crate) mod relay;
+pub(crate) mod resolve;
+pub(crate) mod stack;
+pub(crate) mod stats;
+pub(crate) mod stored;
+pub(crate) mod there;

@@ -2,48 +2,19 @@
 //! whether the packets that carry them further still have their mark.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use anyhow::Result;
 
-use crate::tools::exec::Runner;
-use crate::tools::ip::{self, Link};
+use crate::tools::ip::Link;
 
 /// What is asked of the machine about a device besides what `ip link` says.
-pub trait Facts {
+pub(crate) trait Facts {
     /// Does the kernel itself finish checksums and cut super-packets before this device gets them?
     fn gets_finished(&self, link: &Link) -> Result<bool>;
     /// The bus that the device is on, if it is one of a driver.
     fn bus(&self, link: &Link) -> Option<String>;
     /// The interface that packets to this address leave by.
     fn way(&self, address: IpAddr) -> Result<Option<String>>;
-}
-
-impl Facts for Runner {
-    fn gets_finished(&self, link: &Link) -> Result<bool> {
-        let features = ip::features(self, &link.ifname)?;
-        let is_off = |name| features.get(name) == Some(&false);
-        Ok(is_off("tx-checksumming") && is_off("tcp-segmentation-offload"))
-    }
-
-    /// `ip` tells it from Linux 5.14 on; a virtual device of before is known by its kind. What /sys shows may belong to
-    /// another network namespace, hence the look at the number.
-    fn bus(&self, link: &Link) -> Option<String> {
-        if link.parentbus.is_some() || !link.kind().is_empty() {
-            return link.parentbus.clone();
-        }
-        let device = Path::new("/sys/class/net").join(&link.ifname);
-        let number = std::fs::read_to_string(device.join("ifindex")).ok()?;
-        if number.trim() != link.ifindex.to_string() {
-            return None;
-        }
-        let bus = std::fs::read_link(device.join("device/subsystem")).ok()?;
-        Some(bus.file_name()?.to_string_lossy().into_owned())
-    }
-
-    fn way(&self, address: IpAddr) -> Result<Option<String>> {
-        Ok(ip::route_get(self, address, None)?.ok().map(|reply| reply.dev))
-    }
 }
 
 /// Buses of NICs that hand packets to the machine's host as they are, the rest of the work to be done there: virtio, Xen,
@@ -96,7 +67,7 @@ fn named<'a>(links: &'a [Link], name: Option<&str>) -> Option<&'a Link> {
 
 /// May a packet reach its receiver from this interface with checksums open or segments uncut, as no wire ever carries it?
 /// So it does through virtual devices; a NIC finishes it. In doubt the answer is yes.
-pub fn leaves_unfinished(links: &[Link], out: &Link, facts: &impl Facts) -> Result<bool> {
+pub(crate) fn leaves_unfinished(links: &[Link], out: &Link, facts: &impl Facts) -> Result<bool> {
     unfinished(links, out, facts, &mut Vec::new())
 }
 
@@ -130,7 +101,7 @@ fn has_siblings(link: &Link) -> bool {
 }
 
 /// The devices at or below this interface whose own packets do not have the mark of the copies in them.
-pub fn mark_losers<'a>(links: &'a [Link], out: &'a Link, facts: &impl Facts) -> Result<Vec<&'a Link>> {
+pub(crate) fn mark_losers<'a>(links: &'a [Link], out: &'a Link, facts: &impl Facts) -> Result<Vec<&'a Link>> {
     let (mut found, mut seen) = (Vec::new(), Vec::new());
     let mut left = vec![out];
     while let Some(link) = left.pop() {
@@ -148,7 +119,7 @@ pub fn mark_losers<'a>(links: &'a [Link], out: &'a Link, facts: &impl Facts) -> 
 
 /// How many devices a packet passes from this interface to the lowest tunnel of the kernel's on its way, that one
 /// included; 0 where there is none. Those tunnels drop what comes to them out of too many transmissions within one another.
-pub fn tunnel_depth(links: &[Link], out: &Link, facts: &impl Facts) -> Result<usize> {
+pub(crate) fn tunnel_depth(links: &[Link], out: &Link, facts: &impl Facts) -> Result<usize> {
     let (mut deepest, mut seen, mut left) = (0, Vec::new(), vec![(out, 1)]);
     while let Some((link, depth)) = left.pop() {
         if seen.contains(&link.ifindex) {
@@ -164,7 +135,7 @@ pub fn tunnel_depth(links: &[Link], out: &Link, facts: &impl Facts) -> Result<us
 }
 
 /// A virtual device that sends its packets by this interface.
-pub fn stands_on<'a>(links: &'a [Link], base: &Link) -> Option<&'a Link> {
+pub(crate) fn stands_on<'a>(links: &'a [Link], base: &Link) -> Option<&'a Link> {
     let is_upper = |link: &&Link| {
         let kinds = UPPER.iter().chain(&TUNNELS);
         link.lower() == Some(&base.ifname) && kinds.into_iter().any(|kind| *kind == link.kind())

@@ -3,74 +3,76 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::session::home::ALL_MAPS;
-use crate::tools::clang;
 use crate::tools::exec::{Cmd, Failed, Runner};
+use crate::tools::{batch, json, log};
 
 /// Loads every program of the object once and pins programs and maps under their names. `filtered`: a filter is in it.
-pub fn load(runner: &Runner, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
+pub(crate) fn load(runner: &Runner, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
     let maps = dir.join("maps");
     let words = ["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)];
     load_by(runner, &words, filtered)
 }
 
-/// Loads every program of the object on the maps that are pinned in `maps`, and pins the programs.
-pub fn load_on(runner: &Runner, object: &Path, dir: &Path, maps: &Path) -> Result<()> {
-    let pins: Vec<String> = ALL_MAPS.iter().map(|map| text(&maps.join(map))).collect();
+/// Loads every program of the object on the maps of these names that are pinned in `maps`, and pins the programs.
+pub(crate) fn load_on(runner: &Runner, object: &Path, dir: &Path, maps: &Path, names: &[&str]) -> Result<()> {
+    let pins: Vec<String> = names.iter().map(|map| text(&maps.join(map))).collect();
     let (object, dir) = (text(object), text(dir));
     let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
-    for (map, pin) in ALL_MAPS.iter().zip(&pins) {
+    for (map, pin) in names.iter().zip(&pins) {
         words.extend(["map", "name", map, "pinned", pin]);
     }
     load_by(runner, &words, true)
 }
 
 /// Loads an object with one program and pins it.
-pub fn load_one(runner: &Runner, object: &Path, pin: &Path) -> Result<()> {
+pub(crate) fn load_one(runner: &Runner, object: &Path, pin: &Path) -> Result<()> {
     load_by(runner, &["prog", "load", &text(object), &text(pin), "type", "classifier"], true)
 }
 
 fn load_by(runner: &Runner, words: &[&str], filtered: bool) -> Result<()> {
-    match runner.write(&Cmd::new("bpftool", words.iter().copied())) {
-        Ok(_) => Ok(()),
-        Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) if filtered => Err(clang::log_failure(
-                "bpftool",
-                &failed,
-                "the kernel refused the program with this filter; use a shorter --filter or EXPR, or try: snifctl doctor",
-            )),
-            Ok(failed) => {
-                Err(clang::log_failure("bpftool", &failed, "the kernel refused the program; try: snifctl doctor"))
-            }
-            Err(err) => Err(err),
-        },
-    }
+    let loaded = runner.write(&Cmd::new("bpftool", words.iter().copied()));
+    let hint = match filtered {
+        true => {
+            "the kernel refused the program with this filter; use a shorter --filter or EXPR, or try: snifctl doctor"
+        }
+        false => "the kernel refused the program; try: snifctl doctor",
+    };
+    loaded.map(drop).map_err(|err| match err.downcast::<Failed>() {
+        Ok(failed) => log::failure("bpftool", &failed, hint),
+        Err(err) => err,
+    })
 }
 
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
+/// Pins a program (`prog`) or map (`map`) that the kernel has.
+pub(crate) fn pin(runner: &Runner, kind: &str, id: u32, pin: &Path) -> Result<()> {
+    runner.write(&Cmd::new("bpftool", [kind, "pin", "id", &id.to_string(), &text(pin)])).map(drop)
+}
+
 /// The batch line that writes one element of a pinned map. A per-CPU map gets the value on every CPU.
-pub fn update(map: &Path, key: &[u8], value: &[u8]) -> String {
+pub(crate) fn update(map: &Path, key: &[u8], value: &[u8]) -> String {
     format!("map update pinned {} key hex {} value hex {}", map.display(), hex(key), hex(value))
 }
 
 /// The batch line that removes one element of a pinned map.
-pub fn delete(map: &Path, key: &[u8]) -> String {
+pub(crate) fn delete(map: &Path, key: &[u8]) -> String {
     format!("map delete pinned {} key hex {}", map.display(), hex(key))
 }
 
 /// Bytes as bpftool reads them after the word `hex`.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
 /// Runs many writes in one bpftool; it stops at the first that fails.
-pub fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
+pub(crate) fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
@@ -90,71 +92,111 @@ fn done(outcome: Result<String>) -> Result<String> {
 /// What a batch says of one of its lines.
 #[derive(Deserialize)]
 struct Answer {
-    output: Option<Value>,
+    output: Option<Box<RawValue>>,
 }
 
 /// Asks many questions in one bpftool. Returns one answer each.
-pub fn ask(runner: &Runner, lines: &[String]) -> Result<Vec<Value>> {
+pub(crate) fn ask(runner: &Runner, lines: &[String]) -> Result<Vec<Value>> {
+    ask_raw(runner, lines)?.iter().map(|answer| value(answer)).collect()
+}
+
+/// An answer as any JSON.
+pub(crate) fn value(answer: &RawValue) -> Result<Value> {
+    Value::deserialize(answer).with_context(|| json::unexpected("bpftool"))
+}
+
+/// The same with the answers unread: the dump of a large map has a word for each byte.
+pub(crate) fn ask_raw(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
     let output = done(runner.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines)))?;
-    let answers: Vec<Answer> =
-        serde_json::from_str(&output).context("bpftool gave JSON of another form; try: snifctl doctor")?;
-    let answers: Vec<Value> = answers.into_iter().filter_map(|answer| answer.output).collect();
+    let answers = outputs(&output)?;
     if answers.len() != lines.len() {
         bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());
     }
     Ok(answers)
 }
 
+fn outputs(text: &str) -> Result<Vec<Box<RawValue>>> {
+    let answers: Vec<Answer> = json::members(text, "bpftool")?;
+    Ok(answers.into_iter().filter_map(|answer| answer.output).collect())
+}
+
 /// The question for all elements of a pinned map.
-pub fn dump_question(map: &Path) -> String {
+pub(crate) fn dump_question(map: &Path) -> String {
     format!("map dump pinned {}", map.display())
 }
 
 /// One element of a dumped map: its bytes, one value per CPU in a per-CPU map.
-#[derive(Clone, Debug)]
-pub struct Row {
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Element")]
+pub(crate) struct Row {
     pub key: Vec<u8>,
     pub values: Vec<Vec<u8>>,
 }
 
-impl Row {
-    /// The key of a map that is indexed by a number.
-    pub fn index(&self) -> Result<u32> {
-        Ok(u32::from_ne_bytes(self.key.as_slice().try_into().context("a map key is not 4 bytes long")?))
-    }
+/// An element as bpftool tells it.
+#[derive(Deserialize)]
+struct Element {
+    key: Vec<Byte>,
+    value: Option<Vec<Byte>>,
+    values: Option<Vec<OfCpu>>,
+}
 
-    pub fn value(&self) -> Result<&[u8]> {
-        Ok(self.values.first().context("a map element has no value")?)
+#[derive(Deserialize)]
+struct OfCpu {
+    value: Vec<Byte>,
+}
+
+/// A byte that is told as `0x2a`.
+struct Byte(u8);
+
+impl<'de> Deserialize<'de> for Byte {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Byte, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Byte;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a byte as 0x2a")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Byte, E> {
+                let byte = text.strip_prefix("0x").and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                byte.map(Byte).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        from.deserialize_str(Visitor)
+    }
+}
+
+fn bytes(list: Vec<Byte>) -> Vec<u8> {
+    list.into_iter().map(|byte| byte.0).collect()
+}
+
+impl TryFrom<Element> for Row {
+    type Error = &'static str;
+
+    fn try_from(element: Element) -> Result<Row, &'static str> {
+        let values = match (element.values, element.value) {
+            (Some(cpus), _) => cpus.into_iter().map(|cpu| bytes(cpu.value)).collect(),
+            (None, Some(value)) => vec![bytes(value)],
+            (None, None) => return Err("an element without a value"),
+        };
+        Ok(Row { key: bytes(element.key), values })
     }
 }
 
 /// The elements of a dump.
-pub fn rows(dump: &Value) -> Result<Vec<Row>> {
-    let elements = dump.as_array().context("bpftool gave a dump of another form")?;
-    elements.iter().map(row).collect()
+pub(crate) fn rows<'de>(dump: impl Deserializer<'de>) -> Result<Vec<Row>> {
+    Vec::deserialize(dump).ok().with_context(|| json::unexpected("bpftool map dump"))
 }
 
-fn row(element: &Value) -> Result<Row> {
-    let key = bytes(&element["key"])?;
-    let values = match element["values"].as_array() {
-        Some(cpus) => cpus.iter().map(|cpu| bytes(&cpu["value"])).collect::<Result<_>>()?,
-        None => vec![bytes(&element["value"])?],
-    };
-    Ok(Row { key, values })
-}
-
-fn bytes(list: &Value) -> Result<Vec<u8>> {
-    let list = list.as_array().context("bpftool gave bytes of another form")?;
-    list.iter()
-        .map(|byte| {
-            let digits = byte.as_str().and_then(|text| text.strip_prefix("0x"));
-            digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).context("bpftool gave a byte of another form")
-        })
-        .collect()
+/// The bytes of an element's key.
+pub(crate) fn key_of(element: &Value) -> Option<Vec<u8>> {
+    Vec::deserialize(&element["key"]).ok().map(bytes)
 }
 
 /// A dump by the field names of the BTF, counters of per-CPU maps summed.
-pub fn formatted(dump: &Value) -> Value {
+pub(crate) fn formatted(dump: &Value) -> Value {
     let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
     Value::Array(elements.iter().map(|element| sum_cpus(element.get("formatted").unwrap_or(element))).collect())
 }
@@ -185,20 +227,17 @@ fn add(a: &Value, b: &Value, inside: bool) -> Value {
 
 /// A program at a TC hook of this network namespace.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Attachment {
+pub(crate) struct Attachment {
     pub ifindex: u32,
     /// `clsact/ingress`, `tcx/ingress` and the like.
     pub kind: String,
     #[serde(default)]
     pub name: String,
-    /// Programs at tcx hooks have theirs by another name.
-    #[serde(alias = "prog_id")]
-    pub id: u32,
 }
 
 impl Attachment {
     /// At a hook whose programs run before those of tc, and can hide packets from them (kernel 6.6, bpftool 7.3).
-    pub fn is_tcx(&self) -> bool {
+    pub(crate) fn is_tcx(&self) -> bool {
         self.kind.starts_with("tcx")
     }
 }
@@ -206,21 +245,21 @@ impl Attachment {
 #[derive(Deserialize)]
 struct NetReply {
     #[serde(default)]
-    tc: Vec<Attachment>,
+    tc: Vec<Value>,
 }
 
 /// The question for every TC program of this network namespace.
-pub const NET_QUESTION: &str = "net show";
+pub(crate) const NET_QUESTION: &str = "net show";
 
 /// The question for those of one interface.
-pub fn net_question(dev: &str) -> String {
-    format!("net show dev {dev}")
+pub(crate) fn net_question(dev: &str) -> String {
+    format!("net show dev {}", batch::word(dev))
 }
 
-pub fn attachments(answer: &Value) -> Result<Vec<Attachment>> {
+pub(crate) fn attachments(answer: &Value) -> Result<Vec<Attachment>> {
     let replies: Vec<NetReply> =
-        serde_json::from_value(answer.clone()).context("bpftool net gave JSON of another form")?;
-    Ok(replies.into_iter().flat_map(|reply| reply.tc).collect())
+        serde_json::from_value(answer.clone()).with_context(|| json::unexpected("bpftool net"))?;
+    json::known(replies.into_iter().flat_map(|reply| reply.tc).collect(), "bpftool net")
 }
 
 #[cfg(test)]
@@ -251,11 +290,54 @@ mod tests {
         assert!(done(failed("Error: can't parse key")).unwrap_err().is::<Failed>());
     }
 
+    /// The answers of a batch, as a version of bpftool gave them.
+    macro_rules! fixture {
+        ($version:literal, $name:literal) => {
+            outputs(include_str!(concat!("../../tests/fixtures/bpftool-", $version, "/", $name, ".json")))
+                .unwrap()
+                .iter()
+                .map(|answer| value(answer).unwrap())
+                .collect::<Vec<_>>()
+        };
+    }
+
+    #[test]
+    fn every_version_tells_programs_and_maps_in_a_form_that_is_read() {
+        for (version, answers) in
+            [("7.1", fixture!("7.1", "batch")), ("7.5", fixture!("7.5", "batch")), ("7.8", fixture!("7.8", "batch"))]
+        {
+            assert_eq!(answers.len(), 4, "{version}");
+            for answer in &answers[..2] {
+                let found = attachments(answer).unwrap();
+                assert_eq!(found.len(), 1, "{version}");
+                assert_eq!((found[0].ifindex, found[0].kind.as_str()), (3, "clsact/ingress"), "{version}");
+                assert!(!found[0].is_tcx(), "{version}");
+            }
+            let counts = rows(&answers[2]).unwrap();
+            assert_eq!((counts[0].key[0], counts[0].values[1][8]), (1, 3), "{version}");
+            assert_eq!(formatted(&answers[2]), json!([{"key": 1, "value": {"pcnt": 4, "bcnt": 6}}]), "{version}");
+            assert_eq!(rows(&answers[3]).unwrap().len(), 2, "{version}");
+        }
+    }
+
+    #[test]
+    fn newer_versions_tell_of_tcx() {
+        for (version, answers) in [("7.5", fixture!("7.5", "tcx")), ("7.8", fixture!("7.8", "tcx"))] {
+            let found = attachments(&answers[0]).unwrap();
+            assert_eq!((found.len(), found[0].name.as_str()), (2, "pass_all"), "{version}");
+            assert!(found[0].is_tcx(), "{version}");
+        }
+        let found = attachments(&fixture!("7.1", "tcx")[0]).unwrap();
+        assert_eq!((found.len(), found[0].is_tcx()), (1, false), "an older one is silent about it");
+    }
+
     #[test]
     fn rows_are_bytes() {
         let dump = json!([{"key": ["0x01", "0x00", "0x00", "0x00"], "values": [{"cpu": 0, "value": ["0xff"]}]}]);
         let rows = rows(&dump).unwrap();
-        assert_eq!((rows[0].index().unwrap(), rows[0].value().unwrap()), (1, &[255u8][..]));
-        assert!(row(&json!({"key": ["1"], "value": []})).is_err());
+        assert_eq!((rows[0].key[0], rows[0].values[0].as_slice()), (1, &[255u8][..]));
+        for odd in [json!({"key": ["1"], "value": []}), json!({"key": ["0x01"]}), json!({"error": "gone"})] {
+            assert!(super::rows(json!([odd])).is_err(), "{odd}");
+        }
     }
 }

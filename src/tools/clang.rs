@@ -1,90 +1,64 @@
-//! From the C that is built into this binary to an object file, by clang; kept for the next time by content.
+//! From C to an object file, by clang; kept for the next time by content.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::commands::doctor;
-use crate::tools::exec::{Cmd, Failed, Runner, Running, print};
-use crate::tools::kernel;
-
-/// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
-const FILES: [(&str, &str); 8] = [
-    (DATAPATH, include_str!("../../bpf/snifctl.bpf.c")),
-    (TAPS, include_str!("../../bpf/taps.bpf.c")),
-    (MATCHER, include_str!("../../bpf/match.bpf.c")),
-    ("tap.h", include_str!("../../bpf/tap.h")),
-    ("relay.h", include_str!("../../bpf/relay.h")),
-    ("common.h", include_str!("../../bpf/common.h")),
-    ("snifctl.h", include_str!("../../bpf/snifctl.h")),
-    ("classic.h", include_str!("../../bpf/classic.h")),
-];
-const DATAPATH: &str = "snifctl.bpf.c";
-const TAPS: &str = "taps.bpf.c";
-const MATCHER: &str = "match.bpf.c";
-/// Where a translated filter goes; without it every packet is taken.
-const FILTER: &str = "expression.h";
+use crate::tools::exec::{Cmd, Failed, Runner, Running, own_path, print};
+use crate::tools::{log, requirements};
 
 /// Compiled objects, by content. Root's alone: what lies here is loaded into the kernel.
-pub const CACHE: &str = "/var/cache/snifctl";
+pub(crate) const CACHE: &str = "/var/cache/snifctl";
 /// How many of them are kept.
 const CACHED: usize = 100;
+/// Where the commands of a dry run put the sources, by content. Root's alone, like all of /run.
+const SHOWN_SOURCE: &str = "/run/snifctl-source";
 
 const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c"];
 
-/// A program to compile, with the C of its filter if it has one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Source {
-    main: &'static str,
-    filter: Option<String>,
-    /// What is left out: names of `bpf/common.h` without their `HAS_`.
-    without: Vec<&'static str>,
+/// One C file to compile, with all that it includes.
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Unit {
+    /// Name of the file that clang is given.
+    pub main: &'static str,
+    /// Names and texts.
+    pub files: Vec<(&'static str, String)>,
+    /// As `NAME` or `NAME=VALUE`.
+    pub defines: Vec<String>,
 }
 
-impl Source {
-    /// A session's programs.
-    pub fn datapath(filter: Option<String>, without: Vec<&'static str>) -> Source {
-        Source { main: DATAPATH, filter, without }
-    }
-
-    /// The taps of a running session, whatever it does besides.
-    pub fn taps(filter: Option<String>) -> Source {
-        Source { main: TAPS, filter, without: Vec::new() }
-    }
-
-    /// One program that says whether a packet passes the filter.
-    pub fn matcher(filter: String) -> Source {
-        Source { main: MATCHER, filter: Some(filter), without: Vec::new() }
-    }
-
-    /// Writes the sources into `dir`, so that the commands of a dry run can be followed by hand.
-    pub fn write(&self, dir: &Path) -> Result<()> {
+impl Unit {
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let filter = self.filter.as_ref().map(|text| (FILTER, text.as_str()));
-        for (name, text) in FILES.into_iter().chain(filter) {
+        for (name, text) in &self.files {
             fs::write(dir.join(name), text).with_context(|| format!("cannot write into {}", dir.display()))?;
         }
         Ok(())
     }
 
-    fn cached(&self) -> PathBuf {
-        let mut hasher = DefaultHasher::new();
-        (self, FILES, FLAGS, kernel_flag(), include_dir()).hash(&mut hasher);
-        Path::new(CACHE).join(format!("{:016x}.o", hasher.finish()))
-    }
-
     /// Starts clang where the cache has no object, and looks meanwhile whether the tools are there. What goes wrong with
     /// clang itself is told by [`Compiling::object`].
-    pub fn begin(self, runner: &Runner) -> Result<Compiling> {
+    pub(crate) fn begin(self, runner: &Runner) -> Result<Compiling> {
         let cached = self.cached();
         let is_compiled = is_trusted(&cached);
+        if is_compiled && !runner.dry_run {
+            mark_used(&cached);
+        }
         let job = (!is_compiled && !runner.dry_run).then(|| self.start(runner));
-        doctor::ensure_tools(runner, is_compiled)?;
-        Ok(Compiling { source: self, cached, job })
+        requirements::ensure_tools(runner, is_compiled)?;
+        Ok(Compiling { unit: self, cached, job })
+    }
+
+    fn cached(&self) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (self, FLAGS, include_dir()).hash(&mut hasher);
+        Path::new(CACHE).join(format!("{:016x}.o", hasher.finish()))
     }
 
     fn start(&self, runner: &Runner) -> Result<Job> {
@@ -93,23 +67,22 @@ impl Source {
         self.write(dir.path())?;
         let built = dir.path().join("built.o");
         let clang = runner.start(&self.command(dir.path(), &built))?;
-        Ok(Job { clang, built, _dir: dir })
+        Ok(Job { clang, built, dir })
     }
 
     fn command(&self, source: &Path, object: &Path) -> Cmd {
         let mut args: Vec<String> = FLAGS.map(String::from).to_vec();
         args.push(source.join(self.main).to_string_lossy().into_owned());
         args.extend(["-o".into(), object.to_string_lossy().into_owned()]);
-        args.extend(self.without.iter().map(|what| format!("-DHAS_{what}=0")));
-        args.extend(kernel_flag().map(String::from));
+        args.extend(self.defines.iter().map(|define| format!("-D{define}")));
         args.extend(include_dir().map(|dir| format!("-I{dir}")));
         Cmd::new("clang", args)
     }
 }
 
 /// An object that clang makes, or need not make, while something else is done.
-pub struct Compiling {
-    source: Source,
+pub(crate) struct Compiling {
+    unit: Unit,
     /// Where the object is, or will be.
     cached: PathBuf,
     job: Option<Result<Job>>,
@@ -119,52 +92,85 @@ pub struct Compiling {
 struct Job {
     clang: Running,
     built: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+/// The path of a compiled object. It is there as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct Object {
+    path: PathBuf,
+    /// Where it could not be cached: the private directory that it is in.
+    _dir: Option<TempDir>,
+}
+
+impl Deref for Object {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Compiling {
-    /// The object in the cache. A dry run prints the commands for it, where `words` are the options of `snifctl source`
-    /// that write this source.
-    pub fn object(self, runner: &Runner, words: &[&str]) -> Result<PathBuf> {
-        let Compiling { source, cached, job } = self;
-        if let Some(job) = job {
-            job?.keep(&cached)?;
-        } else if runner.dry_run && !is_trusted(&cached) {
-            let dir = std::env::temp_dir().join("snifctl-source");
-            let place = dir.to_string_lossy();
-            let words = ["source", &place].into_iter().chain(words.iter().copied());
-            print(&format!("{}\n", Cmd::new("snifctl", words)));
-            print(&format!("mkdir -p -m 0755 {CACHE}\n"));
-            runner.write(&source.command(&dir, &cached))?;
+    /// The compiled object. A dry run prints the commands for it, where `words` are the options of `snifctl source` that
+    /// write this source.
+    pub(crate) fn object(self, runner: &Runner, words: &[&str]) -> Result<Object> {
+        if runner.dry_run && !is_trusted(&self.cached) {
+            self.show(runner, words)?;
         }
-        Ok(cached)
+        match self.job {
+            Some(job) => job?.keep(self.cached),
+            None => Ok(Object { path: self.cached, _dir: None }),
+        }
+    }
+
+    fn show(&self, runner: &Runner, words: &[&str]) -> Result<()> {
+        let dir = Path::new(SHOWN_SOURCE).join(self.cached.file_stem().unwrap_or_default());
+        let place = dir.to_string_lossy();
+        let words = ["source", &place].into_iter().chain(words.iter().copied());
+        print(&format!("{}\n", Cmd::new(&own_path()?, words)))?;
+        print(&format!("mkdir -p -m 0755 {CACHE}\n"))?;
+        runner.write(&self.unit.command(&dir, &self.cached))?;
+        print(&format!("rm -r {place}\n"))
     }
 }
 
 impl Job {
-    /// Waits for clang, and renames the object into the cache, so that no one sees half of it.
-    fn keep(self, cached: &Path) -> Result<()> {
+    /// Waits for clang and puts the object into the cache. Where that cannot be, the object stays where it is.
+    fn keep(self, cached: PathBuf) -> Result<Object> {
         self.clang.wait().map_err(explain)?;
-        ensure_cache()?;
-        let kept = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE);
-        let kept = kept.with_context(|| format!("cannot write into {CACHE}"))?;
-        fs::copy(&self.built, kept.path()).with_context(|| format!("cannot write into {CACHE}"))?;
-        fs::set_permissions(kept.path(), fs::Permissions::from_mode(0o644))?;
-        kept.persist(cached).with_context(|| format!("cannot keep {}", cached.display()))?;
-        ensure!(is_trusted(cached), "{} is not root's alone; try: rm -r {CACHE}", cached.display());
-        forget_oldest();
-        Ok(())
+        Ok(match cache(&self.built, &cached) {
+            Ok(()) => Object { path: cached, _dir: None },
+            Err(_) => Object { path: self.built, _dir: Some(self.dir) },
+        })
     }
 }
 
-/// Every filter has an object of its own, so the oldest go.
-fn forget_oldest() {
-    let files = fs::read_dir(CACHE).into_iter().flatten().flatten();
+/// Copies an object into the cache under another name and renames it, so that no one sees half of it.
+fn cache(built: &Path, cached: &Path) -> Result<()> {
+    ensure_cache()?;
+    let kept = tempfile::Builder::new().prefix(".new-").suffix(".o").tempfile_in(CACHE)?;
+    fs::copy(built, kept.path())?;
+    fs::set_permissions(kept.path(), fs::Permissions::from_mode(0o644))?;
+    kept.persist(cached)?;
+    ensure!(is_trusted(cached), "{} is not root's alone", cached.display());
+    forget_unused(Path::new(CACHE), CACHED);
+    Ok(())
+}
+
+/// The time of the last use is the file's own. A file system that cannot be written keeps the old one.
+fn mark_used(object: &Path) {
+    let _ = File::open(object).and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// Every filter has an object of its own, so those go that have not been used for the longest time.
+fn forget_unused(dir: &Path, kept: usize) {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
     let objects = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "o"));
     let mut aged: Vec<_> =
         objects.filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path()))).collect();
     aged.sort();
-    for (_, path) in aged.iter().rev().skip(CACHED) {
+    for (_, path) in aged.iter().rev().skip(kept) {
         let _ = fs::remove_file(path);
     }
 }
@@ -178,16 +184,10 @@ fn is_trusted(path: &Path) -> bool {
 /// Makes the cache, or makes it root's alone again.
 fn ensure_cache() -> Result<()> {
     let cache = Path::new(CACHE);
-    DirBuilder::new().recursive(true).mode(0o755).create(cache).with_context(|| format!("cannot make {CACHE}"))?;
+    DirBuilder::new().recursive(true).mode(0o755).create(cache)?;
     let owned = fs::symlink_metadata(cache).is_ok_and(|at| at.is_dir() && at.uid() == 0);
-    ensure!(owned, "{CACHE} is not a directory of root's; try: rm -r {CACHE}");
-    fs::set_permissions(cache, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("cannot set the mode of {CACHE}"))
-}
-
-/// What the source has to do without on an older kernel.
-fn kernel_flag() -> Option<&'static str> {
-    (!kernel::has_atomic_fetch()).then_some("-DNO_ATOMIC_FETCH")
+    ensure!(owned, "{CACHE} is not a directory of root's");
+    Ok(fs::set_permissions(cache, fs::Permissions::from_mode(0o755))?)
 }
 
 /// Debian keeps `asm/types.h` in a directory named after the architecture.
@@ -198,41 +198,49 @@ fn include_dir() -> Option<String> {
 
 fn explain(err: anyhow::Error) -> anyhow::Error {
     match err.downcast::<Failed>() {
-        Ok(failed) => log_failure("clang", &failed, "is libbpf-dev installed? try: snifctl doctor"),
+        Ok(failed) => log::failure("clang", &failed, "is libbpf-dev installed? try: snifctl doctor"),
         Err(err) => err,
     }
 }
 
-/// What bpftool says after the verifier's reason, always.
-const NOISE: [&str; 8] = [
-    "Error: failed to load object file",
-    "Warning: bpftool is now running",
-    "If it used to work",
-    "libbpf: failed to load",
-    "libbpf: prog",
-    "-- END PROG",
-    "processed",
-    "verification time",
-];
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-/// The last lines of a long log in the message, all of it in a file that the message names.
-pub fn log_failure(tool: &str, failed: &Failed, hint: &str) -> anyhow::Error {
-    let kept = keep_log(tool, &failed.stderr);
-    let says = |line: &&str| !line.is_empty() && !NOISE.iter().any(|noise| line.starts_with(noise));
-    let lines: Vec<&str> = failed.stderr.lines().map(str::trim).filter(says).collect();
-    let last = lines[lines.len().saturating_sub(3)..].join(" | ");
-    match kept {
-        Ok(path) => anyhow::anyhow!("{tool} failed: {last}; the whole log is in {}; {hint}", path.display()),
-        Err(_) => anyhow::anyhow!("{tool} failed: {last}; {hint}"),
-    }
-}
+    use super::*;
 
-fn keep_log(tool: &str, text: &str) -> Result<PathBuf> {
-    let file = tempfile::Builder::new().prefix(&format!("snifctl-{tool}-")).suffix(".log").tempfile()?;
-    fs::write(file.path(), text)?;
-    let (_, path) = file.keep()?;
-    if !path.is_file() {
-        bail!("the log is gone");
+    #[test]
+    fn the_object_that_was_not_used_for_the_longest_time_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let hour = |n: u64| SystemTime::now() - Duration::from_secs(3600 * n);
+        for (name, age) in [("default.o", 9), ("a.o", 3), ("b.o", 2), ("c.o", 1), ("other", 20)] {
+            File::create(dir.path().join(name)).unwrap().set_modified(hour(age)).unwrap();
+        }
+        mark_used(&dir.path().join("default.o"));
+        forget_unused(dir.path(), 3);
+        let left = |name: &str| dir.path().join(name).exists();
+        assert_eq!(["default.o", "a.o", "b.o", "c.o", "other"].map(left), [true, false, true, true, true]);
     }
-    Ok(path)
+
+    #[test]
+    fn only_what_root_alone_can_write_is_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let object = dir.path().join("x.o");
+        assert!(!is_trusted(&object));
+        fs::write(&object, "x").unwrap();
+        for (mode, trusted) in [(0o644, true), (0o664, false), (0o646, false)] {
+            fs::set_permissions(&object, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_trusted(&object), trusted, "{mode:o}");
+        }
+        let link = dir.path().join("link.o");
+        std::os::unix::fs::symlink(&object, &link).unwrap();
+        assert!(!is_trusted(&link));
+    }
+
+    #[test]
+    fn the_command_names_what_is_left_out() {
+        let unit = Unit { main: "a.c", files: Vec::new(), defines: vec!["HAS_X=0".into()] };
+        let line = unit.command(Path::new("/s"), Path::new("/o")).to_string();
+        assert!(line.starts_with("clang -O2 ") && line.contains(" -c /s/a.c -o /o -DHAS_X=0"), "{line}");
+    }
 }

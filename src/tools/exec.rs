@@ -1,9 +1,10 @@
 //! The only place that runs other programs: argument vectors without a shell, absolute paths, a cleared environment.
 
 use std::ffi::OsString;
-use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, PipeReader};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,33 +14,48 @@ const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin
 
 /// One call of an outer program. `Display` shows it as a line that can be pasted into a shell.
 #[derive(Clone, Debug)]
-pub struct Cmd {
+pub(crate) struct Cmd {
     program: String,
     args: Vec<String>,
-    stdin: Option<String>,
+    stdin: Stdin,
     patience: Option<Duration>,
+}
+
+/// What a program reads from its standard input.
+#[derive(Clone, Debug)]
+enum Stdin {
+    Nothing,
+    Text(String),
+    /// What we would read from ours.
+    Ours,
 }
 
 impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
-    pub fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
-        Cmd { program: program.into(), args: args.into_iter().map(Into::into).collect(), stdin: None, patience: None }
+    pub(crate) fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
+        let args = args.into_iter().map(Into::into).collect();
+        Cmd { program: program.into(), args, stdin: Stdin::Nothing, patience: None }
     }
 
     /// Lines for the program's standard input.
-    pub fn input(mut self, lines: &[String]) -> Cmd {
-        self.stdin = Some(lines.iter().fold(String::new(), |text, line| text + line + "\n"));
+    pub(crate) fn input(mut self, lines: &[String]) -> Cmd {
+        self.stdin = Stdin::Text(lines.iter().fold(String::new(), |text, line| text + line + "\n"));
         self
     }
 
+    /// The program reads our standard input.
+    pub(crate) fn our_input(self) -> Cmd {
+        Cmd { stdin: Stdin::Ours, ..self }
+    }
+
     /// Ends the program, and fails, when it takes longer.
-    pub fn patience(self, patience: Duration) -> Cmd {
+    pub(crate) fn patience(self, patience: Duration) -> Cmd {
         Cmd { patience: Some(patience), ..self }
     }
 }
 
 /// Quotes one word for a POSIX shell, and leaves a harmless one as it is.
-pub fn quote(word: &str) -> String {
+pub(crate) fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "@%_-+=:,./".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_string();
@@ -55,22 +71,28 @@ impl Cmd {
     }
 }
 
+/// What the program is fed follows as a here-document.
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(text) = &self.stdin {
-            let lines: String = text.lines().fold(String::new(), |mut all, line| {
-                let _ = write!(all, " {}", quote(line));
-                all
-            });
-            write!(f, "printf '%s\\n'{lines} | ")?;
-        }
-        f.write_str(&self.words())
+        f.write_str(&self.words())?;
+        let Stdin::Text(text) = &self.stdin else { return Ok(()) };
+        let end = delimiter(text);
+        write!(f, " <<'{end}'\n{text}{end}")
     }
+}
+
+/// A word that ends a here-document and is no line of it.
+fn delimiter(text: &str) -> String {
+    let mut end = "END".to_string();
+    while text.lines().any(|line| line == end) {
+        end.push('_');
+    }
+    end
 }
 
 /// A program that ran and answered with a failure.
 #[derive(Debug)]
-pub struct Failed {
+pub(crate) struct Failed {
     pub command: String,
     pub status: String,
     pub stderr: String,
@@ -87,67 +109,98 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// The absolute path of a tool, or `None` where the machine lacks it.
-pub fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let mut path: OsString = std::env::var_os("PATH").unwrap_or_default();
     path.push(":");
     path.push(SBIN);
     which::which_in(program, Some(path), "/").ok()
 }
 
-/// Writes a result to standard output. Who no longer reads it has seen enough: then there is nothing more to do.
-pub fn print(text: &str) {
-    let mut stdout = io::stdout();
-    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
-        std::process::exit(0);
+/// Nobody reads our standard output any more. Who reads no further has seen enough: that is no failure.
+#[derive(Debug)]
+pub(crate) struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads standard output any more")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Writes a result to standard output.
+///
+/// # Errors
+/// [`ReaderGone`] where its reader has closed it.
+pub(crate) fn print(text: &str) -> Result<()> {
+    write_to(&mut io::stdout(), text)
+}
+
+fn write_to(out: &mut impl io::Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        Err(err) => bail!("cannot write to standard output: {err}"),
+        Ok(()) => Ok(()),
     }
 }
 
 /// How outer programs are run: for real, or printed (`--dry-run`), or both (`-v`).
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Runner {
+pub(crate) struct Runner {
     pub dry_run: bool,
     pub verbose: bool,
 }
 
 impl Runner {
     /// Runs a command that changes nothing, also in a dry run. Returns its standard output.
-    pub fn read(&self, cmd: &Cmd) -> Result<String> {
-        if self.verbose {
-            eprintln!("+ {cmd}");
-        }
-        run(cmd).map(|output| String::from_utf8_lossy(&output).into_owned())
+    pub(crate) fn read(&self, cmd: &Cmd) -> Result<String> {
+        self.read_bytes(cmd).map(text)
     }
 
     /// The same of a command whose output is not text.
-    pub fn read_bytes(&self, cmd: &Cmd) -> Result<Vec<u8>> {
-        if self.verbose {
-            eprintln!("+ {cmd}");
-        }
+    pub(crate) fn read_bytes(&self, cmd: &Cmd) -> Result<Vec<u8>> {
+        self.show(cmd);
         run(cmd)
     }
 
+    /// The same of a command that goes on after a failure: what it said, however it ended.
+    pub(crate) fn answer(&self, cmd: &Cmd) -> Result<Answer> {
+        self.start(cmd)?.answer()
+    }
+
     /// Starts a command that changes nothing.
-    pub fn start(&self, cmd: &Cmd) -> Result<Running> {
-        if self.verbose {
-            eprintln!("+ {cmd}");
-        }
+    pub(crate) fn start(&self, cmd: &Cmd) -> Result<Running> {
+        self.show(cmd);
         Running::start(cmd)
     }
 
+    /// Starts a command that changes nothing, and gives its lines as they come.
+    #[allow(dead_code)] // `ip monitor` will be read so
+    pub(crate) fn lines(&self, cmd: &Cmd) -> Result<Lines> {
+        self.show(cmd);
+        Lines::start(cmd)
+    }
+
+    fn show(&self, cmd: &Cmd) {
+        if self.verbose {
+            cmd.to_string().lines().for_each(|line| eprintln!("+ {line}"));
+        }
+    }
+
     /// Runs a command that changes the machine; a dry run prints it instead.
-    pub fn write(&self, cmd: &Cmd) -> Result<String> {
+    pub(crate) fn write(&self, cmd: &Cmd) -> Result<String> {
         if self.dry_run {
-            print(&format!("{cmd}\n"));
+            print(&format!("{cmd}\n"))?;
             return Ok(String::new());
         }
         self.read(cmd)
     }
 
     /// Does what `shown` says, a change that needs no program of its own; a dry run prints the line instead.
-    pub fn act(&self, shown: &str, path: &Path, change: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    pub(crate) fn act(&self, shown: &str, path: &Path, change: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
         let line = format!("{shown} {}", quote(&path.to_string_lossy()));
         if self.dry_run {
-            print(&format!("{line}\n"));
+            print(&format!("{line}\n"))?;
             return Ok(());
         }
         if self.verbose {
@@ -167,38 +220,67 @@ fn run(cmd: &Cmd) -> Result<Vec<u8>> {
     running.wait()
 }
 
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What a program said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    command: String,
+    status: std::process::ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Answer {
+    /// Its standard output, if it has ended well.
+    pub(crate) fn done(self) -> Result<Vec<u8>> {
+        match self.status.success() {
+            true => Ok(self.stdout),
+            false => Err(self.failed().into()),
+        }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.status.success()
+    }
+
+    /// The failure that this answer is.
+    pub(crate) fn failed(self) -> Failed {
+        let stderr = if self.stderr.is_empty() { text(self.stdout) } else { self.stderr };
+        Failed { command: self.command, status: self.status.to_string(), stderr }
+    }
+}
+
 /// A program that runs while we do something else, and is ended when this value goes.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     handle: duct::Handle,
     words: String,
 }
 
 impl Running {
     fn start(cmd: &Cmd) -> Result<Running> {
-        let call = expression(cmd)?;
-        let call = match &cmd.stdin {
-            Some(text) => call.stdin_bytes(text.clone()),
-            None => call.stdin_null(),
-        };
-        let call = call.stdout_capture().stderr_capture().unchecked();
+        let call = expression(cmd)?.stdout_capture().stderr_capture();
         let handle = call.start().with_context(|| format!("could not start {}", cmd.program))?;
         Ok(Running { handle, words: cmd.words() })
     }
 
     /// Its standard output, once it has ended well.
-    pub fn wait(&self) -> Result<Vec<u8>> {
+    pub(crate) fn wait(&self) -> Result<Vec<u8>> {
+        self.answer()?.done()
+    }
+
+    /// What it said, once it has ended.
+    fn answer(&self) -> Result<Answer> {
         let output = self.handle.wait().with_context(|| format!("could not wait for `{}`", self.words))?;
-        if output.status.success() {
-            return Ok(output.stdout.clone());
-        }
-        let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
-        Err(Failed {
+        Ok(Answer {
             command: self.words.clone(),
-            status: output.status.to_string(),
-            stderr: String::from_utf8_lossy(said).into_owned(),
-        }
-        .into())
+            status: output.status,
+            stdout: output.stdout.clone(),
+            stderr: text(output.stderr.clone()),
+        })
     }
 }
 
@@ -208,25 +290,80 @@ impl Drop for Running {
     }
 }
 
-/// The call with an absolute path and nothing of our environment.
+/// One line of a program that still runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    Out(String),
+    /// From its standard error.
+    Err(String),
+}
+
+/// A running program's lines as they come, until it ends. It is ended when this value goes.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    handle: duct::Handle,
+    lines: Receiver<Line>,
+}
+
+impl Lines {
+    fn start(cmd: &Cmd) -> Result<Lines> {
+        let ((out, out_writer), (err, err_writer)) = (io::pipe()?, io::pipe()?);
+        let call = expression(cmd)?.stdout_file(out_writer).stderr_file(err_writer);
+        let handle = call.start().with_context(|| format!("could not start {}", cmd.program))?;
+        let (sender, lines) = mpsc::channel();
+        forward(out, Line::Out, sender.clone());
+        forward(err, Line::Err, sender);
+        Ok(Lines { handle, lines })
+    }
+}
+
+/// Sends what comes out of a pipe, line by line, until it is closed or nobody listens.
+fn forward(pipe: PipeReader, kind: fn(String) -> Line, sender: Sender<Line>) {
+    std::thread::spawn(move || {
+        let lines = BufReader::new(pipe).split(b'\n').map_while(Result::ok);
+        lines.map(text).map(kind).try_for_each(|line| sender.send(line))
+    });
+}
+
+impl Iterator for Lines {
+    type Item = Line;
+
+    fn next(&mut self) -> Option<Line> {
+        self.lines.recv().ok()
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let _ = self.handle.kill().and_then(|()| self.handle.wait().map(drop));
+    }
+}
+
+/// The call with an absolute path and nothing of our environment. How it ends is for the caller to judge.
 fn expression(cmd: &Cmd) -> Result<duct::Expression> {
     let Some(program) = find(&cmd.program) else {
         bail!("{} is not installed; try: snifctl doctor", cmd.program);
     };
-    Ok(duct::cmd(program, &cmd.args).full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]))
+    let call = duct::cmd(program, &cmd.args).full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
+    Ok(match &cmd.stdin {
+        Stdin::Nothing => call.stdin_null(),
+        Stdin::Text(text) => call.stdin_bytes(text.clone()),
+        Stdin::Ours => call,
+    })
 }
 
-/// A program that runs beside us and is ended when this value goes.
+/// A program that runs beside us. It is ended when this value goes, and by the kernel when we end in any other way.
 #[derive(Debug)]
-pub struct Background(duct::Handle);
+pub(crate) struct Background(duct::Handle);
 
 impl Background {
-    pub fn start(cmd: &Cmd) -> Result<Background> {
-        let call = expression(cmd)?.stdin_null().stdout_null().stderr_null().unchecked();
+    pub(crate) fn start(cmd: &Cmd) -> Result<Background> {
+        let mortal = ["--pdeathsig", "KILL", "--", &cmd.program].into_iter().chain(cmd.args.iter().map(String::as_str));
+        let call = expression(&Cmd::new("setpriv", mortal))?.stdout_null().stderr_null();
         Ok(Background(call.start().with_context(|| format!("could not start {}", cmd.program))?))
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.pids().first().copied().unwrap_or_default()
     }
 }
@@ -238,14 +375,14 @@ impl Drop for Background {
 }
 
 /// Becomes another program; returns only if that fails.
-pub fn replace(cmd: &Cmd) -> Result<std::process::ExitCode> {
+pub(crate) fn replace(cmd: &Cmd) -> Result<std::process::ExitCode> {
     let program = find(&cmd.program).with_context(|| format!("{} is not installed", cmd.program))?;
     let err = std::os::unix::process::CommandExt::exec(std::process::Command::new(program).args(&cmd.args));
     Err(err).with_context(|| format!("could not start {}", cmd.program))
 }
 
 /// The path of this very binary.
-pub fn own_path() -> Result<String> {
+pub(crate) fn own_path() -> Result<String> {
     Ok(std::env::current_exe().context("cannot tell our own path")?.to_string_lossy().into_owned())
 }
 
@@ -257,8 +394,51 @@ mod tests {
     fn a_command_is_shown_so_that_a_shell_reads_it_back() {
         let cmd = Cmd::new("tc", ["filter", "it's", "a b", ""]);
         assert_eq!(cmd.to_string(), r"tc filter 'it'\''s' 'a b' ''");
-        let fed = Cmd::new("tc", ["-batch", "-"]).input(&["qdisc add".into(), "x".into()]);
-        assert_eq!(fed.to_string(), r"printf '%s\n' 'qdisc add' x | tc -batch -");
+    }
+
+    #[test]
+    fn what_a_command_is_fed_is_shown_as_a_here_document() {
+        let fed =
+            |lines: &[&str]| Cmd::new("cat", ["-"]).input(&lines.iter().map(|l| l.to_string()).collect::<Vec<_>>());
+        assert_eq!(fed(&["qdisc add", "x"]).to_string(), "cat - <<'END'\nqdisc add\nx\nEND");
+        assert_eq!(fed(&["END"]).to_string(), "cat - <<'END_'\nEND\nEND_");
+        let lines = ["$HOME `id`", "it's \"q\" \\", "", "END", "END_", "  ünï\t\\"];
+        for shell in ["sh", "bash"] {
+            let echoed = run(&Cmd::new(shell, ["-c", &fed(&lines).to_string()])).unwrap();
+            assert_eq!(text(echoed), lines.join("\n") + "\n", "{shell}");
+        }
+    }
+
+    #[test]
+    fn only_a_closed_pipe_means_that_nobody_reads() {
+        struct Full(io::ErrorKind);
+        impl io::Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        assert!(write_to(&mut Full(io::ErrorKind::BrokenPipe), "x").unwrap_err().is::<ReaderGone>());
+        let full = write_to(&mut Full(io::ErrorKind::StorageFull), "x").unwrap_err();
+        assert_eq!(full.to_string(), "cannot write to standard output: no storage space");
+    }
+
+    #[test]
+    fn lines_come_while_the_program_runs_and_dropping_them_ends_it() {
+        let script = "echo $$; echo odd >&2; echo; exec sleep 600";
+        let mut lines = Runner::default().lines(&Cmd::new("sh", ["-c", script])).unwrap();
+        let first: Vec<Line> = lines.by_ref().take(3).collect();
+        assert!(first.contains(&Line::Err("odd".into())) && first.contains(&Line::Out(String::new())), "{first:?}");
+        let pid = first.iter().find_map(|line| match line {
+            Line::Out(pid) if !pid.is_empty() => Some(pid.clone()),
+            _ => None,
+        });
+        drop(lines);
+        assert!(!Path::new("/proc").join(pid.unwrap()).exists());
+        let all: Vec<Line> = Runner::default().lines(&Cmd::new("printf", ["a\\nb"])).unwrap().collect();
+        assert_eq!(all, [Line::Out("a".into()), Line::Out("b".into())]);
     }
 
     #[test]

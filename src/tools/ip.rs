@@ -1,16 +1,16 @@
-//! What `ip` and `ethtool` know: links, routes, neighbours, addresses. JSON in, typed values out.
+//! What `ip` knows: links, routes, neighbours, addresses. JSON in, typed values out.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::tools::exec::{Cmd, Failed, Runner};
+use crate::tools::exec::{Cmd, Runner, quote};
+use crate::tools::{batch, json};
 
 /// One interface, from `ip -j -d -s link show`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Link {
+pub(crate) struct Link {
     pub ifindex: u32,
     pub ifname: String,
     #[serde(default)]
@@ -18,7 +18,12 @@ pub struct Link {
     #[serde(default)]
     pub flags: Vec<String>,
     /// Bytes of the largest L3 packet.
+    #[serde(default)]
     pub mtu: u32,
+    /// The largest that the device takes; 0 where it knows no bound.
+    #[serde(default)]
+    pub max_mtu: u32,
+    #[serde(default)]
     pub link_type: String,
     /// The root qdisc.
     #[serde(default)]
@@ -40,7 +45,7 @@ pub struct Link {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct LinkInfo {
+pub(crate) struct LinkInfo {
     #[serde(default)]
     pub info_kind: String,
     /// What only interfaces of this kind have.
@@ -52,13 +57,13 @@ pub struct LinkInfo {
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct LinkStats {
+pub(crate) struct LinkStats {
     #[serde(default)]
     pub tx: Lost,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct Lost {
+pub(crate) struct Lost {
     #[serde(default)]
     pub dropped: u64,
     /// Of a tunnel, also what the kernel found too deeply nested.
@@ -67,75 +72,98 @@ pub struct Lost {
 }
 
 impl Link {
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.flags.iter().any(|flag| flag == "UP")
     }
 
     /// Packets wait in a queue, which drops what it cannot hold.
-    pub fn has_queue(&self) -> bool {
+    pub(crate) fn has_queue(&self) -> bool {
         self.qdisc != "noqueue"
     }
 
-    pub fn has_carrier(&self) -> bool {
+    pub(crate) fn has_carrier(&self) -> bool {
         self.flags.iter().any(|flag| flag == "LOWER_UP")
     }
 
     /// Frames of this interface begin with an Ethernet header.
-    pub fn is_ethernet(&self) -> bool {
+    pub(crate) fn is_ethernet(&self) -> bool {
         matches!(self.link_type.as_str(), "ether" | "loopback")
     }
 
     /// Packets of this interface begin with the IP header.
-    pub fn is_l3(&self) -> bool {
+    pub(crate) fn is_l3(&self) -> bool {
         ["none", "ipip", "tunnel6", "sit", "gre", "gre6", "void", "rawip", "ppp"].contains(&self.link_type.as_str())
     }
 
     /// What kind of virtual interface it is; empty for a device of a driver.
-    pub fn kind(&self) -> &str {
+    pub(crate) fn kind(&self) -> &str {
         &self.linkinfo.info_kind
     }
 
     /// A word of what only its kind has.
-    pub fn detail(&self, key: &str) -> Option<&str> {
+    pub(crate) fn detail(&self, key: &str) -> Option<&str> {
         self.linkinfo.info_data.get(key)?.as_str()
     }
 
     /// The interface that this one stands on, by name; a vxlan device has it elsewhere.
-    pub fn lower(&self) -> Option<&str> {
+    pub(crate) fn lower(&self) -> Option<&str> {
         self.link.as_deref().or_else(|| self.detail("link"))
     }
 
-    pub fn mac(&self) -> Option<[u8; 6]> {
+    pub(crate) fn mac(&self) -> Option<[u8; 6]> {
         parse_mac(&self.address)
     }
 }
 
 /// `02:00:00:00:00:01` as bytes.
-pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
     bytes?.try_into().ok()
 }
 
 /// Bytes as `02:00:00:00:00:01`.
-pub fn mac_text(bytes: &[u8]) -> String {
+pub(crate) fn mac_text(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
-/// Every interface of this network namespace.
-pub fn links(runner: &Runner) -> Result<Vec<Link>> {
+/// Every interface of this network namespace that `ip` tells in a form that we know, in the order of their numbers.
+pub(crate) fn links(runner: &Runner) -> Result<Vec<Link>> {
     let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show"]);
-    parse(&runner.read(&cmd)?, "ip link")
+    let mut links: Vec<Link> = json::members(&runner.read(&cmd)?, "ip link")?;
+    links.sort_by_key(|link| link.ifindex);
+    Ok(links)
+}
+
+/// The interface with this number among [`links`].
+pub(crate) fn find(links: &[Link], ifindex: u32) -> Option<&Link> {
+    links.binary_search_by_key(&ifindex, |link| link.ifindex).ok().map(|at| &links[at])
 }
 
 /// One interface of it.
-pub fn link(runner: &Runner, name: &str) -> Result<Option<Link>> {
+pub(crate) fn link(runner: &Runner, name: &str) -> Result<Option<Link>> {
     let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show", "dev", name]);
-    Ok(parse(&runner.read(&cmd)?, "ip link")?.into_iter().next())
+    Ok(json::members(&runner.read(&cmd)?, "ip link")?.into_iter().next())
+}
+
+/// Kinds whose MTU may not be larger than that of the interface below.
+const BOUND_BY_LOWER: [&str; 4] = ["vlan", "macvlan", "macvtap", "ipvlan"];
+
+/// The shell commands that give an interface this MTU, if the kernel would take it.
+pub(crate) fn raise_mtu(links: &[Link], link: &Link, mtu: u32) -> Option<String> {
+    if link.max_mtu != 0 && link.max_mtu < mtu {
+        return None;
+    }
+    let own = format!("ip link set dev {} mtu {mtu}", quote(&link.ifname));
+    let lower = link.lower().filter(|_| BOUND_BY_LOWER.contains(&link.kind()));
+    match lower.and_then(|name| links.iter().find(|other| other.ifname == name)).filter(|lower| lower.mtu < mtu) {
+        Some(lower) => Some(format!("{} && {own}", raise_mtu(links, lower, mtu)?)),
+        None => Some(own),
+    }
 }
 
 /// What the kernel's route lookup answers, from `ip -j route get`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct RouteReply {
+pub(crate) struct RouteReply {
     /// `local`, `multicast`, `broadcast`; absent for a unicast route.
     #[serde(rename = "type", default)]
     pub kind: String,
@@ -147,31 +175,42 @@ pub struct RouteReply {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     pub mtu: Option<u32>,
 }
 
 /// The route to `address`, or the kernel's reason why there is none.
-pub fn route_get(runner: &Runner, address: IpAddr, source: Option<IpAddr>) -> Result<Result<RouteReply, String>> {
-    let mut args = vec!["-j".to_string(), "route".into(), "get".into(), address.to_string()];
-    if let Some(source) = source {
-        args.extend(["from".into(), source.to_string()]);
-    }
-    match runner.read(&Cmd::new("ip", args)) {
-        Ok(text) => {
-            let replies: Vec<RouteReply> = parse(&text, "ip route get")?;
-            Ok(replies.into_iter().next().ok_or_else(|| "no route".to_string()))
-        }
-        Err(err) => match err.downcast::<Failed>() {
-            Ok(failed) => Ok(Err(failed.stderr.trim().trim_start_matches("RTNETLINK answers: ").to_string())),
-            Err(err) => Err(err),
-        },
-    }
+pub(crate) fn route_get(
+    runner: &Runner,
+    address: IpAddr,
+    source: Option<IpAddr>,
+) -> Result<Result<RouteReply, String>> {
+    routes(runner, &[(address, source)])?.pop().context("`ip route get` gave no answer; try: snifctl doctor")
+}
+
+/// The same for many addresses, each with the source that the packets have, if any. In one process.
+pub(crate) fn routes(runner: &Runner, wanted: &[(IpAddr, Option<IpAddr>)]) -> Result<Vec<Result<RouteReply, String>>> {
+    let from = |source: &Option<IpAddr>| source.map_or_else(String::new, |source| format!(" from {source}"));
+    let line = |(address, source): &(IpAddr, Option<IpAddr>)| format!("route get {address}{}", from(source));
+    let lines: Vec<String> = wanted.iter().map(line).collect();
+    batch::ask(runner, "ip", &["-j"], &lines)?.into_iter().map(route).collect()
+}
+
+fn route(reply: batch::Reply) -> Result<Result<RouteReply, String>> {
+    let Some(first) = (match reply {
+        Ok(routes) => routes.into_iter().next(),
+        Err(reason) => return Ok(Err(reason)),
+    }) else {
+        return Ok(Err("no route".into()));
+    };
+    Ok(Ok(serde_json::from_value(first).with_context(|| json::unexpected("ip route get"))?))
 }
 
 /// A neighbour entry, from `ip -j neigh show`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Neighbour {
+pub(crate) struct Neighbour {
+    pub dst: IpAddr,
+    pub dev: String,
     pub lladdr: Option<String>,
     #[serde(default)]
     pub state: Vec<String>,
@@ -179,22 +218,21 @@ pub struct Neighbour {
 
 impl Neighbour {
     /// The link-layer address, unless the kernel has given the neighbour up.
-    pub fn mac(&self) -> Option<[u8; 6]> {
+    pub(crate) fn mac(&self) -> Option<[u8; 6]> {
         let usable = !self.state.iter().any(|state| state == "FAILED" || state == "INCOMPLETE");
         self.lladdr.as_deref().filter(|_| usable).and_then(parse_mac)
     }
 }
 
-pub fn neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<Option<Neighbour>> {
-    let cmd = Cmd::new("ip", ["-j", "neigh", "show", "to", &address.to_string(), "dev", dev]);
-    let found: Vec<Neighbour> = parse(&runner.read(&cmd)?, "ip neigh")?;
-    Ok(found.into_iter().next())
+/// Every neighbour of this network namespace.
+pub(crate) fn neighbours(runner: &Runner) -> Result<Vec<Neighbour>> {
+    json::members(&runner.read(&Cmd::new("ip", ["-j", "neigh", "show"]))?, "ip neigh")
 }
 
-/// Makes the kernel ask for the neighbour, as a packet to it would.
-pub fn probe_neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<()> {
-    let cmd = Cmd::new("ip", ["neigh", "replace", &address.to_string(), "dev", dev, "use"]);
-    runner.write(&cmd).map(drop)
+pub(crate) fn neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<Option<Neighbour>> {
+    let cmd = Cmd::new("ip", ["-j", "neigh", "show", "to", &address.to_string()]);
+    let found: Vec<Neighbour> = json::members(&runner.read(&cmd)?, "ip neigh")?;
+    Ok(found.into_iter().find(|neighbour| neighbour.dev == dev))
 }
 
 #[derive(Deserialize)]
@@ -209,45 +247,31 @@ struct AddressInfo {
 }
 
 /// Every address that this network namespace owns.
-pub fn addresses(runner: &Runner) -> Result<Vec<IpAddr>> {
-    let replies: Vec<AddressReply> = parse(&runner.read(&Cmd::new("ip", ["-j", "address", "show"]))?, "ip address")?;
+pub(crate) fn addresses(runner: &Runner) -> Result<Vec<IpAddr>> {
+    let replies: Vec<AddressReply> =
+        json::members(&runner.read(&Cmd::new("ip", ["-j", "address", "show"]))?, "ip address")?;
     Ok(replies.into_iter().flat_map(|reply| reply.addr_info).filter_map(|info| info.local).collect())
 }
 
-#[derive(Deserialize)]
-struct Feature {
-    #[serde(default)]
-    active: bool,
-}
-
-/// Which features of a device are on, by ethtool's names.
-pub fn features(runner: &Runner, dev: &str) -> Result<BTreeMap<String, bool>> {
-    let text = runner.read(&Cmd::new("ethtool", ["--json", "-k", dev]))?;
-    let all: Vec<serde_json::Map<String, serde_json::Value>> = parse(&text, "ethtool")?;
-    let is_on = |value| serde_json::from_value::<Feature>(value).is_ok_and(|feature| feature.active);
-    Ok(all.into_iter().flatten().map(|(name, value)| (name, is_on(value))).collect())
-}
-
 /// Runs many changes in one `ip`; it stops at the first that fails.
-pub fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
+pub(crate) fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
     runner.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
-}
-
-/// Reads a tool's JSON. An empty answer is an empty list: `ip` prints nothing where it finds nothing.
-fn parse<T: serde::de::DeserializeOwned>(text: &str, tool: &str) -> Result<Vec<T>> {
-    if text.trim().is_empty() {
-        return Ok(Vec::new());
-    }
-    serde_json::from_str(text).with_context(|| format!("{tool} gave JSON of another form; try: snifctl doctor"))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json as value;
+
     use super::*;
 
     #[test]
     fn a_failed_neighbour_has_no_address() {
-        let known = |state: &str| Neighbour { lladdr: Some("02:00:00:00:00:01".into()), state: vec![state.into()] };
+        let known = |state: &str| Neighbour {
+            dst: [192, 0, 2, 9].into(),
+            dev: "eth0".into(),
+            lladdr: Some("02:00:00:00:00:01".into()),
+            state: vec![state.into()],
+        };
         assert_eq!(known("STALE").mac(), Some([2, 0, 0, 0, 0, 1]));
         assert_eq!(known("FAILED").mac(), None);
     }
@@ -257,5 +281,108 @@ mod tests {
         assert_eq!(parse_mac("02:00:00:00:00:0g"), None);
         assert_eq!(parse_mac("0.0.0.0"), None);
         assert_eq!(parse_mac("ff:ff:ff:ff:ff:ff"), Some([255; 6]));
+    }
+
+    /// What each version of iproute2 said, by its name.
+    macro_rules! fixtures {
+        ($name:literal) => {
+            [
+                ("5.10", include_str!(concat!("../../tests/fixtures/iproute2-5.10/", $name))),
+                ("6.1", include_str!(concat!("../../tests/fixtures/iproute2-6.1/", $name))),
+                ("6.15", include_str!(concat!("../../tests/fixtures/iproute2-6.15/", $name))),
+                ("7.3", include_str!(concat!("../../tests/fixtures/iproute2-7.3/", $name))),
+            ]
+        };
+    }
+
+    #[test]
+    fn every_version_tells_the_links_in_a_form_that_is_read() {
+        for (version, text) in fixtures!("ip-link.json") {
+            let links: Vec<Link> = json::members(text, "ip link").unwrap();
+            let named = |name: &str| links.iter().find(|link| link.ifname == name).expect(version);
+            let w0 = named("w0");
+            assert_eq!((w0.mtu, w0.kind(), w0.link_type.as_str()), (1500, "veth", "ether"), "{version}");
+            assert_eq!((w0.lower(), w0.ifalias.as_str()), (Some("w1"), "snifctl:default"), "{version}");
+            assert_eq!(w0.altnames, ["enp3s0-longer-name"], "{version}");
+            assert!(w0.is_up() && w0.has_carrier() && !w0.has_queue() && w0.mac().is_some(), "{version}");
+            assert_eq!(named("w1").qdisc, "tbf", "{version}");
+            assert_eq!(named("p0").master.as_deref(), Some("br0"), "{version}");
+            assert_eq!((named("vx0").kind(), named("vx0").lower()), ("vxlan", Some("w0")), "{version}");
+            assert!(named("br0").detail("bridge_id").is_some(), "{version}");
+        }
+    }
+
+    #[test]
+    fn names_that_an_older_version_does_not_escape_are_read() {
+        for (version, text) in fixtures!("ip-link.json") {
+            let links: Vec<Link> = json::members(text, "ip link").unwrap();
+            for name in ["o'u", "q\"\\b", "c\u{1}d"] {
+                assert!(links.iter().any(|link| link.ifname == name), "{version}: {name:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_of_another_form_is_skipped_and_the_others_are_read() {
+        let text = r#"[{},{"ifindex":"x","ifname":"a"},{"ifindex":7,"ifname":"b","new":[1]}]"#;
+        let links: Vec<Link> = json::members(text, "ip link").unwrap();
+        assert_eq!((links.len(), links[0].ifindex, links[0].mtu), (1, 7, 0));
+    }
+
+    #[test]
+    fn every_version_tells_routes_and_failures_apart() {
+        for ((version, text), (_, stderr)) in fixtures!("ip-routes.json").into_iter().zip(fixtures!("ip-routes.stderr"))
+        {
+            let replies = batch::replies("ip", 8, text, stderr).unwrap();
+            let routes: Vec<_> = replies.into_iter().map(|reply| route(reply).unwrap()).collect();
+            let dev = |at: usize| routes[at].as_ref().map(|route| route.dev.as_str()).map_err(String::as_str);
+            let unreachable = Err("Network is unreachable");
+            let expected = [
+                Ok("w0"),
+                unreachable,
+                Ok("lo"),
+                Ok("w0"),
+                unreachable,
+                Ok("w0"),
+                Err("No route to host"),
+                unreachable,
+            ];
+            assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(dev), expected, "{version}");
+            let [local, via] = [&routes[2], &routes[5]].map(|route| route.as_ref().unwrap());
+            assert_eq!(local.kind, "local", "{version}");
+            assert_eq!((via.gateway, via.metrics[0].mtu), (Some([192, 0, 2, 9].into()), Some(1400)), "{version}");
+        }
+    }
+
+    #[test]
+    fn every_version_tells_the_neighbours() {
+        for (version, text) in fixtures!("ip-neigh.json") {
+            let neighbours: Vec<Neighbour> = json::members(text, "ip neigh").unwrap();
+            assert_eq!(neighbours.len(), 2, "{version}");
+            for neighbour in &neighbours {
+                assert_eq!((neighbour.dev.as_str(), neighbour.mac()), ("w0", Some([2, 0, 0, 0, 0, 9])), "{version}");
+            }
+            assert_eq!(neighbours[0].dst.to_string(), "192.0.2.9", "{version}");
+        }
+    }
+
+    fn link(json: serde_json::Value) -> Link {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn only_an_mtu_that_the_kernel_takes_is_advised() {
+        let lo = link(value!({"ifindex": 1, "ifname": "lo", "mtu": 65536, "max_mtu": 0}));
+        let v0 = link(value!({"ifindex": 2, "ifname": "v0", "mtu": 1500, "max_mtu": 65535}));
+        let tagged = link(value!({"ifindex": 3, "ifname": "o'u", "link": "v0", "mtu": 1500, "max_mtu": 65535,
+            "linkinfo": {"info_kind": "vlan"}}));
+        let links = [lo, v0, tagged];
+        let advised = |at: usize, mtu| raise_mtu(&links, &links[at], mtu);
+        assert_eq!(advised(0, 70_000).unwrap(), "ip link set dev lo mtu 70000");
+        assert_eq!(advised(1, 1538).unwrap(), "ip link set dev v0 mtu 1538");
+        assert_eq!(advised(1, 65_574), None);
+        assert_eq!(advised(2, 1538).unwrap(), r"ip link set dev v0 mtu 1538 && ip link set dev 'o'\''u' mtu 1538");
+        assert_eq!(advised(2, 1500).unwrap(), r"ip link set dev 'o'\''u' mtu 1500");
+        assert_eq!(advised(2, 65_574), None);
     }
 }

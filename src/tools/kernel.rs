@@ -1,15 +1,15 @@
 //! The running kernel's version, and what older ones lack.
 
 /// The oldest kernel with all helpers that the datapath cannot do without.
-pub const OLDEST: (u32, u32) = (5, 10);
+pub(crate) const OLDEST: (u32, u32) = (5, 10);
 
 /// As `uname -r` says it.
-pub fn release() -> String {
+pub(crate) fn release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string()
 }
 
 /// The first `major.minor` in a version text: `iproute2-6.1.0` is (6, 1).
-pub fn version(text: &str) -> Option<(u32, u32)> {
+pub(crate) fn version(text: &str) -> Option<(u32, u32)> {
     let dotted = |c: char| !(c.is_ascii_digit() || c == '.');
     let number =
         text.split(dotted).find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))?;
@@ -22,21 +22,21 @@ fn is_at_least(wanted: (u32, u32)) -> bool {
 }
 
 /// Atomic additions that tell what was there before.
-pub fn has_atomic_fetch() -> bool {
+pub(crate) fn has_atomic_fetch() -> bool {
     is_at_least((5, 12))
 }
 
 /// `BPF_F_ADJ_ROOM_ENCAP_L2_ETH`: super-packets are encapsulated whole. Older ones answer EINVAL when it is used.
-pub fn encapsulates_frames() -> bool {
+pub(crate) fn encapsulates_frames() -> bool {
     is_at_least((5, 13))
 }
 
 /// tcx hooks, whose programs run before those of tc.
-pub fn has_tcx() -> bool {
+pub(crate) fn has_tcx() -> bool {
     is_at_least((6, 6))
 }
 
 /// A packet is dropped where its way through a tunnel is one of too many transmissions within one another.
-pub fn limits_nesting() -> bool {
+pub(crate) fn limits_nesting() -> bool {
     is_at_least((6, 12))
 }

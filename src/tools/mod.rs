@@ -1,8 +1,13 @@
-//! The outer programs, each by typed verbs. JSON in, typed values out.
+//! The outer programs, each by typed verbs. JSON in, typed values out. Nothing here knows what a session is.
 
-pub mod bpftool;
-pub mod clang;
-pub mod exec;
-pub mod ip;
-pub mod kernel;
-pub mod tc;
+pub(crate) mod batch;
+pub(crate) mod bpftool;
+pub(crate) mod clang;
+pub(crate) mod ethtool;
+pub(crate) mod exec;
+pub(crate) mod ip;
+pub(crate) mod json;
+pub(crate) mod kernel;
+pub(crate) mod log;
+pub(crate) mod requirements;
+pub(crate) mod tc;

@@ -1,18 +1,38 @@
 //! What sits at an interface's TC hooks, and how ours gets there and leaves. One `tc -batch` for many interfaces.
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 
-use crate::datapath::abi::Direction;
+use anyhow::{Result, ensure};
+use serde::Deserialize;
+
+use crate::tools::batch::{self, Reply, word};
 use crate::tools::exec::{Cmd, Runner};
+use crate::tools::json;
 
 /// Our filters go first: a filter before us that answers OK would hide the packet.
-pub const FIRST_PREF: u32 = 1;
+pub(crate) const FIRST_PREF: u32 = 1;
 
-#[derive(Debug, Deserialize)]
-pub struct Qdisc {
+/// The two hooks of clsact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Ingress,
+    Egress,
+}
+
+impl Hook {
+    fn name(self) -> &'static str {
+        match self {
+            Hook::Ingress => "ingress",
+            Hook::Egress => "egress",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Qdisc {
     pub kind: String,
+    #[serde(default)]
+    pub dev: String,
     #[serde(default)]
     pub root: bool,
     #[serde(default)]
@@ -24,134 +44,231 @@ pub struct Qdisc {
 
 /// One filter of `tc -j filter show`; the rows without options are headers of a preference, not filters.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Filter {
+pub(crate) struct Filter {
     pub pref: u32,
     pub kind: String,
     pub options: Option<FilterOptions>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct FilterOptions {
+pub(crate) struct FilterOptions {
     #[serde(default)]
     pub handle: serde_json::Value,
     pub prog: Option<Program>,
 }
 
+/// A loaded program. Its name is missing where tc is older than 6.0.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Program {
+pub(crate) struct Program {
+    pub id: Option<u32>,
     #[serde(default)]
     pub name: String,
 }
 
 impl Filter {
     /// The number that tells filters of one preference apart.
-    pub fn handle(&self) -> Option<u32> {
+    pub(crate) fn handle(&self) -> Option<u32> {
         let shown = self.options.as_ref()?.handle.as_str()?;
         u32::from_str_radix(shown.strip_prefix("0x")?, 16).ok()
     }
 
+    /// The kernel's number of the program that this filter runs.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.options.as_ref()?.prog.as_ref()?.id
+    }
+
     /// The name of the program that this filter runs.
-    pub fn program(&self) -> &str {
+    pub(crate) fn program(&self) -> &str {
         let options = self.options.as_ref();
         options.and_then(|options| options.prog.as_ref()).map_or("", |prog| prog.name.as_str())
     }
 }
 
 /// Everything at one interface's hooks.
-#[derive(Debug)]
-pub struct Hooks {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hooks {
+    /// The interface was not there when it was asked for.
+    pub gone: bool,
     pub qdiscs: Vec<Qdisc>,
     pub ingress: Vec<Filter>,
     pub egress: Vec<Filter>,
 }
 
 impl Hooks {
-    pub fn has_qdisc(&self, kind: &str) -> bool {
+    pub(crate) fn has_qdisc(&self, kind: &str) -> bool {
         self.qdiscs.iter().any(|qdisc| qdisc.kind == kind)
     }
 
-    pub fn filters(&self, direction: Direction) -> &[Filter] {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
+    pub(crate) fn filters(&self, hook: impl Into<Hook>) -> &[Filter] {
+        match hook.into() {
+            Hook::Ingress => &self.ingress,
+            Hook::Egress => &self.egress,
         }
     }
 
-    pub fn is_unused(&self) -> bool {
-        self.ingress.is_empty() && self.egress.is_empty()
+    /// Forgets the filters of one preference.
+    pub(crate) fn remove(&mut self, hook: impl Into<Hook>, pref: u32) {
+        match hook.into() {
+            Hook::Ingress => self.ingress.retain(|filter| filter.pref != pref),
+            Hook::Egress => self.egress.retain(|filter| filter.pref != pref),
+        }
     }
 
     /// The lowest preference that a bpf filter can take: before all others, unless another kind sits there.
-    pub fn free_pref(&self, direction: Direction) -> u32 {
-        let taken = |pref| self.filters(direction).iter().any(|filter| filter.pref == pref && filter.kind != "bpf");
+    pub(crate) fn free_pref(&self, hook: impl Into<Hook>) -> u32 {
+        let filters = self.filters(hook);
+        let taken = |pref| filters.iter().any(|filter| filter.pref == pref && filter.kind != "bpf");
         (FIRST_PREF..).find(|pref| !taken(*pref)).unwrap_or(FIRST_PREF)
     }
 }
 
-/// What sits at the hooks of each of these interfaces, in their order.
-pub fn hooks(runner: &Runner, interfaces: &[&str]) -> Result<Vec<Hooks>> {
+/// What sits at the hooks of each of these interfaces, in their order. The qdiscs are asked for once: of one interface the
+/// kernel tells all, and `tc` leaves out the others.
+pub(crate) fn hooks(runner: &Runner, interfaces: &[&str]) -> Result<Vec<Hooks>> {
     if interfaces.is_empty() {
         return Ok(Vec::new());
     }
-    let hooks = |dev: &&str| [format!("qdisc show dev {dev}"), filters(dev, "ingress"), filters(dev, "egress")];
-    let lines: Vec<String> = interfaces.iter().flat_map(hooks).collect();
-    let text = runner.read(&Cmd::new("tc", ["-j", "-s", "-batch", "-"]).input(&lines))?;
-    let mut replies = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
-    interfaces
-        .iter()
-        .map(|_| Ok(Hooks { qdiscs: next(&mut replies)?, ingress: next(&mut replies)?, egress: next(&mut replies)? }))
-        .collect()
+    let lines: Vec<String> =
+        ["qdisc show".to_string()].into_iter().chain(interfaces.iter().flat_map(|dev| questions(dev))).collect();
+    let mut replies = batch::ask(runner, "tc", &["-j", "-s"], &lines)?.into_iter();
+    let Some(qdiscs) = replies.next() else { return Ok(Vec::new()) };
+    let mut qdiscs_of: HashMap<String, Vec<Qdisc>> = HashMap::new();
+    for qdisc in json::known::<Qdisc>(qdiscs.unwrap_or_default(), "tc")? {
+        qdiscs_of.entry(qdisc.dev.clone()).or_default().push(qdisc);
+    }
+    let hooks = |dev: &&str| {
+        let no_reply = || Err("it gave no reply".into());
+        let [ingress, egress] = [(); 2].map(|()| replies.next().unwrap_or_else(no_reply));
+        hooks_of(qdiscs_of.get(*dev).cloned().unwrap_or_default(), ingress, egress)
+    };
+    interfaces.iter().map(hooks).collect()
 }
 
-fn filters(dev: &str, hook: &str) -> String {
-    format!("filter show dev {dev} {hook}")
+/// The batch lines that ask for an interface's filters.
+fn questions(dev: &str) -> [String; 2] {
+    let dev = word(dev);
+    [format!("filter show dev {dev} ingress"), format!("filter show dev {dev} egress")]
 }
 
-fn next<T: DeserializeOwned>(
-    replies: &mut impl Iterator<Item = serde_json::Result<serde_json::Value>>,
-) -> Result<Vec<T>> {
-    let form = "tc gave JSON of another form; try: snifctl doctor";
-    let reply = replies.next().context("tc answered less than it was asked; try: snifctl doctor")?;
-    serde_json::from_value(reply.context(form)?).context(form)
+/// The hooks of one interface, from its two replies. One that has vanished meanwhile has none.
+fn hooks_of(qdiscs: Vec<Qdisc>, ingress: Reply, egress: Reply) -> Result<Hooks> {
+    match (ingress, egress) {
+        (Ok(ingress), Ok(egress)) => {
+            Ok(Hooks { gone: false, qdiscs, ingress: json::known(ingress, "tc")?, egress: json::known(egress, "tc")? })
+        }
+        (Err(reason), _) | (_, Err(reason)) => {
+            ensure!(says_gone(&reason), "tc cannot tell what is at the hooks: {reason}; try: snifctl doctor");
+            Ok(Hooks { gone: true, ..Hooks::default() })
+        }
+    }
+}
+
+/// tc's words where the name is unknown, and the kernel's where the index is.
+fn says_gone(reason: &str) -> bool {
+    reason.contains("Cannot find device") || reason.contains("No such device")
 }
 
 /// Packets that the interface's qdiscs have dropped since it exists.
-pub fn qdisc_drops(hooks: &Hooks) -> u64 {
+pub(crate) fn qdisc_drops(hooks: &Hooks) -> u64 {
     hooks.qdiscs.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.drops).sum()
 }
 
 /// Packets that stand in the interface's queues now.
-pub fn standing(hooks: &Hooks) -> u64 {
+pub(crate) fn standing(hooks: &Hooks) -> u64 {
     hooks.qdiscs.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.qlen).sum()
 }
 
 /// The batch line that adds the qdisc with the two hooks.
-pub fn add_clsact(dev: &str) -> String {
-    format!("qdisc add dev {dev} clsact")
+pub(crate) fn add_clsact(dev: &str) -> String {
+    format!("qdisc add dev {} clsact", word(dev))
 }
 
-pub fn del_clsact(dev: &str) -> String {
-    format!("qdisc del dev {dev} clsact")
+pub(crate) fn del_clsact(dev: &str) -> String {
+    format!("qdisc del dev {} clsact", word(dev))
 }
 
 /// The batch line that attaches a pinned program.
-pub fn add_filter(dev: &str, direction: Direction, pref: u32, handle: u32, pin: &str) -> String {
-    format!("filter add dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}", direction.hook())
+pub(crate) fn add_filter(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32, pin: &str) -> String {
+    format!("filter add {} bpf da object-pinned {pin}", place(dev, hook, pref, handle))
 }
 
 /// The batch line that puts another pinned program in the place of one: no packet passes between them.
-pub fn replace_filter(dev: &str, direction: Direction, pref: u32, handle: u32, pin: &str) -> String {
-    format!("filter replace dev {dev} {} pref {pref} handle {handle:#x} bpf da object-pinned {pin}", direction.hook())
+pub(crate) fn replace_filter(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32, pin: &str) -> String {
+    format!("filter replace {} bpf da object-pinned {pin}", place(dev, hook, pref, handle))
 }
 
-pub fn del_filter(dev: &str, direction: Direction, pref: u32, handle: u32) -> String {
-    format!("filter del dev {dev} {} pref {pref} handle {handle:#x} bpf", direction.hook())
+pub(crate) fn del_filter(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32) -> String {
+    format!("filter del {} bpf", place(dev, hook, pref, handle))
+}
+
+fn place(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32) -> String {
+    format!("dev {} {} pref {pref} handle {handle:#x}", word(dev), hook.into().name())
 }
 
 /// Runs many changes in one `tc`; it stops at the first that fails.
-pub fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
+pub(crate) fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
     runner.write(&Cmd::new("tc", ["-batch", "-"]).input(lines)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! fixtures {
+        ($($version:literal),*) => {
+            [$((
+                $version,
+                include_str!(concat!("../../tests/fixtures/iproute2-", $version, "/tc-hooks.json")),
+                include_str!(concat!("../../tests/fixtures/iproute2-", $version, "/tc-hooks.stderr")),
+            )),*]
+        };
+    }
+
+    #[test]
+    fn every_version_tells_what_sits_at_the_hooks_also_beside_a_device_that_is_gone() {
+        for (version, text, stderr) in fixtures!("5.10", "6.1", "6.15", "7.3") {
+            let replies = batch::replies("tc", 12, text, stderr).unwrap();
+            // In the fixtures each interface was asked for its qdiscs.
+            let of = |replies: &[Reply]| {
+                let qdiscs = replies[0].clone().unwrap_or_default();
+                let qdiscs = json::known(qdiscs, "tc").unwrap();
+                hooks_of(qdiscs, replies[1].clone(), replies[2].clone()).unwrap()
+            };
+            let [w0, gone, w1, odd] = &replies.chunks_exact(3).map(of).collect::<Vec<_>>()[..] else {
+                panic!("{version}: not four interfaces")
+            };
+            assert_eq!([w0.gone, gone.gone, w1.gone, odd.gone], [false, true, false, false], "{version}");
+            assert!(w0.has_qdisc("clsact") && !w0.ingress.is_empty() && w0.egress.is_empty(), "{version}");
+            assert!(gone.ingress.is_empty() && gone.qdiscs.is_empty() && w1.ingress.is_empty(), "{version}");
+            let filter = w0.ingress.iter().find(|filter| filter.options.is_some()).unwrap();
+            assert_eq!((filter.pref, filter.kind.as_str(), filter.handle()), (1, "bpf", Some(0x5a01)), "{version}");
+            assert_eq!(filter.program(), if version == "5.10" { "" } else { "pass_all" }, "{version}");
+            let program = filter.options.as_ref().unwrap().prog.as_ref().unwrap();
+            assert!(program.id.is_some_and(|id| id > 0), "{version}");
+            assert_eq!(w0.free_pref(Hook::Ingress), 1, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_hooks_and_is_no_failure() {
+        let hooks = hooks(&Runner::default(), &["lo", "no-such-device", "lo"]).unwrap();
+        assert_eq!(hooks.iter().map(|hooks| hooks.gone).collect::<Vec<_>>(), [false, true, false]);
+        assert!(!hooks[2].qdiscs.is_empty());
+    }
+
+    #[test]
+    fn another_failure_is_not_taken_for_a_device_that_is_gone() {
+        let err = hooks_of(Vec::new(), Err("Operation not permitted".into()), Ok(vec![])).unwrap_err();
+        assert!(err.to_string().contains("not permitted"), "{err}");
+    }
+
+    #[test]
+    fn lines_name_a_device_as_the_batch_language_has_it() {
+        assert_eq!(del_clsact("'a"), "qdisc del dev \"'a\" clsact");
+        let line = add_filter("a\\", Hook::Egress, 1, 0x10, "/p");
+        assert_eq!(line, "filter add dev \"a\\\" egress pref 1 handle 0x10 bpf da object-pinned /p");
+    }
 }

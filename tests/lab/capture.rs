@@ -8,7 +8,7 @@ use super::{Lab, Ns, PATIENCE, check_output, pcap, poll, signal};
 
 /// Which packets of an interface a capture takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(crate) enum Direction {
     In,
     Out,
     Both,
@@ -27,7 +27,7 @@ impl Direction {
 }
 
 /// A running (or stopped) tcpdump on one interface. A tag that the kernel took off the frame is put back by libpcap.
-pub struct Capture {
+pub(crate) struct Capture {
     what: String,
     tcpdump: Child,
     direction: Direction,
@@ -40,12 +40,12 @@ pub struct Capture {
 impl Lab {
     /// Starts capturing whole frames; returns when packets that pass from now on will be seen. 1023 frames may wait for
     /// tcpdump where the interface offloads (all but the out link).
-    pub fn capture(&self, ns: Ns, iface: &str, direction: Direction) -> Capture {
+    pub(crate) fn capture(&self, ns: Ns, iface: &str, direction: Direction) -> Capture {
         self.start_capture(ns, iface, direction, "0")
     }
 
     /// As [`Lab::capture`] for many frames of at most 2000 bytes: 30 times as many may wait.
-    pub fn capture_wire(&self, ns: Ns, iface: &str, direction: Direction) -> Capture {
+    pub(crate) fn capture_wire(&self, ns: Ns, iface: &str, direction: Direction) -> Capture {
         self.start_capture(ns, iface, direction, "2000")
     }
 
@@ -77,7 +77,7 @@ impl Lab {
 impl Capture {
     /// Waits until at least `n` packets are captured; panics when they do not come.
     #[track_caller]
-    pub fn wait_for(&mut self, n: usize) {
+    pub(crate) fn wait_for(&mut self, n: usize) {
         if poll(PATIENCE, || (self.count() >= n).then_some(())).is_none() {
             let got = self.count();
             self.end(); // for tcpdump's own tally
@@ -86,7 +86,7 @@ impl Capture {
     }
 
     /// Waits until no more packets come.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let mut before = usize::MAX;
         poll(PATIENCE, || {
             let now = self.count();
@@ -97,19 +97,19 @@ impl Capture {
     }
 
     /// How many packets are captured so far.
-    pub fn count(&mut self) -> usize {
+    pub(crate) fn count(&mut self) -> usize {
         self.counter.count()
     }
 
     /// Ends the capture and returns its frames in order, tags included; panics if any packet was lost on the way.
     #[track_caller]
-    pub fn stop(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn stop(&mut self) -> Vec<Vec<u8>> {
         pcap::read(self.finish())
     }
 
     /// As [`Capture::stop`] for tools: returns the file, in which frames may be cut.
     #[track_caller]
-    pub fn finish(&mut self) -> &Path {
+    pub(crate) fn finish(&mut self) -> &Path {
         if !self.stopped {
             self.end();
             self.assert_nothing_lost();
@@ -119,7 +119,7 @@ impl Capture {
 
     /// Waits for `n` packets, ends the capture and panics unless there were exactly `n`.
     #[track_caller]
-    pub fn take(&mut self, n: usize) -> Vec<Vec<u8>> {
+    pub(crate) fn take(&mut self, n: usize) -> Vec<Vec<u8>> {
         self.wait_for(n);
         let frames = self.stop();
         assert_eq!(frames.len(), n, "{}: Expected to capture {n} packets, got {}", self.what, frames.len());
@@ -127,7 +127,7 @@ impl Capture {
     }
 
     /// The file, for tools; whole after [`Capture::stop`].
-    pub fn pcap(&self) -> &Path {
+    pub(crate) fn pcap(&self) -> &Path {
         &self.pcap
     }
 
@@ -204,7 +204,7 @@ fn tally(messages: &str, what: &str) -> Option<u64> {
 /// What tshark decodes of a pcap file: one row per packet that the display filter takes, one column per field (several
 /// occurrences joined by `,`; a field that is absent is empty). tshark validates the IP, TCP and UDP checksums: field
 /// `ip.checksum.status` and its like are 1 when good, 0 when bad, 2 when not verified.
-pub fn tshark_fields(pcap: &Path, display_filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+pub(crate) fn tshark_fields(pcap: &Path, display_filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     let mut tshark = Command::new("tshark");
     tshark.env("HOME", "/tmp").env("LC_ALL", "C").arg("-n").arg("-r").arg(pcap);
     for preference in ["ip.check_checksum", "tcp.check_checksum", "udp.check_checksum"] {

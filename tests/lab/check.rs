@@ -9,7 +9,7 @@ const SHOWN: usize = 128;
 /// Panics unless both hold the same frames equally often, in any order; shows the first missing and the first
 /// unexpected one.
 #[track_caller]
-pub fn assert_same_frames(expected: &[Vec<u8>], got: &[Vec<u8>]) {
+pub(crate) fn assert_same_frames(expected: &[Vec<u8>], got: &[Vec<u8>]) {
     let (missing, unexpected) = multiset_diff(expected, got);
     if missing.is_empty() && unexpected.is_empty() {
         return;
@@ -31,7 +31,7 @@ pub fn assert_same_frames(expected: &[Vec<u8>], got: &[Vec<u8>]) {
 }
 
 /// The frames of `expected` that `got` lacks, and those of `got` that were not expected, both in their order.
-pub fn multiset_diff<'a>(expected: &'a [Vec<u8>], got: &'a [Vec<u8>]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
+pub(crate) fn multiset_diff<'a>(expected: &'a [Vec<u8>], got: &'a [Vec<u8>]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
     (without(expected, got), without(got, expected))
 }
 
@@ -72,7 +72,7 @@ fn show(frame: &[u8], closest: Option<&[u8]>) -> String {
 }
 
 /// The first bytes in hex, 16 a line with their offset.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     hex_from(bytes, 0)
 }
 

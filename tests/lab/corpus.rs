@@ -24,7 +24,7 @@ const ETH_RARP: u16 = 0x8035;
 
 /// Frames of all kinds that can be sent, no two equal, 14 to 1518 bytes long. 0x8100 and 0x88a8 frames under 20 bytes
 /// are missing: the kernel drops them on receive before any hook.
-pub fn many(ends: &Ends) -> Vec<Vec<u8>> {
+pub(crate) fn many(ends: &Ends) -> Vec<Vec<u8>> {
     let mut all = Many { frames: Vec::new(), known: HashSet::new() };
     frames::corpus_frames(ends).into_iter().for_each(|frame| all.add(frame));
     add_wrapped(&mut all, ends);
@@ -39,7 +39,7 @@ pub fn many(ends: &Ends) -> Vec<Vec<u8>> {
 
 /// Frames that a capture may hold but no interface takes or passes on: shorter than an Ethernet header, or cut within a
 /// tag.
-pub fn unsendable(ends: &Ends) -> Vec<Vec<u8>> {
+pub(crate) fn unsendable(ends: &Ends) -> Vec<Vec<u8>> {
     let plain = frames::ipv4_udp(ends, 1, 50);
     let runts = (1..14).map(|len| plain[..len].to_vec());
     let inner = frames::ipv4_tcp(ends, 2, 50);

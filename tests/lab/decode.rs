@@ -14,7 +14,7 @@ use super::frames::{
 
 /// One copied frame with what its tunnel header said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Copy {
+pub(crate) struct Copy {
     pub eth_src: Mac,
     pub eth_dst: Mac,
     pub outer_src: Ipv4Addr,
@@ -33,22 +33,22 @@ pub struct Copy {
 /// The copied frames in captured GRE packets, in order of completion; panics, showing the packet, on anything that is
 /// not right.
 #[track_caller]
-pub fn decap_gre(frames: &[Vec<u8>]) -> Vec<Copy> {
+pub(crate) fn decap_gre(frames: &[Vec<u8>]) -> Vec<Copy> {
     try_decap_gre(frames).unwrap_or_else(|err| panic!("{err:#}"))
 }
 
 /// As [`decap_gre`], the first fault as an error.
-pub fn try_decap_gre(frames: &[Vec<u8>]) -> Result<Vec<Copy>> {
+pub(crate) fn try_decap_gre(frames: &[Vec<u8>]) -> Result<Vec<Copy>> {
     reassemble(frames)?.into_iter().map(open_gre).collect()
 }
 
 /// The inner frames of copies, to compare with what was sent.
-pub fn inner_frames(copies: &[Copy]) -> Vec<Vec<u8>> {
+pub(crate) fn inner_frames(copies: &[Copy]) -> Vec<Vec<u8>> {
     copies.iter().map(|copy| copy.frame.clone()).collect()
 }
 
 /// Of captured frames, the GRE packets to an address: for captures that also hold other traffic.
-pub fn gre_packets(frames: &[Vec<u8>], to: Ipv4Addr) -> Vec<Vec<u8>> {
+pub(crate) fn gre_packets(frames: &[Vec<u8>], to: Ipv4Addr) -> Vec<Vec<u8>> {
     let is_ours = |frame: &[u8]| frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&GRE);
     frames.iter().filter(|frame| is_ours(frame) && frame.get(30..34) == Some(&to.octets())).cloned().collect()
 }
@@ -216,13 +216,13 @@ impl Partial {
 
 /// Panics unless the frame's IPv4 header, TCP, UDP, ICMP and ICMPv6 checksums are right.
 #[track_caller]
-pub fn verify_checksums(frame: &[u8]) {
+pub(crate) fn verify_checksums(frame: &[u8]) {
     check_checksums(frame).unwrap_or_else(|err| panic!("{err:#}"));
 }
 
 /// As [`verify_checksums`], with an error. What is not IP, and the upper layer of a fragment, cannot be judged and
 /// passes.
-pub fn check_checksums(frame: &[u8]) -> Result<()> {
+pub(crate) fn check_checksums(frame: &[u8]) -> Result<()> {
     upper_layer(frame).map(|_| ()).with_context(|| format!("frame of {} bytes:\n{}", frame.len(), hex(frame)))
 }
 
@@ -297,7 +297,7 @@ fn strip_ipv6(ip: &[u8]) -> Result<Option<Upper<'_>>> {
 
 /// Which side of a connection names the wanted direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Port {
+pub(crate) enum Port {
     Src(u16),
     Dst(u16),
 }
@@ -306,12 +306,12 @@ pub enum Port {
 /// checksum and the TCP checksums of that direction; ignores what was sent again but panics when it differs, and on a
 /// missing piece.
 #[track_caller]
-pub fn tcp_stream(frames: &[Vec<u8>], port: Port) -> Vec<u8> {
+pub(crate) fn tcp_stream(frames: &[Vec<u8>], port: Port) -> Vec<u8> {
     try_tcp_stream(frames, port).unwrap_or_else(|err| panic!("{err:#}"))
 }
 
 /// As [`tcp_stream`], the first fault as an error.
-pub fn try_tcp_stream(frames: &[Vec<u8>], port: Port) -> Result<Vec<u8>> {
+pub(crate) fn try_tcp_stream(frames: &[Vec<u8>], port: Port) -> Result<Vec<u8>> {
     let mut segments = Vec::new();
     for (number, frame) in frames.iter().enumerate() {
         let context = || format!("frame {} of {} bytes:\n{}", number + 1, frame.len(), hex(frame));
@@ -365,7 +365,7 @@ fn append(stream: &mut Vec<u8>, at: usize, data: &[u8]) -> Result<()> {
 
 /// The Internet checksum (RFC 1071) over parts, each of even length but the last; 0 over data that includes its own
 /// right checksum.
-pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn internet_checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for (i, part) in parts.iter().enumerate() {
         debug_assert!(part.len() % 2 == 0 || i + 1 == parts.len(), "only the last part may be odd");

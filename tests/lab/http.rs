@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use super::traffic::pseudo_random;
 use super::{Lab, Ns, PATIENCE, PEER_IP, check_output, poll};
 
-pub const HTTP_PORT: u16 = 8080;
+pub(crate) const HTTP_PORT: u16 = 8080;
 
 /// Debian's own; another one may come first in PATH.
 const PYTHON: &str = "/usr/bin/python3";
@@ -40,7 +40,7 @@ for path in paths:
 const BATCH: usize = 10;
 
 /// A web server in the peer namespace and what it serves.
-pub struct Site {
+pub(crate) struct Site {
     dir: PathBuf,
     server: Child,
     pub pages: Vec<Page>,
@@ -48,7 +48,7 @@ pub struct Site {
 
 /// A file that can be downloaded.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// `/07`
     pub path: String,
     pub size: usize,
@@ -58,7 +58,7 @@ pub struct Page {
 
 impl Lab {
     /// Starts a web server in the peer namespace with a file of each size; returns when it listens.
-    pub fn serve(&self, sizes: &[usize]) -> Site {
+    pub(crate) fn serve(&self, sizes: &[usize]) -> Site {
         let dir = self.fresh_path("site");
         fs::create_dir(&dir).expect("make the site's directory");
         let pages = sizes.iter().zip(0u16..).map(|(size, n)| self.page(&dir, n, *size)).collect();
@@ -86,7 +86,7 @@ impl Lab {
     /// The watched host downloads every page, a connection each; returns when all have arrived unchanged, the receivers'
     /// backlog has been empty and the lab's captures have come to rest.
     #[track_caller]
-    pub fn download(&self, site: &Site) {
+    pub(crate) fn download(&self, site: &Site) {
         let (address, port) = (PEER_IP.to_string(), HTTP_PORT.to_string());
         for pages in site.pages.chunks(BATCH) {
             let mut argv = vec![PYTHON, "-c", CLIENT, &address, &port, path_text(&site.dir)];

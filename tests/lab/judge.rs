@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output, Stdio};
+use std::process::{Child, ExitStatus, Output, Stdio};
 
 use serde_json::Value;
 
@@ -32,11 +32,16 @@ fn settled(line: &str) -> Option<String> {
 }
 
 /// The request that most tests make.
-pub const UP: [&str; 6] = ["up", "eth0", "--tunnel", "gre", "--remote", "198.51.100.2"];
+pub(crate) const UP: [&str; 6] = ["up", "eth0", "--tunnel", "gre", "--remote", "198.51.100.2"];
+
+/// That request with more or other arguments.
+pub(crate) fn up_with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&UP[..], more].concat()
+}
 
 /// A finished snifctl.
 #[derive(Debug)]
-pub struct Said {
+pub(crate) struct Said {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
@@ -50,9 +55,14 @@ impl From<Output> for Said {
 }
 
 impl Said {
+    /// Waits for a snifctl that [`Lab::start_by`] has started.
+    pub(crate) fn of(child: Child) -> Said {
+        child.wait_with_output().expect("wait for snifctl").into()
+    }
+
     /// Panics unless it ended with 0 and each line on stderr says who speaks.
     #[track_caller]
-    pub fn ok(self) -> Said {
+    pub(crate) fn ok(self) -> Said {
         assert!(self.status.success(), "{self:#?}");
         assert!(self.stderr.lines().all(|line| line.starts_with("snifctl: ")), "{self:#?}");
         self
@@ -60,7 +70,7 @@ impl Said {
 
     /// Panics unless it ended with 0 and nothing on stderr.
     #[track_caller]
-    pub fn quietly_ok(self) -> Said {
+    pub(crate) fn quietly_ok(self) -> Said {
         let said = self.ok();
         assert_eq!(said.stderr, "", "{said:#?}");
         said
@@ -68,7 +78,7 @@ impl Said {
 
     /// Panics unless it ended with 0 and one line on stderr, which holds `note`.
     #[track_caller]
-    pub fn ok_noting(self, note: &str) -> Said {
+    pub(crate) fn ok_noting(self, note: &str) -> Said {
         let said = self.ok();
         assert!(said.stderr.lines().count() == 1 && said.stderr.contains(note), "{note:?} in {said:#?}");
         said
@@ -77,7 +87,7 @@ impl Said {
     /// Panics unless it refused: this exit code, nothing on stdout, and one line that names what is wrong and ends with
     /// what would work.
     #[track_caller]
-    pub fn refused(self, code: i32, names: &str, ends: &str) {
+    pub(crate) fn refused(self, code: i32, names: &str, ends: &str) {
         assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:#?}");
         assert_eq!(self.stderr.lines().count(), 1, "one line on stderr in {self:#?}");
         let line = self.stderr.trim_end();
@@ -87,27 +97,34 @@ impl Said {
     }
 
     #[track_caller]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|err| panic!("JSON on stdout: {err}: {self:#?}"))
     }
 }
 
 impl Lab {
     /// A lab in which every copy of the watched link fits the out link, so that `up` has nothing to warn of.
-    pub fn roomy() -> Lab {
+    pub(crate) fn roomy() -> Lab {
         Lab::with(Options { out_mtu: 1600, ..Options::default() })
     }
 
     /// Runs snifctl in the host namespace.
-    pub fn said<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
+    pub(crate) fn said<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
         self.said_by::<&str, S>(&[], args)
     }
 
     /// Runs snifctl in the host namespace by way of another program, as `sudo` is one.
-    pub fn said_by<P: AsRef<OsStr>, S: AsRef<OsStr>>(&self, by: &[P], args: &[S]) -> Said {
+    pub(crate) fn said_by<P: AsRef<OsStr>, S: AsRef<OsStr>>(&self, by: &[P], args: &[S]) -> Said {
         let mut command = self.command(Ns::Host, &[]);
         command.args(by).arg(env!("CARGO_BIN_EXE_snifctl")).args(args);
         command.output().expect("run snifctl").into()
+    }
+
+    /// As [`Lab::said_by`], but does not wait.
+    pub(crate) fn start_by<P: AsRef<OsStr>, S: AsRef<OsStr>>(&self, by: &[P], args: &[S]) -> Child {
+        let mut command = self.command(Ns::Host, &[]);
+        command.args(by).arg(env!("CARGO_BIN_EXE_snifctl")).args(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start snifctl")
     }
 
     /// Runs a command in the host namespace with something on its stdin; panics unless it succeeds.
@@ -125,12 +142,12 @@ impl Lab {
 
     /// What a command in the host namespace prints.
     #[track_caller]
-    pub fn shown(&self, argv: &[&str]) -> String {
+    pub(crate) fn shown(&self, argv: &[&str]) -> String {
         String::from_utf8(self.host(argv).stdout).expect("UTF-8")
     }
 
     /// Names of the host namespace's interfaces.
-    pub fn interfaces(&self) -> Vec<String> {
+    pub(crate) fn interfaces(&self) -> Vec<String> {
         let links: Value = serde_json::from_str(&self.shown(&["ip", "-j", "link"])).expect("JSON of ip");
         let links = links.as_array().expect("a list of links");
         links.iter().map(|link| link["ifname"].as_str().expect("a name").into()).collect()
@@ -138,7 +155,7 @@ impl Lab {
 
     /// Everything of the host namespace that snifctl could leave changed: links, addresses, routes, static neighbours,
     /// qdiscs, filters, programs.
-    pub fn machine(&self) -> String {
+    pub(crate) fn machine(&self) -> String {
         let filters: String = self
             .interfaces()
             .iter()
@@ -162,7 +179,7 @@ impl Lab {
 
     /// Panics unless the host namespace is as `machine` said before, and no pin is left.
     #[track_caller]
-    pub fn assert_as_before(&self, before: &str) {
+    pub(crate) fn assert_as_before(&self, before: &str) {
         let after = self.machine();
         let lacks = |text: &str, line: &str| !text.lines().any(|other| other == line);
         let gone: Vec<&str> = before.lines().filter(|line| lacks(&after, line)).collect();
@@ -172,52 +189,20 @@ impl Lab {
     }
 
     #[track_caller]
-    pub fn assert_no_pins(&self) {
+    pub(crate) fn assert_no_pins(&self) {
         let pins = self.pins();
         assert!(!pins.exists(), "{} is left", pins.display());
     }
 
     /// The directory of the host namespace's sessions.
-    pub fn pins(&self) -> PathBuf {
+    pub(crate) fn pins(&self) -> PathBuf {
         Path::new("/sys/fs/bpf/snifctl").join(self.ns_inode(Ns::Host).to_string())
-    }
-
-    /// `snifctl status --json`.
-    #[track_caller]
-    pub fn status(&self) -> Value {
-        self.said(&["status", "--json"]).quietly_ok().json()
-    }
-
-    /// The first session of it.
-    #[track_caller]
-    pub fn session(&self) -> Value {
-        self.status()["sessions"][0].clone()
-    }
-
-    /// The session once every copy asked for is sent or dropped.
-    #[track_caller]
-    pub fn settled(&self) -> Value {
-        let is_settled =
-            |session: &Value| total(&session["taps"], "pcnt") == total(&session["remotes"], "pcnt") + drops(session);
-        let settled = poll(PATIENCE, || Some(self.session()).filter(is_settled));
-        settled.unwrap_or_else(|| panic!("Expected asked = sent + drops, got {:#}", self.session()))
-    }
-
-    /// Panics unless these sessions and no others are up, with all their taps at their hooks.
-    #[track_caller]
-    pub fn assert_up(&self, names: &[&str]) {
-        let status = self.status();
-        let sessions = status["sessions"].as_array().expect("sessions");
-        let found: Vec<&str> = sessions.iter().filter_map(|session| session["name"].as_str()).collect();
-        assert_eq!(found, names);
-        let taps = sessions.iter().flat_map(|session| session["taps"].as_array().expect("taps"));
-        assert!(taps.into_iter().all(|tap| tap["attached"] == true), "{status:#}");
     }
 
     /// Sends a prime number of frames over the watched link, and panics unless each arrives there, and `each` copies of
     /// it at the collector.
     #[track_caller]
-    pub fn assert_copied(&self, each: usize) {
+    pub(crate) fn assert_copied(&self, each: usize) {
         let sent = frames::series(&Ends::PEER_TO_HOST, 7);
         let mut watched = self.capture(Ns::Host, "eth0", Direction::In);
         let mut collector = self.capture(Ns::Collector, "col0", Direction::In);
@@ -228,7 +213,7 @@ impl Lab {
     }
 
     /// Programs that the sessions have pinned, by the kernel's number for each.
-    pub fn program_ids(&self) -> Vec<u64> {
+    pub(crate) fn program_ids(&self) -> Vec<u64> {
         let sessions = fs::read_dir(self.pins()).into_iter().flatten().flatten();
         let pins = sessions.flat_map(|session| fs::read_dir(session.path()).into_iter().flatten().flatten());
         let pins = pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("snif_"));
@@ -243,7 +228,7 @@ impl Lab {
 
     /// Panics unless the kernel forgets these programs, which it does a little after their last user has gone.
     #[track_caller]
-    pub fn assert_unloaded(&self, ids: &[u64]) {
+    pub(crate) fn assert_unloaded(&self, ids: &[u64]) {
         for id in ids.iter().map(u64::to_string) {
             let show = ["bpftool", "prog", "show", "id", &id];
             let gone = poll(PATIENCE, || (!self.try_host(&show).status.success()).then_some(()));
@@ -261,16 +246,4 @@ fn without_timers(text: &str) -> String {
         kept.collect::<Vec<_>>().join(" ")
     };
     text.lines().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// A counter of a session's taps or remotes, all together.
-#[track_caller]
-pub fn total(rows: &Value, counter: &str) -> u64 {
-    rows.as_array().expect("rows").iter().map(|row| row["stat"][counter].as_u64().expect("a counter")).sum()
-}
-
-/// Copies that a session has dropped, for any reason.
-#[track_caller]
-pub fn drops(session: &Value) -> u64 {
-    session["drops"].as_object().expect("drops").values().map(|count| count.as_u64().expect("a counter")).sum()
 }

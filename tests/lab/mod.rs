@@ -15,20 +15,29 @@
 //! (To have it answer, give col0 the address [`COLLECTOR_IP`].)
 #![allow(dead_code)] // every test binary compiles the whole lab and uses a part of it
 
-pub mod capture;
-pub mod check;
-pub mod corpus;
-pub mod decode;
-pub mod faults;
-pub mod frames;
-pub mod http;
-pub mod judge;
-pub mod order;
-pub mod order_case;
-pub mod pairs;
-pub mod pcap;
-pub mod traffic;
-pub mod tunnels;
+pub(crate) mod capture;
+pub(crate) mod check;
+pub(crate) mod corpus;
+pub(crate) mod decode;
+pub(crate) mod faults;
+pub(crate) mod filters;
+pub(crate) mod frames;
+pub(crate) mod http;
+pub(crate) mod judge;
+pub(crate) mod kills;
+pub(crate) mod links;
+pub(crate) mod order;
+pub(crate) mod order_case;
+pub(crate) mod pairs;
+pub(crate) mod pcap;
+pub(crate) mod remotes;
+pub(crate) mod sessions;
+pub(crate) mod status;
+pub(crate) mod super_packets;
+pub(crate) mod talk;
+pub(crate) mod traffic;
+pub(crate) mod tunnel_case;
+pub(crate) mod tunnels;
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -43,30 +52,30 @@ use std::time::{Duration, Instant};
 
 use frames::Mac;
 
-pub const HOST_MAC: Mac = [0x02, 0, 0, 0, 0x01, 0x01];
-pub const PEER_MAC: Mac = [0x02, 0, 0, 0, 0x01, 0x02];
-pub const OUT_MAC: Mac = [0x02, 0, 0, 0, 0x02, 0x01];
-pub const COLLECTOR_MAC: Mac = [0x02, 0, 0, 0, 0x02, 0x02];
+pub(crate) const HOST_MAC: Mac = [0x02, 0, 0, 0, 0x01, 0x01];
+pub(crate) const PEER_MAC: Mac = [0x02, 0, 0, 0, 0x01, 0x02];
+pub(crate) const OUT_MAC: Mac = [0x02, 0, 0, 0, 0x02, 0x01];
+pub(crate) const COLLECTOR_MAC: Mac = [0x02, 0, 0, 0, 0x02, 0x02];
 
-pub const HOST_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-pub const PEER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-pub const OUT_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-pub const COLLECTOR_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub(crate) const HOST_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const PEER_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const OUT_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const COLLECTOR_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
-pub const HOST_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-pub const PEER_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
-pub const OUT_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
-pub const COLLECTOR_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+pub(crate) const HOST_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub(crate) const PEER_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+pub(crate) const OUT_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+pub(crate) const COLLECTOR_IP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 
 /// Built for a guest of tests/kernels/run: its kernel has every module, and it is emulated, ten times slower.
-pub const GUEST: bool = option_env!("SNIFCTL_GUEST").is_some();
+pub(crate) const GUEST: bool = option_env!("SNIFCTL_GUEST").is_some();
 
 /// How long anything in the lab may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(if GUEST { 40 } else { 10 });
+pub(crate) const PATIENCE: Duration = Duration::from_secs(if GUEST { 40 } else { 10 });
 
 /// One of the lab's three namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ns {
+pub(crate) enum Ns {
     /// Where snifctl runs: eth0 (watched) and out0.
     Host,
     /// The other end of the watched link: peer0.
@@ -81,7 +90,7 @@ impl Ns {
 
 /// What a test may want different from the default lab.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// MTU of eth0 and peer0 (veth takes 68 to 65535).
     pub watched_mtu: u32,
     /// MTU of out0 and col0.
@@ -99,7 +108,7 @@ impl Default for Options {
 }
 
 /// Three namespaces and their links. Dropping it ends what still runs in them and removes them, also after a panic.
-pub struct Lab {
+pub(crate) struct Lab {
     name: String,
     dir: tempfile::TempDir,
     serial: AtomicU16,
@@ -109,12 +118,12 @@ pub struct Lab {
 
 impl Lab {
     /// The topology drawn above, MTU 1500 everywhere.
-    pub fn new() -> Lab {
+    pub(crate) fn new() -> Lab {
         Lab::with(Options::default())
     }
 
     /// The topology drawn above with other MTUs or offloads.
-    pub fn with(options: Options) -> Lab {
+    pub(crate) fn with(options: Options) -> Lab {
         let dir = tempfile::Builder::new().prefix("sniflab").tempdir().expect("make the lab's directory");
         // The value comes first: should a later step panic, its Drop removes what is already there.
         let lab =
@@ -133,47 +142,47 @@ impl Lab {
 
     /// Runs a command in the host namespace; panics with its stderr unless it succeeds.
     #[track_caller]
-    pub fn host(&self, argv: &[&str]) -> Output {
+    pub(crate) fn host(&self, argv: &[&str]) -> Output {
         self.run(Ns::Host, argv)
     }
 
     /// Runs a command in the peer namespace; panics with its stderr unless it succeeds.
     #[track_caller]
-    pub fn peer(&self, argv: &[&str]) -> Output {
+    pub(crate) fn peer(&self, argv: &[&str]) -> Output {
         self.run(Ns::Peer, argv)
     }
 
     /// Runs a command in the collector namespace; panics with its stderr unless it succeeds.
     #[track_caller]
-    pub fn collector(&self, argv: &[&str]) -> Output {
+    pub(crate) fn collector(&self, argv: &[&str]) -> Output {
         self.run(Ns::Collector, argv)
     }
 
     /// Runs a command in a namespace; panics with its stderr unless it succeeds.
     #[track_caller]
-    pub fn run(&self, ns: Ns, argv: &[&str]) -> Output {
+    pub(crate) fn run(&self, ns: Ns, argv: &[&str]) -> Output {
         check_output(&format!("{ns:?}: {}", argv.join(" ")), self.command(ns, argv).output())
     }
 
     /// Runs a command in the host namespace; its failure is the caller's to judge.
-    pub fn try_host(&self, argv: &[&str]) -> Output {
+    pub(crate) fn try_host(&self, argv: &[&str]) -> Output {
         self.try_run(Ns::Host, argv)
     }
 
     /// Runs a command in a namespace; its failure is the caller's to judge.
-    pub fn try_run(&self, ns: Ns, argv: &[&str]) -> Output {
+    pub(crate) fn try_run(&self, ns: Ns, argv: &[&str]) -> Output {
         self.command(ns, argv).output().unwrap_or_else(|err| panic!("could not start {argv:?}: {err}"))
     }
 
     /// A command that will run in a namespace, in the C locale and with nothing on stdin.
-    pub fn command(&self, ns: Ns, argv: &[&str]) -> Command {
+    pub(crate) fn command(&self, ns: Ns, argv: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(self.enter(ns)).arg("--").args(argv).env("LC_ALL", "C").stdin(Stdio::null());
         command
     }
 
     /// The built snifctl, to run in the host namespace.
-    pub fn snifctl<I, S>(&self, args: I) -> assert_cmd::Command
+    pub(crate) fn snifctl<I, S>(&self, args: I) -> assert_cmd::Command
     where
         I: IntoIterator<Item = S>,
         S: AsRef<std::ffi::OsStr>,
@@ -185,7 +194,7 @@ impl Lab {
     }
 
     /// The namespace's name, `/run/netns/NAME`.
-    pub fn ns_name(&self, ns: Ns) -> String {
+    pub(crate) fn ns_name(&self, ns: Ns) -> String {
         let suffix = match ns {
             Ns::Host => "h",
             Ns::Peer => "p",
@@ -195,22 +204,22 @@ impl Lab {
     }
 
     /// The namespace's file, for `nsenter --net=`.
-    pub fn ns_path(&self, ns: Ns) -> PathBuf {
+    pub(crate) fn ns_path(&self, ns: Ns) -> PathBuf {
         Path::new("/run/netns").join(self.ns_name(ns))
     }
 
     /// The namespace's inode, by which snifctl keys its pins.
-    pub fn ns_inode(&self, ns: Ns) -> u64 {
+    pub(crate) fn ns_inode(&self, ns: Ns) -> u64 {
         fs::metadata(self.ns_path(ns)).expect("the namespace's file").ino()
     }
 
     /// A directory of the lab's own, gone with it.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// Packets that an interface has received and sent since it was made: (rx, tx).
-    pub fn packets(&self, ns: Ns, iface: &str) -> (u64, u64) {
+    pub(crate) fn packets(&self, ns: Ns, iface: &str) -> (u64, u64) {
         let out = self.run(ns, &["ip", "-j", "-s", "link", "show", "dev", iface]);
         let links: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON of ip link");
         let count = |way: &str| links[0]["stats64"][way]["packets"].as_u64().expect("a packet counter");
@@ -271,7 +280,7 @@ impl Lab {
 
     /// Waits until the kernel has put an IPv6 address to use, which it does some time after the carrier came; the
     /// address's local route is the sign.
-    pub fn wait_for_address(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
+    pub(crate) fn wait_for_address(&self, ns: Ns, iface: &str, address: Ipv6Addr) {
         let in_use = poll(PATIENCE, || {
             let routes = self.run(ns, &["ip", "-6", "route", "show", "table", "local", "dev", iface]).stdout;
             String::from_utf8_lossy(&routes).contains(&format!("local {address} ")).then_some(())
@@ -291,13 +300,13 @@ impl Lab {
     }
 
     /// Makes an interface's sender finish every checksum and cut every super-packet, as a wire needs it.
-    pub fn offloads_off(&self, ns: Ns, iface: &str) {
+    pub(crate) fn offloads_off(&self, ns: Ns, iface: &str) {
         let features = ["tx", "off", "rx", "off", "tso", "off", "gso", "off", "gro", "off", "sg", "off"];
         self.run(ns, &[&["ethtool", "-K", iface], &features[..]].concat());
     }
 
     /// Runs several `ip` commands, one a line, in one process.
-    pub fn ip_batch(&self, ns: Ns, lines: &str) {
+    pub(crate) fn ip_batch(&self, ns: Ns, lines: &str) {
         feed(Command::new("ip").args(["-n", &self.ns_name(ns), "-batch", "-"]), lines);
     }
 
@@ -371,12 +380,12 @@ fn neighbours(iface: &str, mac: Mac, ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
 }
 
 /// `02:00:00:00:01:01`
-pub fn mac_text(mac: Mac) -> String {
+pub(crate) fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Asks again every few milliseconds until there is an answer, at most `patience` long.
-pub fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + patience;
     loop {
         let answer = ask();

@@ -15,21 +15,21 @@ use super::tunnels::packets_to;
 use super::{Lab, Ns, check_output, pcap};
 
 /// The watched interface and the one through which copies leave, seen from the host namespace.
-pub struct Watch {
+pub(crate) struct Watch {
     wire: Capture,
     /// None where copies leave through the watched interface itself.
     out: Option<Capture>,
 }
 
 /// What passed: the watched frames in order, and all packets on the way out.
-pub struct Seen {
+pub(crate) struct Seen {
     pub wire: Vec<Vec<u8>>,
     pub out: Vec<Vec<u8>>,
 }
 
 impl Lab {
     /// Captures both directions of eth0 as one sequence, and what leaves through `out`, which may be eth0, too.
-    pub fn watch_order(&self, out: &str) -> Watch {
+    pub(crate) fn watch_order(&self, out: &str) -> Watch {
         let wire = self.capture(Ns::Host, "eth0", Direction::Both);
         let out = (out != "eth0").then(|| self.capture(Ns::Host, out, Direction::Out));
         Watch { wire, out }
@@ -39,7 +39,7 @@ impl Lab {
 impl Watch {
     /// Ends both captures. `remotes` tell copies from watched frames on an interface that carries both.
     #[track_caller]
-    pub fn stop(&mut self, remotes: &[IpAddr]) -> Seen {
+    pub(crate) fn stop(&mut self, remotes: &[IpAddr]) -> Seen {
         self.wire.settle();
         let wire = self.wire.stop();
         let Some(out) = &mut self.out else {
@@ -57,7 +57,7 @@ impl Watch {
 
 /// What of the watched frames has no copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Missing {
+pub(crate) struct Missing {
     /// Frames without any copy.
     pub whole: usize,
     /// Super-packets of which segments are missing.
@@ -67,7 +67,7 @@ pub struct Missing {
 /// Panics unless the copies are what passed, in the same order, though some may be missing; says how many. A copy of TCP
 /// over IPv4 may be a part of a super-packet. None is longer than `limit`, and only that cuts one.
 #[track_caller]
-pub fn assert_in_order(wire: &[Vec<u8>], copies: &[Vec<u8>], limit: usize) -> Missing {
+pub(crate) fn assert_in_order(wire: &[Vec<u8>], copies: &[Vec<u8>], limit: usize) -> Missing {
     let mut cursor = Cursor { wire, at: 0, taken: 0, torn: false, missing: Missing::default() };
     for (number, copy) in copies.iter().enumerate() {
         assert!(cursor.find(copy), "copy {} of {}: {}", number + 1, copies.len(), cursor.explain(copy));
@@ -129,7 +129,7 @@ impl Cursor<'_> {
 
 /// The frames with neighbours put together that one super-packet may have been: what was cut in another way than on the wire
 /// is compared with that. TCP stacks make super-packets whatever their interface offloads.
-pub fn joined(wire: &[Vec<u8>]) -> Vec<Vec<u8>> {
+pub(crate) fn joined(wire: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = Vec::new();
     for frame in wire {
         match all.last_mut() {
@@ -238,7 +238,7 @@ const STRANGE: [&str; 5] = ["retransmission", "out_of_order", "lost_segment", "a
 
 /// What a receiver reads in a sequence of frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// What is strange, and the connection in which it is.
     pub strange: BTreeSet<(&'static str, String)>,
     /// Connections, by the addresses and ports of both ends.
@@ -250,7 +250,7 @@ pub struct Reading {
 impl Lab {
     /// Has tshark read frames in this order. One that is cut is read as from a capture that has cut it.
     #[track_caller]
-    pub fn read_tcp(&self, frames: &[Vec<u8>]) -> Reading {
+    pub(crate) fn read_tcp(&self, frames: &[Vec<u8>]) -> Reading {
         let path = self.fresh_path("order.pcap");
         pcap::write_cut(&path, frames, |frame| Segment::of(frame).map_or(frame.len(), |segment| segment.end));
         let mut tshark = Command::new("tshark");
@@ -267,7 +267,7 @@ impl Lab {
     /// Panics if tshark finds anything strange in the copies of a connection in which it finds nothing strange where it
     /// passed, or not a response in each. `cut` copies hold no whole response.
     #[track_caller]
-    pub fn assert_tcp_reads_the_same(&self, wire: &[Vec<u8>], copies: &[Vec<u8>], cut: bool) {
+    pub(crate) fn assert_tcp_reads_the_same(&self, wire: &[Vec<u8>], copies: &[Vec<u8>], cut: bool) {
         let (wire, copies) = (self.read_tcp(wire), self.read_tcp(copies));
         assert_eq!(copies.connections, wire.connections, "connections");
         let strange_there: BTreeSet<&String> = wire.strange.iter().map(|(_, ends)| ends).collect();

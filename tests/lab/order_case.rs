@@ -5,20 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use serde_json::Value;
-
 use super::check::assert_same_frames;
 use super::decode::verify_checksums;
-use super::judge::drops;
 use super::mac_text;
 use super::order::{Missing, Seen, assert_in_order, joined};
+use super::status::Session;
 use super::traffic::Cpus;
 use super::tunnels::{Kind, Tunnelled, decap, inner, packets_to};
 use super::{COLLECTOR_IP, COLLECTOR_MAC, HOST_IP6, Lab, Ns, OUT_MAC, Options, PEER_IP, PEER_MAC};
 
 /// By what the copies leave. The lab's out0 is beneath it, or eth0 itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Out {
+pub(crate) enum Out {
     Veth,
     Bridge,
     Macvlan,
@@ -27,19 +25,19 @@ pub enum Out {
 }
 
 impl Out {
-    pub const ALL: [Out; 5] = [Out::Veth, Out::Bridge, Out::Macvlan, Out::Vxlan, Out::Watched];
+    pub(crate) const ALL: [Out; 5] = [Out::Veth, Out::Bridge, Out::Macvlan, Out::Vxlan, Out::Watched];
 }
 
 /// `--max-rate`: none, one that nothing reaches, one that drops some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rate {
+pub(crate) enum Rate {
     None,
     Loose,
     Tight,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Case {
+pub(crate) struct Case {
     pub tunnel: (&'static str, Kind, usize),
     pub oversize: &'static str,
     pub snaplen: Option<usize>,
@@ -57,7 +55,7 @@ pub struct Case {
 }
 
 /// Name, what decodes it, bytes that it adds over IPv4.
-pub const TUNNELS: [(&str, Kind, usize); 6] = [
+pub(crate) const TUNNELS: [(&str, Kind, usize); 6] = [
     ("gre", Kind::Gre, 24),
     ("vxlan", Kind::Vxlan(4789), 36),
     ("geneve", Kind::Geneve(6081), 36),
@@ -66,7 +64,7 @@ pub const TUNNELS: [(&str, Kind, usize); 6] = [
     ("erspan3", Kind::Erspan3, 48),
 ];
 
-pub const PLAIN: Case = Case {
+pub(crate) const PLAIN: Case = Case {
     tunnel: TUNNELS[0],
     oversize: "segment",
     snaplen: None,
@@ -90,7 +88,7 @@ const DOWNLOADS: [usize; 8] = [4096, 6161, 8229, 10301, 12377, 14449, 17011, 204
 
 impl Case {
     /// Makes the lab, watches it, and panics unless all copies are in order and what is missing is counted.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         println!("{self:?}"); // shown with a failure
         let lab = self.lab();
         self.up(&lab);
@@ -100,7 +98,7 @@ impl Case {
     }
 
     /// Pings of sizes around every threshold: each packet causes the next, so there is one order on any CPUs.
-    pub fn request_and_answer(&self, lab: &Lab) {
+    pub(crate) fn request_and_answer(&self, lab: &Lab) {
         let passed = self.passed(lab, || {
             lab.ping_each(Ns::Host, PEER_IP.into(), &self.ping_sizes(42));
             lab.ping_each(Ns::Peer, HOST_IP6.into(), &self.ping_sizes(62));
@@ -110,7 +108,7 @@ impl Case {
 
     /// HTTP downloads with both CPUs at work: a receiver must read the copies as it reads the wire. Where copies are
     /// dropped it cannot; there all is done by one CPU.
-    pub fn download(&self, lab: &Lab, sizes: &[usize]) {
+    pub(crate) fn download(&self, lab: &Lab, sizes: &[usize]) {
         if self.drops() {
             return self.download_on_one_cpu(lab, sizes);
         }
@@ -120,13 +118,13 @@ impl Case {
     }
 
     /// HTTP downloads of which one CPU does everything, so that there is one order of all packets.
-    pub fn download_on_one_cpu(&self, lab: &Lab, sizes: &[usize]) {
+    pub(crate) fn download_on_one_cpu(&self, lab: &Lab, sizes: &[usize]) {
         let passed = self.passed(lab, || download_both_ways(lab, Cpus::One, sizes));
         self.assert_in_order(&passed);
         assert!(!self.must_drop() || passed.dropped > 0, "full frames are too many, or too large");
     }
 
-    pub fn lab(&self) -> Lab {
+    pub(crate) fn lab(&self) -> Lab {
         let below = if self.out == Out::Vxlan { VXLAN_BYTES } else { 0 };
         let (watched_mtu, out_mtu) = (self.watched_mtu as u32, (self.out_mtu + below) as u32);
         let lab = Lab::with(Options { watched_mtu, out_mtu, peer_offloads_off: !self.peer_gso, ..Options::default() });
@@ -143,7 +141,7 @@ impl Case {
         lab
     }
 
-    pub fn up(&self, lab: &Lab) {
+    pub(crate) fn up(&self, lab: &Lab) {
         let remotes = self.remotes().iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
         let mut args = vec!["up", "eth0", "--remote", &remotes, "--tunnel", self.tunnel.0, "--oversize", self.oversize];
         let snaplen = self.snaplen.map(|snaplen| snaplen.to_string());
@@ -157,7 +155,7 @@ impl Case {
     }
 
     /// Whether copies may be missing, each counted.
-    pub fn drops(&self) -> bool {
+    pub(crate) fn drops(&self) -> bool {
         self.oversize == "drop" || self.rate == Rate::Tight
     }
 
@@ -273,7 +271,7 @@ impl Case {
         }
         let after = lab.settled();
         let sent = (0..self.remotes).map(|n| sent(&after, n) - sent(&before, n)).collect();
-        Passed { seen: watch.stop(&self.remotes()), sent, dropped: drops(&after) - drops(&before) }
+        Passed { seen: watch.stop(&self.remotes()), sent, dropped: after.drops() - before.drops() }
     }
 
     /// What was copied to a remote: finished, within the MTU, and as many as are counted.
@@ -377,6 +375,6 @@ fn while_swapping(lab: &Lab, traffic: impl FnOnce()) {
 }
 
 /// Copies to a remote, the one with this number in the request.
-fn sent(session: &Value, remote: usize) -> u64 {
-    session["remotes"][remote]["stat"]["pcnt"].as_u64().expect("a counter")
+fn sent(session: &Session, remote: usize) -> u64 {
+    session.remotes[remote].stat.pcnt
 }

@@ -10,7 +10,7 @@ const CANDIDATES: usize = 60;
 
 /// Rows, one value for each factor, that hold all pairs. `counts` are the factors' numbers of values. `effective`
 /// changes a row to what it really tests, where one factor's value makes another factor meaningless.
-pub fn all_pairs<const N: usize>(counts: [usize; N], effective: impl Fn(&mut [usize; N])) -> Vec<[usize; N]> {
+pub(crate) fn all_pairs<const N: usize>(counts: [usize; N], effective: impl Fn(&mut [usize; N])) -> Vec<[usize; N]> {
     let mut left = pairs_of_all(&counts);
     let (mut rows, mut state) = (Vec::new(), 0x9e37_79b9_7f4a_7c15_u64);
     while let Some(wanted) = left.first().copied() {
@@ -26,7 +26,7 @@ pub fn all_pairs<const N: usize>(counts: [usize; N], effective: impl Fn(&mut [us
 }
 
 /// Every pair of values of these factors.
-pub fn pairs_of_all(counts: &[usize]) -> BTreeSet<Pair> {
+pub(crate) fn pairs_of_all(counts: &[usize]) -> BTreeSet<Pair> {
     let values = |factor: usize| (0..counts[factor]).map(move |value| (factor, value));
     let factors = (0..counts.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
     factors.flat_map(|(a, b)| values(a).flat_map(move |one| values(b).map(move |other| (one, other)))).collect()

@@ -11,12 +11,12 @@ const FILE_HEADER: usize = 24;
 const RECORD_HEADER: usize = 16;
 
 /// Writes Ethernet frames as a pcap file, in order, all at time 0.
-pub fn write(path: &Path, frames: &[Vec<u8>]) {
+pub(crate) fn write(path: &Path, frames: &[Vec<u8>]) {
     write_cut(path, frames, |frame| frame.len());
 }
 
 /// The same of frames that a capture has cut; `whole` tells how long each was.
-pub fn write_cut(path: &Path, frames: &[Vec<u8>], whole: impl Fn(&[u8]) -> usize) {
+pub(crate) fn write_cut(path: &Path, frames: &[Vec<u8>], whole: impl Fn(&[u8]) -> usize) {
     let mut file = Vec::new();
     for word in [MAGIC, 4 << 16 | 2, 0, 0, SNAPLEN, ETHERNET] {
         file.extend(word.to_ne_bytes());
@@ -31,7 +31,7 @@ pub fn write_cut(path: &Path, frames: &[Vec<u8>], whole: impl Fn(&[u8]) -> usize
 }
 
 /// Reads all frames of a pcap file; panics on anything but whole Ethernet frames.
-pub fn read(path: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Vec<Vec<u8>> {
     let file = fs::read(path).unwrap_or_else(|err| panic!("read {}: {err}", path.display()));
     assert!(file.len() >= FILE_HEADER, "{} has no pcap header", path.display());
     assert_eq!(word(&file, 0), MAGIC, "{} is no pcap file", path.display());
@@ -53,19 +53,19 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// Counts the packets of a pcap file that is still being written, reading only what is new.
-pub struct Counter {
+pub(crate) struct Counter {
     path: PathBuf,
     at: u64,
     count: usize,
 }
 
 impl Counter {
-    pub fn new(path: &Path) -> Counter {
+    pub(crate) fn new(path: &Path) -> Counter {
         Counter { path: path.to_owned(), at: FILE_HEADER as u64, count: 0 }
     }
 
     /// How many whole packets the file holds now.
-    pub fn count(&mut self) -> usize {
+    pub(crate) fn count(&mut self) -> usize {
         while let Some(end) = self.next_record_end() {
             (self.at, self.count) = (end, self.count + 1);
         }

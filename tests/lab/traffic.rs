@@ -12,7 +12,7 @@ use super::{HOST_IP, HOST_IP6, Lab, Ns, PATIENCE, PEER_IP, PEER_IP6, pcap, poll}
 const BURST: usize = 200;
 
 /// A finished TCP connection over the watched link.
-pub struct Transfer {
+pub(crate) struct Transfer {
     /// The listener's port; the sender's is the kernel's choice.
     pub port: u16,
     /// What was sent and arrived.
@@ -21,7 +21,7 @@ pub struct Transfer {
 
 /// An HTTP server on the host or the peer, port 80, whose CPU can be chosen, as its client's. (A sensor wants a whole HTTP
 /// exchange: see [`super::http::Site`].) Ends when it is dropped.
-pub struct HttpServer {
+pub(crate) struct HttpServer {
     at: Ns,
     _socat: Socat,
     /// What it has, by name: header and body.
@@ -30,7 +30,7 @@ pub struct HttpServer {
 
 /// Which CPUs the two ends of a connection may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cpus {
+pub(crate) enum Cpus {
     /// Both ends on the first CPU, so that there is one order of all packets.
     One,
     /// The server on the first, its client on the second, if there is one.
@@ -45,10 +45,65 @@ impl Cpus {
     }
 }
 
+/// The same frames over and over out of an interface, as a process of its own; ended on drop.
+pub(crate) struct Stream {
+    tcpreplay: Child,
+}
+
+impl Stream {
+    /// `speed` is an option of tcpreplay.
+    pub(crate) fn start(lab: &Lab, at: (Ns, &str), frames: &[Vec<u8>], loops: u32, speed: &str) -> Stream {
+        // Others use the machine too, and a cap is only reached while nothing holds up the sender: it goes first, and
+        // sleeps between packets (its own way is to ask for the time without end).
+        let by = ["nice", "-n", "-15"];
+        Stream::start_by(&by, lab, at, frames, &["--preload-pcap", "--timer=nano", &format!("--loop={loops}"), speed])
+    }
+
+    /// The frames once, at a rate that no queue has to hold, sent from one CPU so that they stay in order.
+    pub(crate) fn in_order(lab: &Lab, at: (Ns, &str), frames: &[Vec<u8>]) -> Stream {
+        Stream::start_by(&["taskset", "-c", "0"], lab, at, frames, &["--pps=1000"])
+    }
+
+    fn start_by(by: &[&str], lab: &Lab, (ns, dev): (Ns, &str), frames: &[Vec<u8>], options: &[&str]) -> Stream {
+        let file = lab.dir().join(format!("{dev}.stream.pcap"));
+        pcap::write(&file, frames);
+        let ends = ["--intf1", dev, file.to_str().expect("a plain path")];
+        let mut command = lab.command(ns, &[by, &["tcpreplay"], options, &ends].concat());
+        Stream { tcpreplay: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start tcpreplay") }
+    }
+
+    pub(crate) fn runs(&mut self) -> bool {
+        self.tcpreplay.try_wait().expect("wait for tcpreplay").is_none()
+    }
+
+    /// Ends it wherever it is; panics if it has ended before.
+    #[track_caller]
+    pub(crate) fn stop(mut self) {
+        assert_eq!(self.tcpreplay.try_wait().expect("wait for tcpreplay"), None, "the stream ended too soon");
+        self.tcpreplay.kill().expect("stop tcpreplay");
+        self.tcpreplay.wait().expect("wait for tcpreplay");
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn end(mut self) {
+        let status = poll(PATIENCE * 2, || self.tcpreplay.try_wait().expect("wait for tcpreplay"));
+        assert!(status.is_some_and(|status| status.success()), "tcpreplay: {status:?}");
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Both fail, rightly, when it has already ended.
+        let _ = self.tcpreplay.kill();
+        let _ = self.tcpreplay.wait();
+    }
+}
+
 impl Lab {
     /// Has eth0 receive all packets of a flow on one CPU, each flow on any, as a NIC's receive queues do. A veth receives a
     /// packet where it was sent; two of one connection, sent by two CPUs, then pass at the same moment, and have no order.
-    pub fn receive_each_flow_on_one_cpu(&self) {
+    pub(crate) fn receive_each_flow_on_one_cpu(&self) {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(8);
         let mask = format!("{:x}", (1 << cpus) - 1);
         let set = "mount -t sysfs sysfs /sys
@@ -58,7 +113,7 @@ impl Lab {
 
     /// Starts a server of one response for each of these body sizes.
     #[track_caller]
-    pub fn http_server(&self, at: Ns, cpus: Cpus, sizes: &[usize]) -> HttpServer {
+    pub(crate) fn http_server(&self, at: Ns, cpus: Cpus, sizes: &[usize]) -> HttpServer {
         let dir = self.fresh_path("www");
         fs::create_dir(&dir).expect("make the server's directory");
         let responses: Vec<(String, Vec<u8>)> = sizes.iter().map(|size| (size.to_string(), response(*size))).collect();
@@ -75,7 +130,7 @@ impl Lab {
     /// Gets each response of the server from the link's other end, one after the other, over a connection each, and waits
     /// until the last packet has passed; panics unless all are right.
     #[track_caller]
-    pub fn download_all(&self, server: &HttpServer, cpus: Cpus) {
+    pub(crate) fn download_all(&self, server: &HttpServer, cpus: Cpus) {
         const GET: &str = r#"printf 'GET /%s HTTP/1.0\r\n\r\n' "$1" | socat -t 10 - TCP4:$2:80"#;
         let (client, address) = if server.at == Ns::Peer { (Ns::Host, PEER_IP) } else { (Ns::Peer, HOST_IP) };
         let get = ["taskset", "-c", cpus.each()[1], "sh", "-c", GET, "sh"];
@@ -97,7 +152,7 @@ impl Lab {
 
     /// Sends pings of these sizes, each after the answer to the one before; panics unless each is answered.
     #[track_caller]
-    pub fn ping_each(&self, from: Ns, to: IpAddr, sizes: &[usize]) {
+    pub(crate) fn ping_each(&self, from: Ns, to: IpAddr, sizes: &[usize]) {
         let each = "to=$1; shift; for size; do ping -n -q -c 1 -W 10 -s $size $to; done";
         let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
         let argv = ["sh", "-euc", each, "sh", &to.to_string()].map(String::from);
@@ -110,7 +165,7 @@ impl Lab {
     /// has been empty and the lab's captures have come to rest. They may be 14 to MTU + 14 bytes (MTU + 18 with
     /// ethertype 0x8100): 65,549 at most.
     #[track_caller]
-    pub fn send(&self, ns: Ns, iface: &str, frames: &[Vec<u8>]) {
+    pub(crate) fn send(&self, ns: Ns, iface: &str, frames: &[Vec<u8>]) {
         for burst in frames.chunks(BURST) {
             self.send_burst(ns, iface, burst);
             self.wait_until_received();
@@ -119,7 +174,7 @@ impl Lab {
 
     /// Waits until the receivers' backlog is empty and the lab's captures have come to rest.
     #[track_caller]
-    pub fn wait_until_received(&self) {
+    pub(crate) fn wait_until_received(&self) {
         let calm = poll(PATIENCE, || (backlog() == 0 && self.captures_at_rest()).then_some(()));
         assert!(calm.is_some(), "still not received: {} packets in the backlog, or a busy tcpdump", backlog());
     }
@@ -141,19 +196,19 @@ impl Lab {
     /// Moves pseudo-random bytes between host and peer over one IPv4 TCP connection; panics unless all arrive
     /// unchanged.
     #[track_caller]
-    pub fn tcp_transfer(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
+    pub(crate) fn tcp_transfer(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
         self.transfer(bytes, from, to, IpAddr::from(if to == Ns::Host { HOST_IP } else { PEER_IP }))
     }
 
     /// The same over IPv6.
     #[track_caller]
-    pub fn tcp_transfer6(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
+    pub(crate) fn tcp_transfer6(&self, bytes: usize, from: Ns, to: Ns) -> Transfer {
         self.transfer(bytes, from, to, IpAddr::from(if to == Ns::Host { HOST_IP6 } else { PEER_IP6 }))
     }
 
     /// The same to another address of the receiver's.
     #[track_caller]
-    pub fn tcp_transfer_at(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
+    pub(crate) fn tcp_transfer_at(&self, bytes: usize, from: Ns, to: Ns, address: IpAddr) -> Transfer {
         self.transfer(bytes, from, to, address)
     }
 
@@ -260,11 +315,11 @@ pub(super) fn pseudo_random(bytes: usize, seed: u16) -> Vec<u8> {
 }
 
 /// A program in the background, ended with this.
-pub struct Background(Child);
+pub(crate) struct Background(Child);
 
 impl Lab {
     /// Starts a program that runs as long as what this returns is there.
-    pub fn background(&self, ns: Ns, argv: &[&str]) -> Background {
+    pub(crate) fn background(&self, ns: Ns, argv: &[&str]) -> Background {
         let log = File::create(self.fresh_path("background.err")).expect("make the file for its messages");
         let child = self.command(ns, argv).stdout(Stdio::null()).stderr(log).spawn();
         Background(child.unwrap_or_else(|err| panic!("could not start {argv:?}: {err}")))

@@ -14,7 +14,7 @@ use super::frames::{ETH_IPV4, ETH_IPV6, ETH_TEB, FRAGMENT, GRE, Mac, UDP};
 
 /// What a collector expects to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Gre,
     /// The UDP destination port.
     Vxlan(u16),
@@ -26,7 +26,7 @@ pub enum Kind {
 
 /// What begins a captured packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
+pub(crate) enum Link {
     Ethernet,
     /// Nothing: IP packets.
     Raw,
@@ -34,7 +34,7 @@ pub enum Link {
 
 /// The outer IP (and UDP) headers of one whole copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outer {
+pub(crate) struct Outer {
     /// Source and destination, zero on a link without them.
     pub macs: (Mac, Mac),
     pub src: IpAddr,
@@ -55,7 +55,7 @@ pub struct Outer {
 
 /// What the tunnel header says; what a type lacks is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// GRE key, VNI, ERSPAN session id.
     pub id: Option<u32>,
     pub sequence: Option<u32>,
@@ -63,7 +63,7 @@ pub struct Header {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Erspan {
+pub(crate) struct Erspan {
     pub vlan: u16,
     pub cos: u8,
     /// Encapsulation (II) or BSO (III).
@@ -76,7 +76,7 @@ pub struct Erspan {
 
 /// One copied frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tunnelled {
+pub(crate) struct Tunnelled {
     pub outer: Outer,
     pub header: Header,
     pub frame: Vec<u8>,
@@ -84,13 +84,13 @@ pub struct Tunnelled {
 
 /// The copied frames in captured packets, in order of completion; panics, showing the packet, on anything that is wrong.
 #[track_caller]
-pub fn decap(kind: Kind, packets: &[Vec<u8>]) -> Vec<Tunnelled> {
+pub(crate) fn decap(kind: Kind, packets: &[Vec<u8>]) -> Vec<Tunnelled> {
     decap_on(Link::Ethernet, kind, packets)
 }
 
 /// As [`decap`], for packets captured on another kind of link.
 #[track_caller]
-pub fn decap_on(link: Link, kind: Kind, packets: &[Vec<u8>]) -> Vec<Tunnelled> {
+pub(crate) fn decap_on(link: Link, kind: Kind, packets: &[Vec<u8>]) -> Vec<Tunnelled> {
     try_decap(link, kind, packets).unwrap_or_else(|err| panic!("{kind:?}: {err:#}"))
 }
 
@@ -104,12 +104,12 @@ fn try_decap(link: Link, kind: Kind, packets: &[Vec<u8>]) -> Result<Vec<Tunnelle
 }
 
 /// The inner frames, to compare with what was sent.
-pub fn inner(copies: &[Tunnelled]) -> Vec<Vec<u8>> {
+pub(crate) fn inner(copies: &[Tunnelled]) -> Vec<Vec<u8>> {
     copies.iter().map(|copy| copy.frame.clone()).collect()
 }
 
 /// Of captured Ethernet frames, the IP packets to an address.
-pub fn packets_to(frames: &[Vec<u8>], to: IpAddr) -> Vec<Vec<u8>> {
+pub(crate) fn packets_to(frames: &[Vec<u8>], to: IpAddr) -> Vec<Vec<u8>> {
     let is_to = |frame: &&Vec<u8>| match to {
         IpAddr::V4(to) => frame.get(12..14) == Some(&[8, 0]) && frame.get(30..34) == Some(&to.octets()),
         IpAddr::V6(to) => frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(38..54) == Some(&to.octets()),
@@ -408,7 +408,7 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The packets of a pcap file that is still being written, of any link type.
-pub fn raw_packets(pcap: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn raw_packets(pcap: &Path) -> Vec<Vec<u8>> {
     let file = fs::read(pcap).unwrap_or_else(|err| panic!("read {}: {err}", pcap.display()));
     let (mut rest, mut packets) = (file.get(24..).unwrap_or_default(), Vec::new());
     while let Some(header) = rest.get(..16) {

@@ -1,0 +1,79 @@
+//! `sync`: make the kernel agree with what was asked for.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use crate::commands::{news, warn};
+use crate::output::json;
+use crate::session::change::Change;
+use crate::session::difference::Clsact;
+use crate::session::engine::{self, Context, Edit, Open, Scope};
+use crate::session::resolve;
+use crate::tools::exec::print;
+
+pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: bool) -> Result<ExitCode> {
+    let open = Open::to_write(context)?;
+    let names = names(&open, name, all)?;
+    let (mut sessions, mut failed) = (Vec::new(), false);
+    for name in &names {
+        match session(&open, name) {
+            Ok(changes) => {
+                let (changes, notes): (Vec<Change>, Vec<Change>) =
+                    changes.into_iter().partition(|change| !change.acts.is_empty());
+                if !as_json && !context.runner.dry_run {
+                    changes.iter().try_for_each(|change| print(&format!("{name}: {}\n", change.line())))?;
+                }
+                notes.iter().for_each(|note| eprintln!("snifctl: {name}: {}", note.line()));
+                sessions.push(json!({ "name": name, "changes": changes.iter().map(shown).collect::<Vec<Value>>() }));
+            }
+            // The others are brought in order all the same.
+            Err(err) if names.len() > 1 => {
+                eprintln!("snifctl: {err:#}");
+                failed = true;
+            }
+            Err(err) => return Err(err),
+        }
+    }
+    if as_json && !context.runner.dry_run {
+        json::print(&json!({ "sessions": sessions }))?;
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn shown(change: &Change) -> Value {
+    json!({ "subject": change.subject, "fault": change.fault, "fix": change.fix })
+}
+
+/// The sessions that are meant. Of those of which only a half is left, the half goes.
+fn names(open: &Open, name: Option<&str>, all: bool) -> Result<Vec<String>> {
+    let everything = engine::everything(open);
+    if all || (name.is_none() && open.home.sessions().is_empty() && !everything.is_empty()) {
+        return Ok(everything);
+    }
+    match name {
+        Some(name) if everything.iter().any(|known| known == name) => Ok(vec![name.into()]),
+        name => Ok(vec![open.chosen(name)?]),
+    }
+}
+
+/// Brings one session in order; answers what was to be done.
+fn session(open: &Open, name: &str) -> Result<Vec<Change>> {
+    let there = open.read(name)?;
+    if !there.is_published {
+        let changes = engine::take_down(open, name, Clsact::Remove)?;
+        return Ok(changes.into_iter().filter(|change| !change.is_silent()).collect());
+    }
+    let stored = match &there.stored {
+        Ok(stored) => stored,
+        Err(why) => {
+            bail!("session {name}: {why}; take it down, and start it again: snifctl down --name {name}")
+        }
+    };
+    let request = resolve::follow(stored, &open.machine);
+    let scope = Scope::all(&request);
+    let done = engine::carry_out(open, there, Edit::new(request, scope))?;
+    warn(news(&done));
+    Ok(done.told().cloned().collect())
+}

@@ -1,0 +1,188 @@
+//! `up`: make a session, or find it made; or change it.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::cli::UpArgs;
+use crate::commands::{news, warn};
+use crate::datapath::abi::{Direction, Remote};
+use crate::datapath::filter;
+use crate::datapath::source::Source;
+use crate::output::{json, text};
+use crate::request::{Request, listed};
+use crate::session::difference::Clsact;
+use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
+use crate::session::firewall::{self, Obstacle};
+use crate::session::home;
+use crate::session::machine::Machine;
+use crate::session::resolve;
+use crate::session::stats::{self, Status};
+use crate::session::stored::{Stored, Unreadable};
+use crate::session::there::There;
+use crate::tools::bpftool;
+use crate::tools::exec::print;
+
+pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
+    let request = args.request()?;
+    let context = &context.dry(&args.dry_run);
+    let runner = &context.runner;
+    if !runner.dry_run {
+        home::ensure_root()?;
+    }
+    let expression = request.options.filter.as_deref();
+    let filter = expression.map(|expression| filter::compile(runner, "--filter", expression)).transpose()?;
+    let source = Source::datapath(filter.clone(), &request.features());
+    // clang may run while routes and links are looked up.
+    let compiling = source.clone().begin(runner)?;
+    let open = Open::to_write(context)?;
+    let there = open.read(&request.name)?;
+    let (request, known) = match &there.stored {
+        Ok(stored) => (agreed(stored, &request, &open.machine, args.replace)?, Some(stored.clone())),
+        // Its counters are not ours to throw away.
+        Err(why @ Unreadable::OtherVersion(_)) => {
+            bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", request.name)
+        }
+        Err(_) => (request, None),
+    };
+    let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
+    let scope = scope(&request, known.as_ref(), &open.machine)?;
+    let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
+    let is_anew = known.is_none() && (there.is_published || !there.halves.is_empty());
+    if is_anew && !runner.dry_run {
+        eprintln!("snifctl: {}; making it anew", broken(&there));
+    }
+    let compiling = Some((source, compiling));
+    let edit = Edit { request: request.clone(), scope, clsact, filter, compiling };
+    let done = engine::carry_out(&open, there, edit)?;
+    if runner.dry_run {
+        return shown(&request.name, &done, known.is_some());
+    }
+    match known {
+        None => warn(&done.warnings),
+        Some(_) => tell(&request.name, &done, is_replaced),
+    }
+    finish(&open, &request, &done, args.json)
+}
+
+/// Why a session is not taken for one.
+fn broken(there: &There) -> String {
+    match &there.stored {
+        Err(why) if there.is_published => format!("session {}: {why}", there.name),
+        _ => format!("session {} was only half there", there.name),
+    }
+}
+
+/// The request that is to be in force: the one that is, if it is the same, with the names of today.
+fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -> Result<Request> {
+    let known = resolve::follow(stored, machine);
+    let mut asked = asked.clone();
+    for watched in &mut asked.interfaces {
+        let place = machine.named(&watched.interface).and_then(|link| stored.place(link.ifindex));
+        let name = place.and_then(|(name, place)| {
+            let at = known.interfaces.iter().find(|at| at.interface == *name);
+            at.map(|at| at.interface.clone()).or_else(|| machine.indexed(place.ifindex).map(|link| link.ifname.clone()))
+        });
+        watched.interface = name.unwrap_or_else(|| watched.interface.clone());
+    }
+    let differences = known.differences(&asked);
+    if differences.is_empty() {
+        return Ok(known);
+    }
+    if !replaces {
+        bail!(
+            "--name {0} is taken by a session with another request ({1}); change it by the same command with --replace, use \
+             another --name, or first: snifctl down --name {0}",
+            asked.name,
+            differences.join(", ")
+        );
+    }
+    Ok(asked)
+}
+
+/// Everything is asked; what is new in the request is told apart.
+fn scope(request: &Request, known: Option<&Stored>, machine: &Machine) -> Result<Scope> {
+    let mut scope = Scope::all(request);
+    for watched in &request.interfaces {
+        if known.is_none_or(|stored| !stored.interfaces.contains_key(&watched.interface)) {
+            let renamed = known.zip(machine.named(&watched.interface)).and_then(|(known, at)| known.place(at.ifindex));
+            if renamed.is_none() {
+                resolve::ensure_watchable(&watched.interface, machine)?;
+                scope.asked.interfaces.push(watched.interface.clone());
+            }
+        }
+    }
+    let is_known = |remote| known.is_some_and(|stored| stored.request.options.remotes.contains(remote));
+    // With another source each remote has another way.
+    let is_same = known.is_some_and(|stored| stored.request.options.sources == request.options.sources);
+    scope.asked.new = request.options.remotes.iter().filter(|at| !is_same || !is_known(at)).copied().collect();
+    Ok(scope)
+}
+
+/// What `up` says of a session that was there.
+fn tell(name: &str, done: &Done, is_replaced: bool) {
+    done.told().for_each(|change| eprintln!("snifctl: {name}: {}", change.line()));
+    warn(news(done));
+    let is_whole = done.told().all(|change| !change.acts.is_empty());
+    match (is_replaced, done.told().next()) {
+        (true, _) => {}
+        (false, None) => eprintln!("snifctl: session {name} is already up with this request"),
+        (false, Some(_)) if is_whole => {
+            eprintln!("snifctl: session {name} is up with this request, and in order again")
+        }
+        (false, Some(_)) => eprintln!("snifctl: session {name} is up with this request, as far as it can be"),
+    }
+}
+
+/// What a dry run adds to the lines that it has printed.
+fn shown(name: &str, done: &Done, is_known: bool) -> Result<ExitCode> {
+    warn(&done.warnings);
+    if is_known && done.is_nothing() {
+        eprintln!("snifctl: session {name} is already up with this request");
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (address, remote) in &done.headers {
+        show_headers(&address.to_string(), remote)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The outer headers of a remote, as comment lines: one, or one a direction where they differ.
+fn show_headers(address: &str, remote: &Remote) -> Result<()> {
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| remote.outer(direction));
+    print(&format!("# the outer header to {address}, before lengths, ids and checksums are patched:\n"))?;
+    print(&format!("# {}\n", bpftool::hex(ingress)))?;
+    if egress != ingress {
+        print("# and of copies of outgoing packets:\n")?;
+        print(&format!("# {}\n", bpftool::hex(egress)))?;
+    }
+    Ok(())
+}
+
+fn finish(open: &Open, request: &Request, done: &Done, as_json: bool) -> Result<ExitCode> {
+    firewall::obstacles(open.runner).iter().for_each(|found: &Obstacle| eprintln!("snifctl: {}", found.warning()));
+    warn_of_tcx(&stats::tcx(open, request).unwrap_or_default());
+    if !as_json {
+        print(&text::session_line(request, &done.headers, &open.machine.links))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // With the links of now: the relay is new.
+    match open.again(open.runner).and_then(|open| stats::session(&open, &request.name)) {
+        Ok(session) => json::print(&serde_json::to_value(Status { sessions: vec![session] })?)?,
+        Err(err) => {
+            let name = &request.name;
+            eprintln!("snifctl: session {name} is up, but its status could not be read ({err:#}); try: snifctl status");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn warn_of_tcx(programs: &[String]) {
+    if !programs.is_empty() {
+        let programs = listed(programs.iter().cloned());
+        eprintln!(
+            "snifctl: tcx programs run before the taps and can hide packets from them: {programs}; look at them with: \
+             bpftool net show"
+        );
+    }
+}

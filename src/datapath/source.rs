@@ -1,0 +1,113 @@
+//! The C that is built into this binary, and what of it a session needs.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::datapath::filter::Filter;
+use crate::tools::clang::{Compiling, Unit};
+use crate::tools::exec::Runner;
+use crate::tools::kernel;
+
+/// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
+const FILES: [(&str, &str); 8] = [
+    (DATAPATH, include_str!("../../bpf/snifctl.bpf.c")),
+    (TAPS, include_str!("../../bpf/taps.bpf.c")),
+    (MATCHER, include_str!("../../bpf/match.bpf.c")),
+    ("tap.h", include_str!("../../bpf/tap.h")),
+    ("relay.h", include_str!("../../bpf/relay.h")),
+    ("common.h", include_str!("../../bpf/common.h")),
+    ("snifctl.h", include_str!("../../bpf/snifctl.h")),
+    ("classic.h", include_str!("../../bpf/classic.h")),
+];
+const DATAPATH: &str = "snifctl.bpf.c";
+const TAPS: &str = "taps.bpf.c";
+const MATCHER: &str = "match.bpf.c";
+/// Where a translated filter goes; without it every packet is taken.
+const FILTER: &str = "expression.h";
+
+/// The parts that can be left out, by their `HAS_` names in `bpf/common.h`.
+pub(crate) const FEATURES: [&str; 7] = ["UDP", "SEQUENCE", "ERSPAN", "CUT", "RATE", "SAMPLE", "SPREAD"];
+
+/// A program to compile, with its filter if it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    main: &'static str,
+    filter: Option<Filter>,
+    /// What is left out.
+    without: Vec<&'static str>,
+}
+
+impl Source {
+    /// A session's programs, with these features.
+    pub(crate) fn datapath(filter: Option<Filter>, features: &[String]) -> Source {
+        let without = FEATURES.into_iter().filter(|name| !features.iter().any(|feature| feature == name));
+        Source { main: DATAPATH, filter, without: without.collect() }
+    }
+
+    /// The taps of a running session, whatever it does besides.
+    pub(crate) fn taps(filter: Option<Filter>) -> Source {
+        Source { main: TAPS, filter, without: Vec::new() }
+    }
+
+    /// One program that says whether a packet passes the filter.
+    pub(crate) fn matcher(filter: Filter) -> Source {
+        Source { main: MATCHER, filter: Some(filter), without: Vec::new() }
+    }
+
+    pub(crate) fn has_filter(&self) -> bool {
+        self.filter.is_some()
+    }
+
+    /// The options of `snifctl source` that write this source.
+    pub(crate) fn words(&self) -> Vec<&str> {
+        self.filter.iter().flat_map(|filter| ["--filter", &filter.expression]).collect()
+    }
+
+    /// Writes the sources into `dir`, so that the commands of a dry run can be followed by hand.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        self.unit().write(dir)
+    }
+
+    /// Starts clang where the cache has no object.
+    pub(crate) fn begin(self, runner: &Runner) -> Result<Compiling> {
+        self.unit().begin(runner)
+    }
+
+    fn unit(&self) -> Unit {
+        let filter = self.filter.as_ref().map(|filter| (FILTER, filter.code.clone()));
+        Unit {
+            main: self.main,
+            files: FILES.map(|(name, text)| (name, text.to_string())).into_iter().chain(filter).collect(),
+            defines: self.defines(),
+        }
+    }
+
+    /// What this source, and any on an older kernel, has to do without.
+    fn defines(&self) -> Vec<String> {
+        let features = self.without.iter().map(|what| format!("HAS_{what}=0"));
+        features.chain((!kernel::has_atomic_fetch()).then(|| "NO_ATOMIC_FETCH".into())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_holds_every_file_that_is_included_and_the_filter() {
+        let unit =
+            Source::datapath(Some(Filter { expression: "ip".into(), code: "int f;".into() }), &["UDP".into()]).unit();
+        let has = |name: &str| unit.files.iter().any(|(file, _)| *file == name);
+        let included = |text: &str| -> Vec<String> {
+            let names = text.lines().filter_map(|line| line.strip_prefix("#include \""));
+            names.map(|name| name.trim_end_matches('"').to_string()).collect()
+        };
+        for (_, text) in &unit.files {
+            included(text).iter().for_each(|name| assert!(has(name), "{name} is included and not there"));
+        }
+        assert!(has(FILTER) && has(unit.main));
+        assert!(unit.defines.contains(&"HAS_SEQUENCE=0".into()));
+        assert!(!Source::taps(None).unit().files.iter().any(|(name, _)| *name == FILTER));
+    }
+}

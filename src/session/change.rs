@@ -1,0 +1,406 @@
+//! Changes of a session in the kernel, and the one place that carries them out: for real, or printed as lines to paste.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::datapath::abi::{self, Config, Direction};
+use crate::datapath::parts::{Map, Program};
+use crate::datapath::source::Source;
+use crate::session::home::{Home, handle};
+use crate::session::relay;
+use crate::session::stored::Stored;
+use crate::tools::clang::{Compiling, Object};
+use crate::tools::exec::{self, Runner, quote};
+use crate::tools::{bpftool, ip, tc};
+
+/// One row of the difference between what is wanted and what is there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Change {
+    /// What it is about: `tap eth0 ingress`.
+    pub subject: String,
+    /// What differs: `its filter is gone`.
+    pub fault: String,
+    /// What is done about it: `attached`.
+    pub fix: String,
+    /// Empty where nothing can be done from here.
+    pub acts: Vec<Act>,
+}
+
+impl Change {
+    pub(crate) fn new(
+        subject: impl Into<String>,
+        fault: impl Into<String>,
+        fix: impl Into<String>,
+        acts: Vec<Act>,
+    ) -> Change {
+        Change { subject: subject.into(), fault: fault.into(), fix: fix.into(), acts }
+    }
+
+    /// A step of another change, of which nothing is said.
+    pub(crate) fn silent(acts: Vec<Act>) -> Change {
+        Change { acts, ..Change::default() }
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.subject.is_empty()
+    }
+
+    /// `tap eth0 ingress: its filter is gone; attached`.
+    pub(crate) fn line(&self) -> String {
+        format!("{}: {}; {}", self.subject, self.fault, self.fix)
+    }
+}
+
+/// Which pins a filter takes its program from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    Session,
+    /// Just loaded, and not yet in the session's place.
+    Building,
+}
+
+/// A step that one tool does, or one call of the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Act {
+    MakeHome,
+    MakeBuilding,
+    /// Load all programs with maps of their own.
+    Load(Source),
+    /// Load programs on the session's maps.
+    LoadOn(Source),
+    Publish,
+    /// Out of the session's place, before it is taken apart.
+    Retire,
+    RemovePins(PathBuf),
+    /// From where it was built to its place; the one that was there is kept beside, until that directory goes.
+    MovePin(Program),
+    /// The one that was kept, back to its place.
+    RestorePin(Program),
+    PinProgram(Program, u32),
+    PinMap(Map, u32),
+    Write(Map, Vec<u8>, Vec<u8>),
+    Delete(Map, Vec<u8>),
+    Store(Box<Stored>),
+    /// All but the key of the request, which [`Act::Store`] alone changes.
+    Configure(Box<Config>),
+    Mark(u32),
+    Unmark(u32),
+    AddClsact {
+        ifindex: u32,
+        dev: String,
+    },
+    DelClsact {
+        ifindex: u32,
+        dev: String,
+    },
+    Attach {
+        ifindex: u32,
+        dev: String,
+        direction: Direction,
+        pref: u32,
+        program: Program,
+        from: From,
+    },
+    Replace {
+        ifindex: u32,
+        dev: String,
+        direction: Direction,
+        pref: u32,
+        program: Program,
+        from: From,
+    },
+    Detach {
+        ifindex: u32,
+        dev: String,
+        direction: Direction,
+        pref: u32,
+    },
+    Ip(String),
+    Offloads(String),
+    /// Until the bridge passes frames.
+    Await {
+        bridge: String,
+        port: String,
+    },
+}
+
+/// Who does an act; neighbours of one tool are done in one call of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Bpftool,
+    Tc,
+    Ip,
+    Itself,
+}
+
+/// Carries changes out.
+pub(crate) struct Executor<'a> {
+    pub runner: &'a Runner,
+    pub home: &'a Home,
+    pub name: &'a str,
+    /// As it is in the kernel, or will be with the first write.
+    pub config: Config,
+    /// Compiled while the rest was looked up.
+    pub compiling: Option<(Source, Compiling)>,
+    is_building: bool,
+    progress: Progress,
+}
+
+impl<'a> Executor<'a> {
+    pub(crate) fn new(runner: &'a Runner, home: &'a Home, name: &'a str, config: Config) -> Executor<'a> {
+        Executor { runner, home, name, config, compiling: None, is_building: false, progress: Progress::new() }
+    }
+
+    pub(crate) fn carry_out(&mut self, changes: &[Change]) -> Result<()> {
+        let acts: Vec<&Act> = changes.iter().flat_map(|change| &change.acts).collect();
+        let mut at = 0;
+        while at < acts.len() {
+            let by = by(acts[at]);
+            let most = if by == By::Itself || interrupts() { 1 } else { AT_A_TIME };
+            let same = acts[at..].iter().take(most).take_while(|act| self::by(act) == by).count();
+            interrupted("before");
+            match by {
+                By::Itself => self.act(acts[at])?,
+                by => self.batch(by, &acts[at..at + same])?,
+            }
+            at += same;
+            interrupted("after");
+            self.progress.show(at, acts.len());
+        }
+        self.progress.end();
+        Ok(())
+    }
+
+    fn batch(&mut self, by: By, acts: &[&Act]) -> Result<()> {
+        let mut lines = Vec::new();
+        for act in acts {
+            lines.extend(self.lines(act)?);
+        }
+        if self.runner.dry_run {
+            let tool = match by {
+                By::Bpftool => "bpftool",
+                By::Tc => "tc",
+                By::Ip | By::Itself => "ip",
+            };
+            return lines.iter().try_for_each(|line| exec::print(&format!("{tool} {line}\n")));
+        }
+        match by {
+            By::Bpftool => bpftool::batch(self.runner, &lines),
+            By::Tc => tc::batch(self.runner, &lines),
+            By::Ip | By::Itself => ip::batch(self.runner, &lines),
+        }
+    }
+
+    /// Where the session's pins are now.
+    fn pins(&self) -> PathBuf {
+        if self.is_building { self.home.building(self.name) } else { self.home.session(self.name) }
+    }
+
+    fn map(&self, map: Map) -> PathBuf {
+        self.pins().join("maps").join(map.name())
+    }
+
+    fn pin(&self, program: Program, from: From) -> String {
+        let dir = if from == From::Building { self.home.building(self.name) } else { self.home.session(self.name) };
+        dir.join(program.name()).to_string_lossy().into_owned()
+    }
+
+    /// Where a program is pinned while it is new, once it is old, and in between.
+    fn pins_of(&self, program: Program) -> [PathBuf; 3] {
+        let (building, session) = (self.home.building(self.name), self.home.session(self.name));
+        [building.join(program.name()), building.join(format!("old_{}", program.name())), session.join(program.name())]
+    }
+
+    fn lines(&mut self, act: &Act) -> Result<Vec<String>> {
+        let handle = handle(self.name);
+        Ok(match act {
+            Act::Write(map, key, value) => vec![bpftool::update(&self.map(*map), key, value)],
+            Act::Delete(map, key) => vec![bpftool::delete(&self.map(*map), key)],
+            Act::Store(stored) => self.store(stored)?,
+            Act::Configure(config) => {
+                self.config = Config { request: self.config.request, ..**config };
+                vec![bpftool::update(&self.map(Map::Config), &[0; 4], &self.config.encode())]
+            }
+            Act::AddClsact { dev, .. } => vec![tc::add_clsact(dev)],
+            Act::DelClsact { dev, .. } => vec![tc::del_clsact(dev)],
+            Act::Attach { dev, direction, pref, program, from, .. } => {
+                vec![tc::add_filter(dev, *direction, *pref, handle, &self.pin(*program, *from))]
+            }
+            Act::Replace { dev, direction, pref, program, from, .. } => {
+                vec![tc::replace_filter(dev, *direction, *pref, handle, &self.pin(*program, *from))]
+            }
+            Act::Detach { dev, direction, pref, .. } => vec![tc::del_filter(dev, *direction, *pref, handle)],
+            Act::Ip(line) => vec![line.clone()],
+            _ => Vec::new(),
+        })
+    }
+
+    /// The lines that write a session's memory, ending with the one that puts it in force: before that, the session is as
+    /// it was. The map has room for two.
+    fn store(&mut self, stored: &Stored) -> Result<Vec<String>> {
+        let chunks = abi::encode_request(&stored.encode())?;
+        let free = if self.config.request == 0 { abi::REQUEST_CHUNKS as u16 } else { 0 };
+        let map = self.map(Map::Request);
+        let line = |(at, chunk): (u32, &Vec<u8>)| bpftool::update(&map, &at.to_ne_bytes(), chunk);
+        let mut lines: Vec<String> = (u32::from(free)..).zip(&chunks).map(line).collect();
+        self.config.request = free;
+        lines.push(bpftool::update(&self.map(Map::Config), &[0; 4], &self.config.encode()));
+        Ok(lines)
+    }
+
+    fn act(&mut self, act: &Act) -> Result<()> {
+        let (runner, home) = (self.runner, self.home);
+        match act {
+            Act::MakeHome if runner.dry_run => runner.act("mkdir -p -m 0700", home.dir(), |_| Ok(())),
+            Act::MakeHome => Ok(()),
+            Act::MakeBuilding => runner.act("mkdir -m 0700", &home.building(self.name), make_private),
+            Act::Load(source) => {
+                self.is_building = true;
+                let object = self.object(source)?;
+                bpftool::load(runner, &object, &home.building(self.name), source.has_filter())
+            }
+            Act::LoadOn(source) => {
+                let object = self.object(source)?;
+                let maps = home.session(self.name).join("maps");
+                let names = Map::ALL.map(Map::name);
+                bpftool::load_on(runner, &object, &home.building(self.name), &maps, &names)
+            }
+            Act::Publish => {
+                self.is_building = false;
+                self.rename(&home.building(self.name), &home.session(self.name))
+            }
+            Act::Retire => self.rename(&home.session(self.name), &home.ending(self.name)),
+            Act::RemovePins(dir) => runner.act("rm -r", dir, |dir| fs::remove_dir_all(dir)),
+            Act::MovePin(program) => {
+                let [new, old, place] = self.pins_of(*program);
+                if runner.dry_run || place.exists() {
+                    self.rename(&place, &old)?;
+                }
+                self.rename(&new, &place)
+            }
+            Act::RestorePin(program) => {
+                let [_, old, place] = self.pins_of(*program);
+                if old.exists() { self.rename(&old, &place) } else { Ok(()) }
+            }
+            Act::PinProgram(program, id) => {
+                let pin = home.session(self.name).join(program.name());
+                bpftool::pin(runner, "prog", *id, &pin)
+            }
+            Act::PinMap(map, id) => {
+                let maps = self.pins().join("maps");
+                if !maps.is_dir() {
+                    runner.act("mkdir -m 0700", &maps, make_private)?;
+                }
+                bpftool::pin(runner, "map", *id, &self.map(*map))
+            }
+            Act::Mark(ifindex) => runner.act("mkdir -p -m 0700", &home.clsact_mark(*ifindex), |dir| {
+                DirBuilder::new().recursive(true).mode(0o700).create(dir)
+            }),
+            Act::Unmark(ifindex) => {
+                runner.act("rm -rf", &home.clsact_mark(*ifindex), |dir| match fs::remove_dir(dir) {
+                    Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+                    _ => Ok(()),
+                })
+            }
+            Act::Offloads(bridge) => relay::turn_offloads_off(runner, bridge),
+            Act::Await { bridge, port } => relay::wait(runner, bridge, port),
+            _ => unreachable!("a tool does it"),
+        }
+    }
+
+    fn object(&mut self, source: &Source) -> Result<Object> {
+        let started = self.compiling.take().filter(|(started, _)| started == source);
+        let compiling = match started {
+            Some((_, compiling)) => compiling,
+            None => source.clone().begin(self.runner)?,
+        };
+        compiling.object(self.runner, &source.words())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let shown = format!("mv -T {}", quote(&from.to_string_lossy()));
+        self.runner.act(&shown, to, |to| fs::rename(from, to))
+    }
+}
+
+fn make_private(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(dir)
+}
+
+fn by(act: &Act) -> By {
+    match act {
+        Act::Write(..) | Act::Delete(..) | Act::Store(_) | Act::Configure(_) => By::Bpftool,
+        Act::AddClsact { .. }
+        | Act::DelClsact { .. }
+        | Act::Attach { .. }
+        | Act::Replace { .. }
+        | Act::Detach { .. } => By::Tc,
+        Act::Ip(_) => By::Ip,
+        _ => By::Itself,
+    }
+}
+
+/// Acts in one call of a tool, so that a long change can say how far it is.
+const AT_A_TIME: usize = 1000;
+
+/// One line on a terminal that says how far a long change is, and goes away with it.
+struct Progress {
+    start: std::time::Instant,
+    is_shown: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress { start: std::time::Instant::now(), is_shown: false }
+    }
+
+    fn show(&mut self, done: usize, all: usize) {
+        use std::io::IsTerminal;
+        if self.start.elapsed() >= std::time::Duration::from_secs(1) && done < all && io::stderr().is_terminal() {
+            eprint!("\rsnifctl: {} % of {all} steps\x1b[K", 100 * done / all);
+            self.is_shown = true;
+        }
+    }
+
+    fn end(&mut self) {
+        if self.is_shown {
+            eprint!("\r\x1b[K");
+            self.is_shown = false;
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// For the test that ends us at each step: `SNIFCTL_INTERRUPT="3 before"`. Not in a release build.
+fn interrupts() -> bool {
+    cfg!(debug_assertions) && std::env::var_os("SNIFCTL_INTERRUPT").is_some()
+}
+
+fn interrupted(when: &str) {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static STEP: AtomicU32 = AtomicU32::new(0);
+    if !interrupts() {
+        return;
+    }
+    let step = if when == "before" { STEP.fetch_add(1, Ordering::Relaxed) + 1 } else { STEP.load(Ordering::Relaxed) };
+    if std::env::var("SNIFCTL_INTERRUPT").is_ok_and(|wanted| wanted == format!("{step} {when}")) {
+        std::process::abort();
+    }
+}
+
+/// A change that was asked for did not succeed; what undoing it met.
+pub(crate) fn explain(err: anyhow::Error, undone: Result<()>, name: &str) -> anyhow::Error {
+    match undone {
+        Ok(()) => err,
+        Err(undo) => err.context(format!("cleaning up failed too ({undo:#}); try: snifctl sync --name {name}")),
+    }
+}

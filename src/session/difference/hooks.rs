@@ -1,0 +1,77 @@
+//! What is at the hooks of watched interfaces.
+
+use crate::datapath::abi::Direction;
+use crate::datapath::parts::Program;
+use crate::request::Watch;
+use crate::session::change::{Act, Change, From};
+use crate::session::difference::{Clsact, Wanted};
+use crate::session::there::{There, key};
+use crate::tools::ip::Link;
+use crate::tools::tc::Hooks;
+
+/// What a tap's slot is made known with.
+pub(super) fn marks(wanted: &Wanted, there: &There) -> Vec<Act> {
+    let links = wanted.interfaces.iter().filter_map(|(_, link)| link.as_ref());
+    let lacks = |link: &&Link| {
+        let hooks = there.hooks.get(&link.ifindex);
+        hooks.is_some_and(|hooks| !hooks.gone && !hooks.has_qdisc("clsact") && !hooks.has_qdisc("ingress"))
+    };
+    links.filter(lacks).map(|link| Act::Mark(link.ifindex)).collect()
+}
+
+/// With [`Clsact::Leave`], the clsact qdiscs of the watched interfaces are not ours any more.
+pub(super) fn unmarks(wanted: &Wanted, there: &There) -> Vec<Act> {
+    if wanted.clsact == Clsact::Remove {
+        return Vec::new();
+    }
+    let links = wanted.interfaces.iter().filter_map(|(_, link)| link.as_ref());
+    let marked = |link: &&Link| {
+        let hooks = there.hooks.get(&link.ifindex);
+        hooks.is_some_and(|hooks| there.marks.contains(&link.ifindex) || !hooks.has_qdisc("clsact"))
+    };
+    links.filter(marked).map(|link| Act::Unmark(link.ifindex)).collect()
+}
+
+pub(super) fn attach_all(there: &There, link: &Link, watch: Watch) -> Change {
+    let hooks = there.hooks.get(&link.ifindex);
+    let mut acts = Vec::new();
+    if hooks.is_none_or(|hooks| !hooks.has_qdisc("clsact")) {
+        acts.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone() });
+    }
+    acts.extend(watch.directions().iter().map(|direction| attach(there, link, *direction, From::Session)));
+    Change::new(format!("taps of {}", link.ifname), "they are not there", "attached", acts)
+}
+
+pub(super) fn attach(there: &There, link: &Link, direction: Direction, from: From) -> Act {
+    let pref =
+        there.hooks.get(&link.ifindex).map_or(crate::tools::tc::FIRST_PREF, |hooks| free_pref(there, hooks, direction));
+    let program = Program::tap(direction);
+    Act::Attach { ifindex: link.ifindex, dev: link.ifname.clone(), direction, pref, program, from }
+}
+
+/// The lowest preference that our filter can take: before all others, unless another kind sits there, or a stranger has
+/// our handle there.
+pub(super) fn free_pref(there: &There, hooks: &Hooks, direction: Direction) -> u32 {
+    let handle = crate::session::home::handle(&there.name);
+    let taken = |pref| {
+        let filters = hooks.filters(direction).iter().filter(|filter| filter.pref == pref);
+        filters
+            .into_iter()
+            .any(|filter| filter.kind != "bpf" || filter.handle() == Some(handle) && !there.is_ours(filter))
+    };
+    (hooks.free_pref(direction)..).find(|pref| !taken(*pref)).unwrap_or(1)
+}
+
+pub(super) fn detach(there: &There, link: &Link, goes: impl Fn(Direction) -> bool) -> Vec<Act> {
+    let directions = [Direction::Ingress, Direction::Egress].into_iter().filter(|direction| goes(*direction));
+    let at = |direction: Direction| {
+        let dev = link.ifname.clone();
+        there.taps_at(key(link.ifindex, direction)).into_iter().map(move |(pref, _)| Act::Detach {
+            ifindex: link.ifindex,
+            dev: dev.clone(),
+            direction,
+            pref,
+        })
+    };
+    directions.flat_map(at).collect()
+}

@@ -1,0 +1,141 @@
+//! A new session, and the end of one.
+
+use std::path::PathBuf;
+
+use crate::datapath::abi::{Config, Direction};
+use crate::datapath::source::Source;
+use crate::session::change::{Act, Change};
+use crate::session::difference::hooks::{attach_all, detach, marks, unmarks};
+use crate::session::difference::rows::{Expected, ORDER, config, spread_writes, writes};
+use crate::session::difference::{Clsact, Wanted};
+use crate::session::relay;
+use crate::session::stored::{Place, Stored};
+use crate::session::there::{Rows, There, key};
+
+pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
+    let request = &wanted.request;
+    let mut changes = clear(there);
+    let mut stored = Stored::new(request.clone());
+    let found = wanted.interfaces.iter().filter_map(|(watched, link)| Some((watched, link.as_ref()?)));
+    for ((watched, link), number) in found.zip(0..) {
+        let place = Place { ifindex: link.ifindex, number, mtu: link.mtu, watch: watched.direction, before: None };
+        stored.interfaces.insert(watched.interface.clone(), place);
+    }
+    for remote in &request.options.remotes {
+        stored.remotes.insert(*remote, stored.free_slot());
+    }
+    let relay = relay::New::choose(&there.links, &removed_links(&changes));
+    let config = Config { relay: relay.bridge, port: relay.port, peer: relay.peer, ..config(wanted, &stored, None) };
+    let source = Source::datapath(wanted.filter.clone(), &stored.compiled.features);
+    let mut load = vec![Act::MakeHome, Act::MakeBuilding, Act::Load(source)];
+    load.push(Act::Configure(Box::new(config)));
+    let empty = Rows::new();
+    let mut rows = Vec::new();
+    let expected = Expected::of(wanted, &stored, there, true);
+    for map in ORDER {
+        rows.extend(writes(map, &empty, &expected.rows(map)));
+    }
+    load.extend(rows);
+    load.extend(spread_writes(&stored, request, None));
+    load.push(Act::Store(Box::new(stored.clone())));
+    load.push(Act::Publish);
+    changes.push(Change::new("session", "it is not there", "made", load));
+    changes.push(Change::new("relay", "it is not there", "made", relay.make(&there.name)));
+    changes.push(Change::silent(relay.refer()));
+    changes.push(Change::silent(marks(wanted, there)));
+    changes.extend(wanted.interfaces.iter().flat_map(|(watched, link)| {
+        let link = link.as_ref()?;
+        Some(attach_all(there, link, watched.direction))
+    }));
+    changes.push(Change::silent(unmarks(wanted, there)));
+    changes
+}
+
+/// Takes away what is left of a session of this name; clsact qdiscs stay for the taps that come.
+pub(super) fn clear(there: &There) -> Vec<Change> {
+    let mut pins: Vec<PathBuf> = there.halves.clone();
+    pins.extend(there.is_published.then(|| there.dir.clone()));
+    let mut changes = remains(there, "it is not whole");
+    changes.extend(removed(pins, "it is not whole"));
+    changes
+}
+
+pub(super) fn removed_links(changes: &[Change]) -> Vec<String> {
+    let acts = changes.iter().flat_map(|change| &change.acts);
+    let gone = acts.filter_map(|act| match act {
+        Act::Ip(line) => line.strip_prefix("link delete dev "),
+        _ => None,
+    });
+    gone.map(String::from).collect()
+}
+
+pub(super) fn removed(pins: Vec<PathBuf>, why: &str) -> Option<Change> {
+    let acts: Vec<Act> = pins.into_iter().map(Act::RemovePins).collect();
+    (!acts.is_empty()).then(|| Change::new("session", why, "removed", acts))
+}
+
+/// Takes away the filters and relays of a session, whatever there is of them.
+pub(super) fn remains(there: &There, why: &str) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let links = there.hooks.keys().filter_map(|ifindex| there.link(*ifindex));
+    for link in links.filter(|link| !relay::is_one(link)) {
+        let acts = detach(there, link, |_| true);
+        if !acts.is_empty() {
+            changes.push(Change::new(format!("taps of {}", link.ifname), why, "detached", acts));
+        }
+    }
+    let gone = relay::removals(there);
+    if !gone.is_empty() {
+        changes.push(Change::new("relay", why, "removed", gone));
+    }
+    changes
+}
+
+/// Everything that takes a session away. Its pins leave their place first: so what a process leaves that was killed is
+/// known for the half of a session.
+pub(crate) fn undo(there: &There, clsact: Clsact) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut pins = there.halves.clone();
+    if there.is_published {
+        let stale = pins.iter().filter(|half| **half == there.ending).cloned().map(Act::RemovePins);
+        changes.push(Change::silent(stale.chain([Act::Retire]).collect()));
+        pins.retain(|half| *half != there.ending);
+        pins.push(there.ending.clone());
+    }
+    changes.extend(remains(there, "nobody wants it"));
+    changes.extend(settle(there, clsact, |_| Vec::new()));
+    // The pins last: while they are there, it is known that something may be left.
+    changes.extend(removed(pins, "nobody wants it"));
+    changes
+}
+
+/// Removes the clsact qdiscs of ours that nothing uses any more, or gives them up. `kept`: the directions of an interface
+/// that the session still watches.
+pub(super) fn settle(there: &There, clsact: Clsact, kept: impl Fn(u32) -> Vec<Direction>) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for ifindex in &there.marks {
+        let Some(link) = there.link(*ifindex) else {
+            changes.push(Change::silent(vec![Act::Unmark(*ifindex)]));
+            continue;
+        };
+        let Some(hooks) = there.hooks.get(ifindex) else { continue };
+        let is_ours = |direction: Direction| there.taps_at(key(*ifindex, direction)).len();
+        let others = [Direction::Ingress, Direction::Egress].into_iter().any(|direction| {
+            hooks.filters(direction).iter().filter(|filter| filter.options.is_some()).count() > is_ours(direction)
+        });
+        let stays = !kept(*ifindex).is_empty();
+        let goes = !others && !stays && clsact == Clsact::Remove;
+        if goes && hooks.has_qdisc("clsact") {
+            let remove = Act::DelClsact { ifindex: *ifindex, dev: link.ifname.clone() };
+            changes.push(Change::new(format!("clsact of {}", link.ifname), "nothing uses it", "removed", vec![remove]));
+        }
+        let left = is_ours(Direction::Ingress) + is_ours(Direction::Egress) > 0;
+        let is_given_up = clsact == Clsact::Leave && !stays && (left || !others);
+        if goes || is_given_up {
+            changes.push(Change::silent(vec![Act::Unmark(*ifindex)]));
+        }
+    }
+    // Silent ones last: calls of one tool stay together.
+    changes.sort_by_key(Change::is_silent);
+    changes
+}

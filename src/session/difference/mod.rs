@@ -1,0 +1,85 @@
+//! What has to change so that the kernel has what is wanted: pure, from data to data. Whatever was not asked about is
+//! left as it is.
+
+mod alter;
+mod back;
+mod hooks;
+mod make;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::datapath::abi::Out;
+use crate::datapath::filter::Filter;
+use crate::datapath::parts::Map;
+use crate::datapath::template::Outer;
+use crate::request::{Request, Underlay, Watched};
+use crate::session::change::Change;
+use crate::session::there::There;
+use crate::tools::ip::Link;
+
+pub(crate) use back::back;
+pub(crate) use make::undo;
+
+/// What becomes of a clsact qdisc that we have added, once nothing uses it any more. Removing it, as adding it, makes the
+/// kernel restart the interface's queues, and what stands in them is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Clsact {
+    #[default]
+    Remove,
+    /// It stays and is no longer ours, also where others still use it.
+    Leave,
+}
+
+/// A session as it is wanted, with what the machine says of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub request: Request,
+    /// The interfaces of the request, in its order; no link where it is gone.
+    pub interfaces: Vec<(Watched, Option<Link>)>,
+    /// Of those remotes whose way was looked up.
+    pub remotes: BTreeMap<IpAddr, Outer>,
+    pub underlay: Vec<Underlay>,
+    /// Nothing else is wanted in the map of underlays.
+    pub is_whole_underlay: bool,
+    /// What the out interfaces say they have dropped.
+    pub outs: BTreeMap<u32, Out>,
+    pub clsact: Clsact,
+    /// Nanoseconds from the time since boot to the time since 1970.
+    pub clock: u64,
+    /// The request's filter, where programs may have to be compiled.
+    pub filter: Option<Filter>,
+}
+
+impl Wanted {
+    /// The interfaces that are there, by their numbers.
+    pub(super) fn by_index(&self) -> BTreeMap<u32, &Watched> {
+        self.interfaces.iter().filter_map(|(watched, link)| Some((link.as_ref()?.ifindex, watched))).collect()
+    }
+}
+
+/// The changes that make what is wanted of what is there, and whether more are due once they are made: what is taken out
+/// of a session is counted after its last packet.
+pub(crate) fn difference(wanted: &Wanted, there: &There) -> (Vec<Change>, bool) {
+    match &there.stored {
+        Ok(stored) if there.is_published && there.config.is_some() && has_all_maps(there) => {
+            alter::Alter { wanted, there, stored, changes: Vec::new() }.changes()
+        }
+        _ => (make::make(wanted, there), false),
+    }
+}
+
+fn has_all_maps(there: &There) -> bool {
+    [Map::Slots, Map::Taps, Map::Remotes, Map::RemoteStats, Map::Devices, Map::Tunnels, Map::Spread, Map::Drops]
+        .iter()
+        .all(|map| there.rows.contains_key(map))
+}
+
+/// Can the session be altered, or must it be made anew?
+pub(crate) fn is_alterable(there: &There) -> bool {
+    there.stored.is_ok() && there.is_published && there.config.is_some() && has_all_maps(there)
+}
+
+#[cfg(test)]
+mod tests;

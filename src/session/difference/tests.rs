@@ -1,0 +1,603 @@
+//! The difference against a kernel in memory: it ends, touches what differs, and can be undone.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::datapath::abi::{self, BUCKETS, Config, Direction, SPREAD_BYTES, device};
+use crate::datapath::parts::Program;
+use crate::datapath::template::Path as Way;
+use crate::request::tests::request;
+use crate::session::change::{Act, From};
+use crate::session::difference::rows::ORDER;
+use crate::session::home::handle;
+use crate::session::there::{Rows, key};
+use crate::tools::tc::Hooks;
+use crate::tools::tc::{Filter as TcFilter, Qdisc};
+
+/// The interfaces of the machine, by ifindex.
+const LINKS: [(u32, &str); 5] = [(2, "eth0"), (3, "eth1"), (4, "eth2"), (5, "out0"), (6, "out1")];
+
+/// Random enough, and the same each time (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) as usize % n
+    }
+
+    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+}
+
+fn link(ifindex: u32, ifname: &str) -> Link {
+    let link =
+        json!({ "ifindex": ifindex, "ifname": ifname, "flags": ["UP", "LOWER_UP"], "mtu": 1500, "link_type": "ether" });
+    serde_json::from_value(link).unwrap()
+}
+
+// ---- the kernel ----
+
+/// What the kernel has, and the programs that are being loaded.
+#[derive(Clone)]
+struct Kernel {
+    there: There,
+    building: BTreeMap<Program, u32>,
+    old: BTreeMap<Program, u32>,
+    last_id: u32,
+}
+
+impl Kernel {
+    fn new() -> Kernel {
+        let links: Vec<Link> = LINKS.iter().map(|(ifindex, name)| link(*ifindex, name)).collect();
+        let there = There {
+            name: "default".into(),
+            hooks: links.iter().map(|link| (link.ifindex, Hooks::default())).collect(),
+            links,
+            is_published: false,
+            dir: "/pins/default".into(),
+            building: "/pins/_new_default".into(),
+            ending: "/pins/_old_default".into(),
+            halves: Vec::new(),
+            programs: BTreeMap::new(),
+            unpinned_programs: BTreeMap::new(),
+            unpinned_maps: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            stored: Err(crate::session::stored::Unreadable::Gone),
+            config: None,
+            offloads: Some(Vec::new()),
+            marks: BTreeSet::new(),
+        };
+        Kernel { there, building: BTreeMap::new(), old: BTreeMap::new(), last_id: 100 }
+    }
+
+    fn load(&mut self) {
+        for program in Program::ALL {
+            self.last_id += 1;
+            self.building.insert(program, self.last_id);
+        }
+    }
+
+    fn program(&self, program: Program, from: From) -> u32 {
+        let pins = if from == From::Building { &self.building } else { &self.there.programs };
+        *pins.get(&program).unwrap_or_else(|| panic!("{program:?} is not pinned in {from:?}"))
+    }
+
+    fn apply(&mut self, act: &Act) {
+        let there = &mut self.there;
+        match act {
+            Act::MakeHome | Act::Await { .. } => {}
+            Act::MakeBuilding => there.halves.push(there.building.clone()),
+            Act::Load(_) => {
+                there.rows = Map::ALL.into_iter().map(|map| (map, Rows::new())).collect();
+                there.config = Some(Config { request: abi::REQUEST_CHUNKS as u16, ..Config::default() });
+                for at in 0..abi::MAX_REMOTES as u32 {
+                    self.there
+                        .rows
+                        .entry(Map::RemoteStats)
+                        .or_default()
+                        .insert(at.to_ne_bytes().into(), vec![vec![0; 24]]);
+                }
+                for at in 0..(BUCKETS / SPREAD_BYTES) as u32 {
+                    let zeros = vec![vec![0; SPREAD_BYTES]];
+                    self.there.rows.entry(Map::Spread).or_default().insert(at.to_ne_bytes().into(), zeros);
+                }
+                self.load();
+            }
+            Act::LoadOn(_) => {
+                assert!(there.is_published);
+                self.load();
+            }
+            Act::Publish => {
+                assert!(!there.is_published, "a session is in its place");
+                there.is_published = true;
+                there.halves.retain(|half| *half != there.building);
+                there.programs = std::mem::take(&mut self.building);
+            }
+            Act::Retire => {
+                there.is_published = false;
+                there.halves.push(there.ending.clone());
+            }
+            Act::RemovePins(dir) => {
+                if *dir == there.dir {
+                    there.is_published = false;
+                    there.programs.clear();
+                    there.rows.clear();
+                    there.config = None;
+                    there.stored = Err(crate::session::stored::Unreadable::Gone);
+                } else {
+                    assert!(there.halves.contains(dir), "{dir:?} is not there");
+                    there.halves.retain(|half| half != dir);
+                    self.building.clear();
+                    self.old.clear();
+                }
+            }
+            Act::MovePin(program) => {
+                let new = self.building.remove(program).expect("it was built");
+                there.unpinned_programs.remove(program);
+                self.old.extend(there.programs.insert(*program, new).map(|id| (*program, id)));
+            }
+            Act::RestorePin(program) => {
+                let old = self.old.remove(program).expect("it was kept");
+                there.programs.insert(*program, old);
+            }
+            Act::PinProgram(program, id) => {
+                assert_eq!(there.unpinned_programs.remove(program), Some(*id));
+                assert_eq!(there.programs.insert(*program, *id), None, "it is pinned already");
+            }
+            Act::PinMap(map, id) => assert_eq!(there.unpinned_maps.remove(map), Some(*id)),
+            Act::Write(map, key, value) => {
+                there.rows.get_mut(map).expect("a map").insert(key.clone(), vec![value.clone()]);
+            }
+            Act::Delete(map, key) => {
+                let gone = there.rows.get_mut(map).expect("a map").remove(key);
+                assert!(gone.is_some(), "no row {key:?} in {map:?}");
+            }
+            Act::Store(stored) => {
+                let config = there.config.as_mut().expect("a config");
+                config.request = if config.request == 0 { abi::REQUEST_CHUNKS as u16 } else { 0 };
+                there.stored = Ok((**stored).clone());
+            }
+            Act::Configure(config) => {
+                let request = there.config.expect("a config").request;
+                there.config = Some(Config { request, ..**config });
+            }
+            Act::Mark(ifindex) => drop(there.marks.insert(*ifindex)),
+            Act::Unmark(ifindex) => drop(there.marks.remove(ifindex)),
+            Act::AddClsact { ifindex, .. } => {
+                let hooks = self.hooks(*ifindex);
+                assert!(!hooks.has_qdisc("clsact"), "two clsact at {ifindex}");
+                let qdisc = Qdisc { kind: "clsact".into(), dev: String::new(), root: false, drops: 0, qlen: 0 };
+                hooks.qdiscs.push(qdisc);
+            }
+            Act::DelClsact { ifindex, .. } => {
+                let hooks = self.hooks(*ifindex);
+                assert!(hooks.has_qdisc("clsact"), "no clsact at {ifindex}");
+                *hooks = Hooks::default();
+            }
+            Act::Attach { ifindex, direction, pref, program, from, .. } => {
+                let id = self.program(*program, *from);
+                self.attach(*ifindex, *direction, *pref, *program, id);
+            }
+            Act::Replace { ifindex, direction, pref, program, from, .. } => {
+                let id = self.program(*program, *from);
+                let hooks = self.hooks(*ifindex);
+                assert!(hooks.filters(*direction).iter().any(|filter| filter.pref == *pref), "nothing to replace");
+                hooks.remove(*direction, *pref);
+                self.attach(*ifindex, *direction, *pref, *program, id);
+            }
+            Act::Detach { ifindex, direction, pref, .. } => {
+                let hooks = self.hooks(*ifindex);
+                assert!(hooks.filters(*direction).iter().any(|filter| filter.pref == *pref), "nothing to detach");
+                hooks.remove(*direction, *pref);
+            }
+            Act::Offloads(_) => there.offloads = Some(Vec::new()),
+            Act::Ip(line) => self.ip(line),
+        }
+    }
+
+    fn hooks(&mut self, ifindex: u32) -> &mut Hooks {
+        self.there.hooks.get_mut(&ifindex).unwrap_or_else(|| panic!("no interface {ifindex}"))
+    }
+
+    fn attach(&mut self, ifindex: u32, direction: Direction, pref: u32, program: Program, id: u32) {
+        let handle = format!("0x{:x}", handle(&self.there.name));
+        let hooks = self.hooks(ifindex);
+        assert!(hooks.has_qdisc("clsact"), "no clsact at {ifindex}");
+        assert!(hooks.filters(direction).iter().all(|filter| filter.pref != pref), "{pref} is taken at {ifindex}");
+        let options = json!({ "handle": handle, "prog": { "id": id, "name": program.name() } });
+        let filter = json!({ "pref": pref, "kind": "bpf", "options": options });
+        let filter: TcFilter = serde_json::from_value(filter).unwrap();
+        match direction {
+            Direction::Ingress => hooks.ingress.push(filter),
+            Direction::Egress => hooks.egress.push(filter),
+        }
+    }
+
+    /// The lines that make and change a relay.
+    fn ip(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let after = |word: &str| {
+            let at = words.iter().position(|known| *known == word);
+            at.map(|at| words[at + 1])
+        };
+        if let Some(name) = line.strip_prefix("link delete dev ") {
+            let gone = self.there.links.iter().find(|link| link.ifname == name).expect("it is there").clone();
+            self.remove(&gone.ifname);
+            gone.link.iter().for_each(|other| self.remove(other));
+        } else if words[1] == "add" {
+            let number = |at: usize| words.iter().enumerate().filter(|(_, word)| **word == "index").nth(at);
+            let index = |at| words[number(at).expect("an index").0 + 1].parse().expect("a number");
+            let mut first = link(index(0), words[2]);
+            first.linkinfo.info_kind = after("type").expect("a kind").into();
+            first.flags.clear();
+            first.mtu = after("mtu").map_or(1500, |mtu| mtu.parse().unwrap());
+            if let Some(peer) = after("name") {
+                let mut second = Link { ifindex: index(1), ifname: peer.into(), ..first.clone() };
+                (second.link, first.link) = (Some(first.ifname.clone()), Some(peer.into()));
+                self.add(second);
+            }
+            self.add(first);
+        } else {
+            let name = after("dev").expect("a device");
+            let link = self.there.links.iter_mut().find(|link| link.ifname == name).expect("it is there");
+            match &words[4..] {
+                ["mtu", mtu] => link.mtu = mtu.parse().unwrap(),
+                ["master", master] => link.master = Some(master.to_string()),
+                ["alias", alias] => link.ifalias = alias.to_string(),
+                ["arp", "off", ..] => link.flags.push("NOARP".into()),
+                ["up"] => link.flags.extend(["UP".into(), "LOWER_UP".into()]),
+                other => panic!("{other:?} of {name}"),
+            }
+        }
+    }
+
+    fn add(&mut self, link: Link) {
+        assert!(self.there.links.iter().all(|other| other.ifname != link.ifname && other.ifindex != link.ifindex));
+        self.there.hooks.insert(link.ifindex, Hooks::default());
+        self.there.links.push(link);
+        self.there.links.sort_by_key(|link| link.ifindex);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let at = self.there.links.iter().position(|link| link.ifname == name).expect("it is there");
+        let gone = self.there.links.remove(at);
+        self.there.hooks.remove(&gone.ifindex);
+        for link in &mut self.there.links {
+            link.master = link.master.take().filter(|master| *master != gone.ifname);
+        }
+        let rows = self.there.rows.entry(Map::Devices).or_default();
+        rows.retain(|_, value| value[0] != gone.ifindex.to_ne_bytes());
+    }
+
+    fn apply_all(&mut self, changes: &[Change]) {
+        changes.iter().flat_map(|change| &change.acts).for_each(|act| self.apply(act));
+    }
+
+    /// Applies differences until there is none; the acts of the first round. Panics if that takes more than three.
+    #[track_caller]
+    fn settle(&mut self, wanted: &Wanted, what: &str) -> Vec<Act> {
+        let mut first = None;
+        for _ in 0..3 {
+            let (changes, _) = difference(wanted, &self.there);
+            let acts: Vec<Act> = changes.iter().flat_map(|change| change.acts.clone()).collect();
+            self.apply_all(&changes);
+            first.get_or_insert(acts);
+        }
+        let (changes, more) = difference(wanted, &self.there);
+        assert!(!more && changes.is_empty(), "{what}: after three rounds {changes:#?}");
+        first.unwrap_or_default()
+    }
+}
+
+// ---- what is wanted ----
+
+fn wanted(there: &There, request: Request) -> Wanted {
+    let named = |watched: &Watched| there.links.iter().find(|link| link.ifname == watched.interface).cloned();
+    let interfaces = request.interfaces.iter().map(|watched| (watched.clone(), named(watched))).collect();
+    let outer = |remote: &IpAddr| Outer {
+        tunnel: request.options.tunnel,
+        source: [10, 0, 0, 1].into(),
+        remote: *remote,
+        options: request.options.outer,
+        path: Some(Way {
+            ifindex: 5,
+            mtu: 1600,
+            source_mac: [2; 6],
+            next_hop_mac: Some([4; 6]),
+            finish: false,
+            per_frame: false,
+            l3: false,
+            queued: false,
+        }),
+    };
+    Wanted {
+        interfaces,
+        remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
+        underlay: request.options.underlay.clone(),
+        is_whole_underlay: true,
+        outs: BTreeMap::from([(5, Out::default())]),
+        clsact: Clsact::Remove,
+        clock: 7,
+        filter: None,
+        request,
+    }
+}
+
+/// A request of any interfaces, remotes and options.
+fn any_request(dice: &mut Dice) -> Request {
+    let mut words: Vec<&str> = Vec::new();
+    while words.is_empty() {
+        for (_, name) in &LINKS[..3] {
+            let watched = match *name {
+                "eth0" => ["", "eth0", "eth0:ingress", "eth0:egress"],
+                "eth1" => ["", "eth1", "eth1:ingress", "eth1:egress"],
+                _ => ["", "eth2", "eth2:ingress", "eth2:egress"],
+            };
+            words.extend(Some(dice.one(&watched)).filter(|word| !word.is_empty()));
+        }
+    }
+    words.extend(["--remote", dice.one(&["10.0.0.7", "10.0.0.8", "10.0.0.7,10.0.0.8", "10.0.0.9,10.0.0.7,10.0.0.6"])]);
+    words.extend(dice.one(&[vec![], vec!["--id", "7"], vec!["--tunnel", "vxlan", "--id", "9"]]));
+    words.extend(dice.one(&[vec![], vec!["--filter", "udp"], vec!["--filter", "tcp port 443"]]));
+    words.extend(dice.one(&[vec![], vec!["--spread", "flow"]]));
+    words.extend(dice.one(&[vec![], vec!["--sample", "1/10"]]));
+    words.extend(dice.one(&[vec![], vec!["--max-rate", "100mbit"]]));
+    words.extend(dice.one(&[vec![], vec!["--snaplen", "128"], vec!["--oversize", "truncate"]]));
+    words.extend(dice.one(&[vec![], vec!["--underlay", "10.9.9.9:51820"], vec!["--underlay", "10.9.9.8"]]));
+    request(&words)
+}
+
+/// A session that has just been made.
+fn made(request: Request) -> (Kernel, Wanted) {
+    let mut kernel = Kernel::new();
+    let wanted = wanted(&kernel.there, request);
+    let (changes, more) = difference(&wanted, &kernel.there);
+    assert!(!more);
+    kernel.apply_all(&changes);
+    (kernel, wanted)
+}
+
+fn keys(there: &There, map: Map) -> BTreeSet<Vec<u8>> {
+    there.rows.get(&map).into_iter().flatten().map(|(key, _)| key.clone()).collect()
+}
+
+/// The kernel has the taps and remotes that are wanted, and no others.
+#[track_caller]
+fn assert_has(there: &There, wanted: &Wanted) {
+    let mut taps = BTreeSet::new();
+    for (watched, link) in &wanted.interfaces {
+        let ifindex = link.as_ref().unwrap().ifindex;
+        taps.extend(watched.direction.directions().iter().map(|direction| key(ifindex, *direction).encode()));
+    }
+    assert_eq!(keys(there, Map::Taps), taps);
+    for (ifindex, name) in LINKS {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let at = there.taps_at(key(ifindex, direction));
+            let pinned = there.programs[&Program::tap(direction)];
+            let is_wanted = taps.contains(&key(ifindex, direction).encode());
+            assert_eq!(at.len(), usize::from(is_wanted), "{name} {direction:?}");
+            assert!(at.iter().all(|(_, id)| *id == Some(pinned)), "{name} {direction:?}");
+        }
+    }
+    let stored = there.stored.as_ref().unwrap();
+    assert_eq!(stored.request, wanted.request);
+    let slots: BTreeSet<Vec<u8>> = stored.remotes.values().map(|slot| slot.to_ne_bytes().to_vec()).collect();
+    assert_eq!((slots.len(), keys(there, Map::Remotes)), (wanted.request.options.remotes.len(), slots));
+    let bits = stored.remotes.values().fold(0, |set, slot| set | 1u64 << slot);
+    assert_eq!(there.config.unwrap().remotes, bits);
+}
+
+// ---- properties ----
+
+#[test]
+fn a_session_that_was_just_made_differs_in_nothing() {
+    let mut dice = Dice(0x5eed);
+    for _ in 0..30 {
+        let (kernel, wanted) = made(any_request(&mut dice));
+        let (changes, more) = difference(&wanted, &kernel.there);
+        assert!(!more && changes.is_empty(), "{:?}: {changes:#?}", wanted.request);
+        assert_has(&kernel.there, &wanted);
+    }
+}
+
+#[test]
+fn any_edit_ends_in_what_is_wanted() {
+    let mut dice = Dice(0xed17);
+    for _ in 0..6 {
+        let (mut kernel, _) = made(any_request(&mut dice));
+        for _ in 0..7 {
+            let wanted = wanted(&kernel.there, any_request(&mut dice));
+            kernel.settle(&wanted, &format!("{:?}", wanted.request));
+            assert_has(&kernel.there, &wanted);
+        }
+        let changes = undo(&kernel.there, Clsact::Remove);
+        kernel.apply_all(&changes);
+        let there = &kernel.there;
+        assert!(!there.is_published && there.halves.is_empty() && there.marks.is_empty());
+        assert!(there.hooks.values().all(|hooks| hooks.qdiscs.is_empty()), "{:#?}", there.hooks);
+        assert_eq!(there.links.len(), LINKS.len());
+    }
+}
+
+#[test]
+fn a_difference_that_was_made_in_part_is_made_whole_by_the_next() {
+    let mut dice = Dice(0xca11);
+    for _ in 0..41 {
+        let (mut kernel, _) = made(any_request(&mut dice));
+        let wanted = wanted(&kernel.there, any_request(&mut dice));
+        let (changes, _) = difference(&wanted, &kernel.there);
+        let acts: Vec<&Act> = changes.iter().flat_map(|change| &change.acts).collect();
+        let done = dice.below(acts.len() + 1);
+        acts[..done].iter().for_each(|act| kernel.apply(act));
+        // What a program that is not pinned any more runs at a hook is known from there.
+        kernel.settle(&wanted, &format!("{done} of {acts:#?}"));
+        assert_has(&kernel.there, &wanted);
+    }
+}
+
+/// Deletes or overwrites a row; which one.
+fn damage(dice: &mut Dice, kernel: &mut Kernel) -> Option<(Map, Vec<u8>)> {
+    let maps = [Map::Slots, Map::Taps, Map::Outs, Map::Underlay, Map::Tunnels, Map::Devices, Map::Remotes, Map::Spread];
+    let map = dice.one(&maps);
+    let rows = kernel.there.rows.get_mut(&map)?;
+    let all: Vec<Vec<u8>> = rows.keys().cloned().collect();
+    if all.is_empty() {
+        return None;
+    }
+    let key = dice.one(&all);
+    let is_kept = map == Map::Spread || dice.below(2) == 0;
+    match rows.get_mut(&key).filter(|_| is_kept) {
+        // What stands in a row of `outs` counts, and anything can be right.
+        Some(_) if map == Map::Outs => return None,
+        Some(value) => {
+            let at = dice.below(if map == Map::Taps { 4 } else { value[0].len() });
+            value[0][at] ^= 1 << dice.below(8);
+        }
+        None => drop(rows.remove(&key)),
+    }
+    Some((map, key))
+}
+
+#[test]
+fn one_damaged_row_is_written_again_and_nothing_else() {
+    let mut dice = Dice(0xda3a9e);
+    for _ in 0..101 {
+        let (mut kernel, wanted) = made(any_request(&mut dice));
+        let before = kernel.there.clone();
+        let Some((map, key)) = damage(&mut dice, &mut kernel) else { continue };
+        let acts = kernel.settle(&wanted, &format!("{map:?} {key:?}"));
+        let slot = |key: &[u8]| crate::session::there::index(key).unwrap_or_default();
+        let is_touched = |act: &Act| match act {
+            Act::Write(at, row, _) | Act::Delete(at, row) => {
+                // A remote whose row does not tell where it goes may move to its other key of `devices`.
+                let moved = map == Map::Remotes
+                    && *at == Map::Devices
+                    && device::of_remote(slot(&key)).iter().any(|device| u32::from(*device) == slot(row));
+                let named = *at == Map::Remotes && map == Map::Devices;
+                (*at == map && *row == key) || moved || named
+            }
+            _ => false,
+        };
+        assert!(!acts.is_empty() && acts.iter().all(is_touched), "{map:?} {key:?}: {acts:#?}");
+        for at in ORDER.into_iter().filter(|at| map != Map::Remotes || ![Map::Remotes, Map::Devices].contains(at)) {
+            assert_eq!(kernel.there.rows[&at], before.rows[&at], "{at:?} after damage of {map:?} {key:?}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_config_is_written_again_and_nothing_else() {
+    let mut dice = Dice(0xc0f16);
+    for _ in 0..31 {
+        let (mut kernel, wanted) = made(any_request(&mut dice));
+        let before = kernel.there.config.unwrap();
+        let damages: [fn(&mut Config); 9] = [
+            |config| config.remotes ^= 1 << 5,
+            |config| config.rate ^= 1,
+            |config| config.sample ^= 4,
+            |config| config.snaplen ^= 8,
+            |config| config.oversize ^= 3,
+            |config| config.udp_port ^= 1,
+            |config| config.spread ^= 1,
+            |config| config.underlay ^= true,
+            |config| config.gre ^= 1,
+        ];
+        dice.one(&damages)(kernel.there.config.as_mut().unwrap());
+        let acts = kernel.settle(&wanted, "config");
+        assert!(matches!(acts[..], [Act::Configure(_)]), "{acts:#?}");
+        assert_eq!(kernel.there.config, Some(before));
+    }
+}
+
+#[test]
+fn what_is_lost_at_the_hooks_comes_back_and_nothing_else_changes() {
+    let mut dice = Dice(0x4003);
+    for _ in 0..31 {
+        let (mut kernel, wanted) = made(any_request(&mut dice));
+        let before = kernel.there.rows.clone();
+        let (_, link) = dice.one(&wanted.interfaces);
+        let ifindex = link.unwrap().ifindex;
+        let hooks = kernel.hooks(ifindex);
+        match dice.below(3) {
+            0 => hooks.ingress.clear(),
+            1 => hooks.egress.clear(),
+            _ => *hooks = Hooks::default(),
+        }
+        let acts = kernel.settle(&wanted, "hooks");
+        let is_there = |act: &Act| match act {
+            Act::Attach { ifindex: at, .. } | Act::AddClsact { ifindex: at, .. } | Act::Mark(at) => *at == ifindex,
+            _ => false,
+        };
+        assert!(acts.iter().all(is_there), "{acts:#?}");
+        assert_eq!(kernel.there.rows, before);
+        assert_has(&kernel.there, &wanted);
+    }
+}
+
+#[test]
+fn a_pin_that_is_gone_is_made_again_from_what_runs() {
+    for program in Program::ALL {
+        let (mut kernel, wanted) = made(request(&["eth0"]));
+        let id = kernel.there.programs.remove(&program).unwrap();
+        kernel.there.unpinned_programs.insert(program, id);
+        assert_eq!(kernel.settle(&wanted, "a pin"), [Act::PinProgram(program, id)]);
+    }
+    for map in Map::ALL {
+        let (mut kernel, wanted) = made(request(&["eth0"]));
+        kernel.there.unpinned_maps.insert(map, 77);
+        assert_eq!(kernel.settle(&wanted, "a pin"), [Act::PinMap(map, 77)]);
+    }
+}
+
+/// What a session is, less what counts and cannot come back.
+fn state(there: &There) -> Value {
+    let kept = |map: &Map| !matches!(map, Map::Outs | Map::Taps | Map::RemoteStats | Map::RemoteState);
+    let rows: Vec<String> =
+        Map::ALL.iter().filter(|map| kept(map)).map(|map| format!("{:?}", there.rows.get(map))).collect();
+    let filters = |filters: &[TcFilter]| {
+        let mut found: Vec<(u32, Option<u32>)> = filters.iter().map(|filter| (filter.pref, filter.id())).collect();
+        found.sort_unstable();
+        found
+    };
+    let hooks: Vec<_> = there
+        .hooks
+        .iter()
+        .map(|(ifindex, hooks)| {
+            json!([ifindex, hooks.has_qdisc("clsact"), filters(&hooks.ingress), filters(&hooks.egress)])
+        })
+        .collect();
+    let config = there.config.map(|config| Config { request: 0, ..config });
+    json!([
+        rows,
+        hooks,
+        format!("{config:?}"),
+        format!("{:?}", there.stored),
+        there.halves,
+        there.marks,
+        format!("{:?}", there.programs)
+    ])
+}
+
+#[test]
+fn whatever_has_been_made_of_a_difference_can_be_taken_back() {
+    let mut dice = Dice(0xbac4);
+    for _ in 0..71 {
+        let (mut kernel, _) = made(any_request(&mut dice));
+        let before = kernel.there.clone();
+        let wanted = wanted(&kernel.there, any_request(&mut dice));
+        let (changes, _) = difference(&wanted, &kernel.there);
+        let acts: Vec<&Act> = changes.iter().flat_map(|change| &change.acts).collect();
+        let done = dice.below(acts.len());
+        acts[..done].iter().for_each(|act| kernel.apply(act));
+        let undone = back(&before, &kernel.there);
+        kernel.apply_all(&undone);
+        let (was, is) = (state(&before), state(&kernel.there));
+        assert!(was == is, "{done} of {acts:#?}\nundone by {undone:#?}\n{was:#}\n{is:#}");
+    }
+}

@@ -1,0 +1,489 @@
+//! What every verb does: open the sessions, edit a request, and make the kernel agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::datapath::abi::{Config, Direction, Out, REQUEST_CHUNKS, Remote};
+use crate::datapath::filter::{self, Filter};
+use crate::datapath::parts::{Map, Program};
+use crate::datapath::source::Source;
+use crate::request::{Request, Watched};
+use crate::session::change::{Act, Change, Executor, explain};
+use crate::session::difference::{self, Clsact, Wanted};
+use crate::session::home::{self, Home, Lock, Wait};
+use crate::session::machine::Machine;
+use crate::session::relay;
+use crate::session::resolve::{self, Asked, Resolved, Warning};
+use crate::session::there::There;
+use crate::tools::clang::Compiling;
+use crate::tools::exec::{self, Runner};
+use crate::tools::ip::Link;
+use crate::tools::tc;
+use crate::tools::{bpftool, requirements};
+
+/// How a command runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Context {
+    pub runner: Runner,
+    pub wait: Wait,
+}
+
+/// The sessions of this namespace, held by a lock. What is empty is tidied up at the end.
+pub(crate) struct Open<'a> {
+    pub runner: &'a Runner,
+    pub home: Home,
+    pub machine: Machine<'a>,
+    _held: Held,
+}
+
+/// The lock, and what is done when it goes.
+struct Held {
+    home: Home,
+    lock: Option<Lock>,
+    is_written: bool,
+}
+
+impl<'a> Open<'a> {
+    /// To change them. A dry run takes no lock and needs no root.
+    pub(crate) fn to_write(context: &'a Context) -> Result<Open<'a>> {
+        Open::with(context, &requirements::SESSION_TOOLS)
+    }
+
+    /// To take them away, for which fewer tools do.
+    pub(crate) fn to_remove(context: &'a Context) -> Result<Open<'a>> {
+        Open::with(context, &["bpftool", "tc", "ip"])
+    }
+
+    fn with(context: &'a Context, tools: &[&str]) -> Result<Open<'a>> {
+        let runner = &context.runner;
+        let home = Home::here()?;
+        let lock = match runner.dry_run {
+            true => home.lock_to_read(context.wait).unwrap_or_default(),
+            false => {
+                home::ensure_root()?;
+                requirements::ensure_present(tools)?;
+                Some(home.lock_to_write(runner, context.wait)?)
+            }
+        };
+        let is_written = !runner.dry_run;
+        let held = Held { home, lock, is_written };
+        Ok(Open { runner, machine: Machine::ask(runner)?, home: held.home.clone(), _held: held })
+    }
+
+    /// To look at them.
+    pub(crate) fn to_read(context: &'a Context) -> Result<Open<'a>> {
+        home::ensure_root()?;
+        requirements::ensure_present(&["bpftool", "tc", "ip"])?;
+        let home = Home::here()?;
+        let lock = home.lock_to_read(context.wait)?;
+        let runner = &context.runner;
+        let held = Held { home: home.clone(), lock, is_written: false };
+        Ok(Open { runner, home, machine: Machine::ask(runner)?, _held: held })
+    }
+
+    /// The same with the links of now; the lock stays with the first.
+    pub(crate) fn again<'b>(&self, runner: &'b Runner) -> Result<Open<'b>> {
+        let held = Held { home: self.home.clone(), lock: None, is_written: false };
+        Ok(Open { runner, home: self.home.clone(), machine: Machine::ask(runner)?, _held: held })
+    }
+
+    /// The session that is meant.
+    pub(crate) fn chosen(&self, name: Option<&str>) -> Result<String> {
+        home::chosen(&self.home, name)
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Result<There> {
+        There::read(self.runner, &self.home, name, &self.machine.links)
+    }
+
+    /// The session that is meant, if it is whole enough for an edit.
+    pub(crate) fn edited(&self, name: Option<&str>) -> Result<There> {
+        let there = self.read(&self.chosen(name)?)?;
+        match &there.stored {
+            Ok(_) if difference::is_alterable(&there) => Ok(there),
+            Ok(_) => bail!("session {0} has lost a map; put it right with: snifctl sync --name {0}", there.name),
+            Err(why) => {
+                bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", there.name)
+            }
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_written {
+            self.home.remove_if_empty();
+        }
+        self.lock = None;
+    }
+}
+
+/// What a verb has to do with the machine: nothing else is asked, or changed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scope {
+    pub asked: Asked,
+    /// The watched interfaces whose hooks are looked at; `None` for all.
+    pub hooks: Option<Vec<String>>,
+    pub relay: bool,
+}
+
+impl Scope {
+    /// Everything of a request.
+    pub(crate) fn all(request: &Request) -> Scope {
+        let asked = Asked { remotes: request.options.remotes.clone(), ..Asked::default() };
+        Scope { asked, hooks: None, relay: true }
+    }
+
+    pub(crate) fn interface(name: &str, is_new: bool) -> Scope {
+        let interfaces = if is_new { vec![name.into()] } else { Vec::new() };
+        Scope { asked: Asked { interfaces, ..Asked::default() }, hooks: Some(vec![name.into()]), relay: false }
+    }
+
+    pub(crate) fn remotes(remotes: Vec<IpAddr>) -> Scope {
+        let asked = Asked { new: remotes.clone(), remotes, ..Asked::default() };
+        Scope { asked, hooks: Some(Vec::new()), relay: false }
+    }
+
+    pub(crate) fn taps() -> Scope {
+        Scope { asked: Asked::default(), hooks: None, relay: false }
+    }
+}
+
+/// One edit of a session.
+pub(crate) struct Edit {
+    pub request: Request,
+    pub scope: Scope,
+    pub clsact: Clsact,
+    /// Compiled already, to see whether it can be.
+    pub filter: Option<Filter>,
+    pub compiling: Option<(Source, Compiling)>,
+}
+
+impl Edit {
+    pub(crate) fn new(request: Request, scope: Scope) -> Edit {
+        Edit { request, scope, clsact: Clsact::Remove, filter: None, compiling: None }
+    }
+}
+
+/// What has been done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub changes: Vec<Change>,
+    pub warnings: Vec<Warning>,
+    /// The outer headers, by remote.
+    pub headers: BTreeMap<IpAddr, Remote>,
+}
+
+impl Done {
+    /// The changes that something is said of.
+    pub(crate) fn told(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter().filter(|change| !change.is_silent())
+    }
+
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.changes.iter().all(|change| change.acts.is_empty())
+    }
+}
+
+/// Makes the kernel agree with the edited request; all of it, or, where it fails, nothing.
+pub(crate) fn carry_out(open: &Open, mut there: There, mut edit: Edit) -> Result<Done> {
+    let runner = open.runner;
+    if there.is_published && !there.halves.is_empty() {
+        // What a change has left half done is finished with this one.
+        let Scope { asked, .. } = std::mem::take(&mut edit.scope);
+        let remotes = edit.request.options.remotes.clone();
+        edit.scope = Scope { asked: Asked { remotes, ..asked }, hooks: None, relay: true };
+    }
+    let stored = there.stored.clone().ok();
+    let interfaces = resolve::interfaces(&edit.request, stored.as_ref(), &open.machine);
+    resolve::ensure_distinct(&interfaces)?;
+    let outs = outs_of(&there, &edit.request, &edit.scope);
+    let resolved = resolve::resolve(&open.machine, &edit.request, &interfaces, &edit.scope.asked, &outs)?;
+    let indexes = hooks_asked(&there, &edit, &interfaces, &resolved);
+    there.look(runner, &indexes, edit.scope.relay)?;
+    ensure_free(&there, &interfaces, &edit.scope.asked.interfaces)?;
+    if edit.filter.is_none() && needs_programs(&there, &edit.request) {
+        let expression = edit.request.options.filter.as_deref();
+        edit.filter = expression.map(|expression| filter::compile(runner, "--filter", expression)).transpose()?;
+    }
+    let wanted = wanted(&there, &edit, interfaces, &resolved);
+    let headers = headers(&wanted);
+    let (mut changes, mut more) = difference::difference(&wanted, &there);
+    let queues = queue_warnings(&there, &changes, edit.clsact);
+    let mut executor = Executor::new(runner, &open.home, &there.name, initial(&there));
+    executor.compiling = edit.compiling.take();
+    if let Err(err) = executor.carry_out(&changes) {
+        return Err(explain(err, undone(open, &there, &indexes, edit.scope.relay), &there.name));
+    }
+    // What was taken out of the session is added up now that nothing counts for it any more.
+    let mut now = there;
+    while more {
+        let read = || {
+            let mut now = There::read(runner, &open.home, &now.name, &now.links)?;
+            now.look(runner, &indexes, edit.scope.relay)?;
+            Ok(now)
+        };
+        now = match if runner.dry_run { Ok(simulated(now.clone(), &changes)) } else { read() } {
+            Ok(now) => now,
+            Err(err) => {
+                books_left(&now.name, &err);
+                break;
+            }
+        };
+        let (next, again) = difference::difference(&wanted, &now);
+        let mut executor = Executor::new(runner, &open.home, &now.name, initial(&now));
+        if let Err(err) = executor.carry_out(&next) {
+            books_left(&now.name, &err);
+            break;
+        }
+        more = again && !next.is_empty();
+        changes.extend(
+            next.into_iter().filter(|change| !change.acts.is_empty()).map(|change| Change::silent(change.acts)),
+        );
+    }
+    let warnings = resolved.warnings.into_iter().chain(queues).collect();
+    Ok(Done { changes, warnings, headers })
+}
+
+/// A change is made, and only what was counted is still to be added up: that is no failure.
+fn books_left(name: &str, err: &anyhow::Error) {
+    eprintln!("snifctl: done, but counters are still to be added up ({err:#}); do it with: snifctl sync --name {name}");
+}
+
+/// clsact can be at the interfaces that are new.
+fn ensure_free(there: &There, interfaces: &[(Watched, Option<Link>)], new: &[String]) -> Result<()> {
+    for (_, link) in interfaces.iter().filter(|(watched, _)| new.contains(&watched.interface)) {
+        let Some(link) = link else { continue };
+        let is_taken = there.hooks.get(&link.ifindex).is_some_and(|hooks| hooks.has_qdisc("ingress"));
+        ensure!(
+            !is_taken,
+            "IFACE {0} has an `ingress` qdisc where clsact must go; if nothing needs it, remove it with: tc qdisc del dev {0} \
+             ingress",
+            link.ifname
+        );
+    }
+    Ok(())
+}
+
+/// The configuration that the first write finds.
+fn initial(there: &There) -> Config {
+    there.config.unwrap_or(Config { request: REQUEST_CHUNKS as u16, ..Config::default() })
+}
+
+/// A session as it is after these changes, as far as the next ones depend on it.
+fn simulated(mut there: There, changes: &[Change]) -> There {
+    for act in changes.iter().flat_map(|change| &change.acts) {
+        match act {
+            Act::Write(map, key, value) => {
+                there.rows.entry(*map).or_default().insert(key.clone(), vec![value.clone()]);
+            }
+            Act::Delete(map, key) => {
+                there.rows.entry(*map).or_default().remove(key);
+            }
+            Act::Store(stored) => {
+                there.stored = Ok((**stored).clone());
+                let half = |config: Config| Config { request: REQUEST_CHUNKS as u16 - config.request, ..config };
+                there.config = there.config.map(half);
+            }
+            Act::Configure(config) => {
+                there.config = there.config.map(|before| Config { request: before.request, ..**config });
+            }
+            Act::Detach { ifindex, direction, pref, .. } => {
+                if let Some(hooks) = there.hooks.get_mut(ifindex) {
+                    hooks.remove(*direction, *pref);
+                }
+            }
+            Act::DelClsact { ifindex, .. } => {
+                if let Some(hooks) = there.hooks.get_mut(ifindex) {
+                    hooks.qdiscs.retain(|qdisc| qdisc.kind != "clsact");
+                }
+            }
+            Act::Unmark(ifindex) => {
+                there.marks.remove(ifindex);
+            }
+            _ => {}
+        }
+    }
+    there
+}
+
+/// Puts a session back that a change has failed for.
+fn undone(open: &Open, before: &There, indexes: &BTreeSet<u32>, relay: bool) -> Result<()> {
+    let runner = open.runner;
+    if runner.dry_run {
+        return Ok(());
+    }
+    let links = crate::tools::ip::links(runner)?;
+    let mut now = There::read(runner, &open.home, &before.name, &links)?;
+    now.look(runner, indexes, relay)?;
+    let changes = match difference::is_alterable(before) {
+        true => difference::back(before, &now),
+        false => difference::undo(&now, Clsact::Remove),
+    };
+    Executor::new(runner, &open.home, &before.name, initial(&now)).carry_out(&changes)
+}
+
+/// Takes a session away, by what the kernel has of it. Answers what was done.
+pub(crate) fn take_down(open: &Open, name: &str, clsact: Clsact) -> Result<Vec<Change>> {
+    let mut there = open.read(name)?;
+    let indexes = match (&there.stored, there.is_published) {
+        (Ok(stored), true) => stored.interfaces.values().map(|place| place.ifindex).collect(),
+        // Nothing says where its taps are.
+        _ => tapped(open)?,
+    };
+    let indexes: BTreeSet<u32> = indexes.union(&there.marks).copied().collect();
+    there.look(open.runner, &indexes, false)?;
+    let changes = difference::undo(&there, clsact);
+    Executor::new(open.runner, &open.home, name, initial(&there)).carry_out(&changes)?;
+    Ok(changes)
+}
+
+/// Removes every tap of which nothing tells the session any more. Answers whether there was one.
+pub(crate) fn sweep(open: &Open) -> Result<bool> {
+    let indexes = tapped(open)?;
+    let links: Vec<&Link> = open.machine.links.iter().filter(|link| indexes.contains(&link.ifindex)).collect();
+    let names: Vec<&str> = links.iter().map(|link| link.ifname.as_str()).collect();
+    let mut lines = Vec::new();
+    for (name, hooks) in names.iter().zip(tc::hooks(open.runner, &names)?) {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let taps = hooks.filters(direction).iter().filter(|at| at.program() == Program::tap(direction).name());
+            let line = |filter: &tc::Filter| Some(tc::del_filter(name, direction, filter.pref, filter.handle()?));
+            lines.extend(taps.filter_map(line));
+        }
+    }
+    match open.runner.dry_run {
+        true => lines.iter().try_for_each(|line| exec::print(&format!("tc {line}\n")))?,
+        false => tc::batch(open.runner, &lines)?,
+    }
+    Ok(!lines.is_empty())
+}
+
+/// The interfaces that run a tap of any session.
+fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
+    let answers = bpftool::ask(open.runner, &[bpftool::NET_QUESTION.to_string()])?;
+    let attachments = bpftool::attachments(&answers[0])?;
+    Ok(attachments.into_iter().filter(|at| at.name.starts_with("snif_tap_")).map(|at| at.ifindex).collect())
+}
+
+/// Names of everything of which something is left: sessions, halves of sessions, relays.
+pub(crate) fn everything(open: &Open) -> Vec<String> {
+    let relays = open.machine.links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS).map(String::from));
+    let all: BTreeSet<String> = open.home.sessions().into_iter().chain(open.home.halves()).chain(relays).collect();
+    all.into_iter().collect()
+}
+
+/// The out interfaces of the remotes whose way is not looked up.
+fn outs_of(there: &There, request: &Request, scope: &Scope) -> Vec<(IpAddr, Link)> {
+    let Ok(stored) = &there.stored else { return Vec::new() };
+    let rows = there.remote_rows();
+    let others = request.options.remotes.iter().filter(|remote| !scope.asked.remotes.contains(remote));
+    others
+        .filter_map(|remote| {
+            let ifindex = rows.get(stored.remotes.get(remote)?)?.ifindex;
+            Some((*remote, there.link(ifindex)?.clone()))
+        })
+        .collect()
+}
+
+/// The interfaces whose hooks are looked at: those in question, and the out interfaces.
+fn hooks_asked(
+    there: &There,
+    edit: &Edit,
+    interfaces: &[(Watched, Option<Link>)],
+    resolved: &Resolved,
+) -> BTreeSet<u32> {
+    let is_asked = |name: &String| edit.scope.hooks.as_ref().is_none_or(|asked| asked.contains(name));
+    let wanted = interfaces.iter().filter(|(watched, _)| is_asked(&watched.interface));
+    let mut indexes: BTreeSet<u32> = wanted.filter_map(|(_, link)| Some(link.as_ref()?.ifindex)).collect();
+    if let Ok(stored) = &there.stored {
+        let known = stored.interfaces.iter().filter(|(name, _)| is_asked(name));
+        indexes.extend(known.map(|(_, place)| place.ifindex));
+    }
+    let is_new = |link: &&Link| there.value(Map::Outs, &link.ifindex.to_ne_bytes()).is_none();
+    let outs = resolved.remotes.values().filter_map(|route| route.out.as_ref()).filter(is_new);
+    indexes.extend(outs.map(|link| link.ifindex));
+    indexes
+}
+
+fn needs_programs(there: &There, request: &Request) -> bool {
+    let Ok(stored) = &there.stored else { return true };
+    let known = there.programs.len() + there.unpinned_programs.len() == Program::ALL.len();
+    !known || !stored.compiled.can(request) || !stored.compiled.has_filter(request.options.filter.as_deref())
+}
+
+fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, resolved: &Resolved) -> Wanted {
+    let outs = resolved.remotes.values().filter_map(|route| route.out.as_ref());
+    let counted = |link: &Link| {
+        let hooks = there.hooks.get(&link.ifindex)?;
+        let device = link.stats64.tx.dropped + link.stats64.tx.errors;
+        Some((link.ifindex, Out { device, queue: tc::qdisc_drops(hooks), dropped: 0 }))
+    };
+    let all = &edit.request.options.remotes;
+    Wanted {
+        request: edit.request.clone(),
+        interfaces,
+        remotes: resolved.remotes.iter().map(|(remote, route)| (*remote, route.outer)).collect(),
+        underlay: resolved.underlay.clone(),
+        is_whole_underlay: all.iter().all(|remote| edit.scope.asked.remotes.contains(remote)),
+        outs: outs.filter_map(counted).collect(),
+        clsact: edit.clsact,
+        clock: clock(),
+        filter: edit.filter.clone(),
+    }
+}
+
+/// What a session is to be where nothing of the machine was looked up: as it remembers itself.
+pub(crate) fn remembered(there: &There, machine: &Machine) -> Option<Wanted> {
+    let stored = there.stored.as_ref().ok()?;
+    let request = resolve::follow(stored, machine);
+    Some(Wanted {
+        interfaces: resolve::interfaces(&request, Some(stored), machine),
+        request,
+        remotes: BTreeMap::new(),
+        underlay: Vec::new(),
+        is_whole_underlay: false,
+        outs: BTreeMap::new(),
+        clsact: Clsact::Remove,
+        clock: 0,
+        filter: None,
+    })
+}
+
+fn headers(wanted: &Wanted) -> BTreeMap<IpAddr, Remote> {
+    wanted.remotes.iter().map(|(at, outer)| (*at, crate::datapath::template::remote(outer))).collect()
+}
+
+/// What adding a clsact qdisc has cost, where packets stood in the interface's queue.
+fn queue_warnings(there: &There, changes: &[Change], clsact: Clsact) -> Vec<Warning> {
+    let acts = changes.iter().flat_map(|change| &change.acts);
+    let added = acts.filter_map(|act| match act {
+        Act::AddClsact { ifindex, .. } => there.link(*ifindex).filter(|link| !relay::is_one(link)),
+        _ => None,
+    });
+    let standing = added.filter_map(|link| {
+        let standing = there.hooks.get(&link.ifindex).map_or(0, tc::standing);
+        (standing > 0).then_some((link, standing))
+    });
+    let help = "; --keep-clsact leaves that qdisc in place, so that no later `down` and `up` does this again";
+    let text = |(link, standing): (&Link, u64)| {
+        format!(
+            "{standing} packets stood in the queue of {} when its clsact qdisc was added: the kernel then restarts the \
+             queue and drops them{}",
+            link.ifname,
+            if clsact == Clsact::Leave { "" } else { help }
+        )
+    };
+    standing.map(|found| Warning { remote: None, text: text(found) }).collect()
+}
+
+/// Nanoseconds from the time since boot, which the programs can read, to the time since 1970. Good to 10 ms, the
+/// resolution of /proc/uptime; 0 where either cannot be told.
+fn clock() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split(' ').next().and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
+    now.saturating_sub(Duration::from_secs_f64(seconds)).as_nanos() as u64
+}

@@ -1,0 +1,383 @@
+//! What is shown of a session: how it is, and what it has counted.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag};
+use crate::datapath::parts::{Map, REASONS};
+use crate::request::{Oversize, Rate, Request, Spread, Watch};
+use crate::session::change::Change;
+use crate::session::difference;
+use crate::session::engine::{self, Open};
+use crate::session::firewall::{self, Obstacle};
+use crate::session::home::Home;
+use crate::session::stored::Stored;
+use crate::session::there::{There, index, key};
+use crate::tools::bpftool;
+use crate::tools::exec::Runner;
+use crate::tools::ip::{Link, mac_text};
+use crate::tools::tc;
+use crate::tunnel::Kind;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    pub sessions: Vec<Session>,
+}
+
+/// One session. Counters are of copies of wire frames and their bytes. What a broken session does not tell is null.
+#[derive(Debug, Serialize)]
+pub(crate) struct Session {
+    pub name: String,
+    pub tunnel: Option<Kind>,
+    pub oversize: Option<Oversize>,
+    pub spread: Option<Spread>,
+    pub filter: Option<String>,
+    /// One of so many packets, and of so many flows, is copied.
+    pub sample: Option<u32>,
+    pub sample_flows: Option<u32>,
+    pub snaplen: Option<u32>,
+    pub max_rate: Option<Rate>,
+    /// All of it.
+    pub request: Option<Request>,
+    /// The command line that makes it.
+    pub command: Option<String>,
+    pub taps: Vec<TapStatus>,
+    pub remotes: Vec<RemoteStatus>,
+    /// The counters of remotes that the session no longer has, together.
+    pub removed: Stat,
+    /// The counters of taps that the session no longer has, together.
+    pub removed_taps: TapCounts,
+    /// Copies that were not sent, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Packets of any sender that the out interfaces and their queues have dropped while the session used them.
+    pub out_dropped: u64,
+    /// What is not as it must be, each a line.
+    pub faults: Vec<String>,
+    /// The command that puts it right.
+    #[serde(skip)]
+    pub fix: Option<String>,
+    /// Chains of the bridge family that can have dropped copies; looked for only where some were lost in the relay.
+    #[serde(skip)]
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// `pcnt` frames were to be copied, `dcnt` of them were dropped by our programs. In frames of the interface, `seen` is
+/// the sum of `filtered`, `skipped` and those that were to be copied.
+#[derive(Debug, Serialize)]
+pub(crate) struct TapStatus {
+    /// Its name now, or the one that it had.
+    pub interface: String,
+    pub direction: &'static str,
+    /// What the kernel says: our program is at this hook.
+    pub attached: bool,
+    /// The interface is there.
+    pub exists: bool,
+    #[serde(flatten)]
+    pub counts: TapCounts,
+}
+
+/// `pcnt` copies were handed to the out interface, `dcnt` were dropped by our programs before.
+#[derive(Debug, Serialize)]
+pub(crate) struct RemoteStatus {
+    pub address: IpAddr,
+    /// `null` without a route.
+    pub source: Option<IpAddr>,
+    /// `null` without a route, and where it is gone.
+    pub interface: Option<String>,
+    /// Of the next hop; `null` while it does not answer, and where the out interface has no Ethernet.
+    pub mac: Option<String>,
+    /// Bytes of the largest outer IP packet.
+    pub mtu: u32,
+    pub stat: Stat,
+    #[serde(skip)]
+    pub is_resolved: bool,
+    /// It has a route, but its out interface is gone.
+    #[serde(skip)]
+    pub is_gone: bool,
+}
+
+/// These sessions, as the kernel has them.
+pub(crate) fn status(open: &Open, names: &[String]) -> Result<Status> {
+    Ok(Status { sessions: names.iter().map(|name| session(open, name)).collect::<Result<_>>()? })
+}
+
+/// One session, whatever there is of it.
+pub(crate) fn session(open: &Open, name: &str) -> Result<Session> {
+    let mut there = open.read(name)?;
+    let outs: Vec<(u32, Out)> = outs(&there);
+    let mut asked: std::collections::BTreeSet<u32> = outs.iter().map(|(ifindex, _)| *ifindex).collect();
+    if let Ok(stored) = &there.stored {
+        asked.extend(stored.interfaces.values().map(|place| place.ifindex));
+    }
+    there.look(open.runner, &asked, true)?;
+    let out_dropped = out_dropped(open.runner, &open.home.session(name).join("maps"), &there, &outs)?;
+    Ok(view(open, &there, out_dropped))
+}
+
+/// Programs at tcx hooks that run before what this request watches: `NAME at INTERFACE DIRECTION`.
+pub(crate) fn tcx(open: &Open, request: &Request) -> Result<Vec<String>> {
+    let attachments = open.machine.attachments()?;
+    let mut found = Vec::new();
+    for watched in &request.interfaces {
+        let Some(link) = open.machine.named(&watched.interface) else { continue };
+        for at in attachments.iter().filter(|at| at.is_tcx() && at.ifindex == link.ifindex) {
+            let hooks = watched.direction.directions().iter().filter(|way| at.kind.ends_with(way.hook()));
+            found.extend(hooks.map(|way| format!("{} at {} {}", at.name, link.ifname, way.hook())));
+        }
+    }
+    Ok(found)
+}
+
+fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
+    let stored = there.stored.as_ref().ok();
+    let request = stored.map(|stored| &stored.request);
+    let options = request.map(|request| &request.options);
+    let drops = drops(there);
+    let (faults, fix) = faults(open, there);
+    let lost = drops.get("relay").is_some_and(|lost| *lost > 0);
+    Session {
+        name: there.name.clone(),
+        tunnel: options.map(|options| options.tunnel.kind),
+        oversize: options.map(|options| options.oversize),
+        spread: options.map(|options| options.spread),
+        filter: options.and_then(|options| options.filter.clone()),
+        sample: options.map(|options| options.sample.0),
+        sample_flows: options.map(|options| options.sample_flows.0),
+        snaplen: options.and_then(|options| options.snaplen),
+        max_rate: options.and_then(|options| options.max_rate),
+        request: request.cloned(),
+        command: request.map(Request::command),
+        taps: taps(there),
+        remotes: remotes(there),
+        removed: removed(there),
+        removed_taps: removed_taps(there),
+        drops,
+        out_dropped,
+        faults,
+        fix,
+        obstacles: if lost { firewall::obstacles(open.runner) } else { Vec::new() },
+    }
+}
+
+/// What is not as the session remembers itself, and the command that puts it right, where one does.
+fn faults(open: &Open, there: &There) -> (Vec<String>, Option<String>) {
+    let name = &there.name;
+    let Some(wanted) = engine::remembered(there, &open.machine).filter(|_| difference::is_alterable(there)) else {
+        let why = match &there.stored {
+            Err(why) => why.to_string(),
+            Ok(_) => "it has lost a map".into(),
+        };
+        let fix = if there.stored.is_ok() { "sync" } else { "down" };
+        return (vec![why], Some(format!("snifctl {fix} --name {name}")));
+    };
+    let (changes, _) = difference::difference(&wanted, there);
+    let told = || changes.iter().filter(|change| !change.is_silent());
+    let fault = |change: &Change| match change.acts.is_empty() {
+        true => change.line(),
+        false => format!("{}: {}", change.subject, change.fault),
+    };
+    let fix = told().any(|change| !change.acts.is_empty()).then(|| format!("snifctl sync --name {name}"));
+    (told().map(fault).collect(), fix)
+}
+
+/// The directions of each interface of the request.
+fn watched(stored: &Stored) -> BTreeMap<&str, Watch> {
+    stored.request.interfaces.iter().map(|at| (at.interface.as_str(), at.direction)).collect()
+}
+
+fn taps(there: &There) -> Vec<TapStatus> {
+    let Ok(stored) = &there.stored else { return Vec::new() };
+    let watched = watched(stored);
+    let mut taps = Vec::new();
+    for (name, place) in &stored.interfaces {
+        let watch = watched.get(name.as_str());
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if !place.watch.has(direction) || watch.is_none_or(|watch| !watch.has(direction)) {
+                continue;
+            }
+            let (at, link) = (key(place.ifindex, direction), there.link(place.ifindex));
+            let own = there.tap_counts(at);
+            let tap = TapStatus {
+                interface: link.map_or_else(|| name.clone(), |link| link.ifname.clone()),
+                direction: direction.hook(),
+                attached: there.is_attached(at),
+                exists: link.is_some(),
+                counts: TapCounts::sum([own, place.before(direction)]),
+            };
+            taps.push((place.slot(direction), tap));
+        }
+    }
+    taps.sort_by_key(|(slot, _)| *slot);
+    taps.into_iter().map(|(_, tap)| tap).collect()
+}
+
+fn remotes(there: &There) -> Vec<RemoteStatus> {
+    let Ok(stored) = &there.stored else { return Vec::new() };
+    let rows = there.remote_rows();
+    let mut found: Vec<(u32, RemoteStatus)> = Vec::new();
+    for (address, slot) in &stored.remotes {
+        if stored.request.options.remotes.contains(address) {
+            found.push((*slot, remote(there, *address, *slot, rows.get(slot))));
+        }
+    }
+    found.sort_by_key(|(slot, _)| *slot);
+    found.into_iter().map(|(_, remote)| remote).collect()
+}
+
+fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>) -> RemoteStatus {
+    let has = |flag| row.is_none_or(|row| row.has(flag));
+    let ifindex = row.map_or(0, |row| row.ifindex);
+    let out = there.link(ifindex).filter(|_| ifindex != 0);
+    let source = row.map(|row| row.addresses().0).filter(|source| !source.is_unspecified());
+    let has_mac = !has(remote_flag::UNRESOLVED) && !has(remote_flag::L3);
+    RemoteStatus {
+        address,
+        source,
+        interface: out.map(|link| link.ifname.clone()),
+        mac: row.filter(|_| has_mac).map(|row| mac_text(row.mac())),
+        mtu: row.map_or(0, |row| row.mtu),
+        stat: there.remote_stat(slot),
+        is_resolved: !has(remote_flag::UNRESOLVED),
+        is_gone: ifindex != 0 && out.is_none(),
+    }
+}
+
+/// With what a change that ended half-way has left behind.
+fn removed(there: &There) -> Stat {
+    let Ok(stored) = &there.stored else { return Stat::default() };
+    let leaving = stored.remotes.iter().filter(|(address, _)| !stored.request.options.remotes.contains(address));
+    Stat::sum(leaving.map(|(_, slot)| there.remote_stat(*slot)).chain([stored.removed]))
+}
+
+fn removed_taps(there: &There) -> TapCounts {
+    let Ok(stored) = &there.stored else { return TapCounts::default() };
+    let (watched, mut counts) = (watched(stored), vec![stored.removed_taps]);
+    for (name, place) in &stored.interfaces {
+        let watch = watched.get(name.as_str());
+        for direction in place.watch.directions() {
+            if watch.is_none_or(|watch| !watch.has(*direction)) {
+                counts.extend([there.tap_counts(key(place.ifindex, *direction)), place.before(*direction)]);
+            }
+        }
+    }
+    TapCounts::sum(counts)
+}
+
+fn drops(there: &There) -> BTreeMap<String, u64> {
+    let cpus = there.rows.get(&Map::Drops).and_then(|rows| rows.values().next());
+    let mut sums: BTreeMap<String, u64> = REASONS.iter().map(|reason| (reason.name.to_string(), 0)).collect();
+    for value in cpus.into_iter().flatten() {
+        for (reason, count) in REASONS.iter().zip(value.chunks_exact(8)) {
+            let count = count.try_into().map(u64::from_ne_bytes).unwrap_or_default();
+            *sums.entry(reason.name.into()).or_default() += count;
+        }
+    }
+    sums
+}
+
+fn outs(there: &There) -> Vec<(u32, Out)> {
+    let rows = there.rows.get(&Map::Outs).into_iter().flatten();
+    rows.filter_map(|(key, value)| Some((index(key)?, Out::decode(value.first()?).ok()?))).collect()
+}
+
+/// Packets dropped by the out interfaces and their queues since the session uses them. A program that ends in a redirect
+/// never learns of it, so this is what the kernel counts of all their traffic, a super-packet once: a lower bound for
+/// copies where nobody else sends. What has changed is written back, so that a count survives its interface and its qdisc.
+fn out_dropped(runner: &Runner, maps: &Path, there: &There, known: &[(u32, Out)]) -> Result<u64> {
+    let mut lines = Vec::new();
+    let mut sum: u64 = known.iter().map(|(_, out)| out.dropped).sum();
+    for (ifindex, before) in known {
+        let (Some(link), Some(hooks)) = (there.link(*ifindex), there.hooks.get(ifindex)) else { continue };
+        let now = before.now(lost(link), tc::qdisc_drops(hooks));
+        sum += now.dropped - before.dropped;
+        if now != *before {
+            lines.push(bpftool::update(&maps.join(Map::Outs.name()), &ifindex.to_ne_bytes(), &now.encode()));
+        }
+    }
+    if !lines.is_empty() {
+        bpftool::batch(&Runner { dry_run: false, ..*runner }, &lines)?;
+    }
+    Ok(sum)
+}
+
+fn lost(link: &Link) -> u64 {
+    link.stats64.tx.dropped + link.stats64.tx.errors
+}
+
+/// A pinned map, from `bpftool map show`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ShownMap {
+    #[serde(default)]
+    pub name: String,
+    pub id: u32,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub bytes_key: u32,
+    pub bytes_value: u32,
+    pub max_entries: u32,
+    /// Where it is pinned.
+    #[serde(default)]
+    pub pinned: String,
+}
+
+/// The maps of a session that say something, those that are there.
+pub(crate) fn maps(runner: &Runner, home: &Home, session: &str) -> Result<Vec<ShownMap>> {
+    let dir = home.session(session).join("maps");
+    let maps: Vec<Map> = Map::shown().filter(|map| dir.join(map.name()).exists()).collect();
+    let lines: Vec<String> =
+        maps.iter().map(|map| format!("map show pinned {}", dir.join(map.name()).display())).collect();
+    let shown = bpftool::ask(runner, &lines)?.into_iter().zip(maps);
+    let map = |(answer, map): (Value, Map)| {
+        let shown: ShownMap = serde_json::from_value(answer).ok()?;
+        let pinned = dir.join(map.name()).display().to_string();
+        Some(ShownMap { name: map.name().into(), pinned, ..shown })
+    };
+    Ok(shown.filter_map(map).collect())
+}
+
+/// Dumps of these maps by the field names of the BTF, per-CPU counters summed, in the order of their keys. Of the arrays by
+/// remote slot only the slots that hold a remote, of the request only the half in force.
+pub(crate) fn dumps(runner: &Runner, home: &Home, session: &str, wanted: &[Map]) -> Result<Vec<Value>> {
+    let dir = home.session(session).join("maps");
+    let asked = wanted.iter().chain(&[Map::Remotes, Map::Config]);
+    let lines: Vec<String> = asked.map(|map| bpftool::dump_question(&dir.join(map.name()))).collect();
+    let mut answers = bpftool::ask(runner, &lines)?;
+    let config = answers.pop().unwrap_or_default();
+    let remotes = answers.pop().unwrap_or_default();
+    let used: Vec<&Value> = remotes.as_array().into_iter().flatten().map(|row| &row["key"]).collect();
+    let config = bpftool::rows(&config).ok().and_then(|rows| rows.first()?.values.first().cloned());
+    let first = config.and_then(|bytes| crate::datapath::abi::Config::decode(&bytes).ok()).map_or(0, |at| at.request);
+    for (answer, map) in answers.iter_mut().zip(wanted) {
+        let Some(rows) = answer.as_array_mut() else { continue };
+        if map.is_by_remote() {
+            rows.retain(|row| used.contains(&&row["key"]));
+        }
+        rows.sort_by_key(bpftool::key_of);
+        if *map == Map::Request {
+            let chunks = crate::datapath::abi::REQUEST_CHUNKS as u32;
+            let half = u32::from(first)..u32::from(first) + chunks;
+            rows.retain(|row| bpftool::key_of(row).as_deref().and_then(index).is_some_and(|at| half.contains(&at)));
+        }
+    }
+    Ok(wanted
+        .iter()
+        .zip(&answers)
+        .map(|(map, dump)| match map {
+            Map::Request => request_text(dump),
+            _ => bpftool::formatted(dump),
+        })
+        .collect())
+}
+
+/// What a session remembers, as JSON.
+fn request_text(dump: &Value) -> Value {
+    let rows = bpftool::rows(dump).unwrap_or_default();
+    let chunks: Vec<Vec<u8>> = rows.into_iter().filter_map(|row| row.values.into_iter().next()).collect();
+    let text = crate::datapath::abi::decode_request(&chunks).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}

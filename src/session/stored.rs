@@ -1,0 +1,179 @@
+//! What a session remembers of itself, as JSON in its `request` map: the request, and what the rows of its maps stand for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::datapath::abi::{Direction, Stat, TapCounts};
+use crate::request::{Request, Watch};
+
+/// Of the form of what is stored. Another one is not read; `down` takes such a session away all the same.
+pub(crate) const VERSION: u32 = 1;
+
+/// A session's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stored {
+    pub version: u32,
+    pub request: Request,
+    /// The watched interfaces whose rows the maps have, by the name that the request has for them.
+    pub interfaces: BTreeMap<String, Place>,
+    /// The slot of each remote that has a row.
+    pub remotes: BTreeMap<IpAddr, u32>,
+    pub compiled: Compiled,
+    /// The counters of the remotes, and of the taps, that were removed.
+    #[serde(default)]
+    pub removed: Stat,
+    #[serde(default)]
+    pub removed_taps: TapCounts,
+}
+
+/// A watched interface in the maps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub ifindex: u32,
+    /// Its taps have twice this number as slot, plus one for egress.
+    pub number: u32,
+    /// What was last said about, in bytes.
+    pub mtu: u32,
+    /// The directions whose rows count.
+    pub watch: Watch,
+    /// What the taps of an interface that had this name before have counted, by direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<[TapCounts; 2]>,
+}
+
+impl Place {
+    pub(crate) fn slot(&self, direction: Direction) -> u32 {
+        2 * self.number + direction as u32
+    }
+
+    pub(crate) fn before(&self, direction: Direction) -> TapCounts {
+        self.before.map_or_else(TapCounts::default, |before| before[direction as usize])
+    }
+}
+
+/// What the running programs were compiled with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compiled {
+    /// Of the filter's expression, 0 for none.
+    pub filter: u64,
+    /// `HAS_` names of `bpf/common.h`.
+    pub features: Vec<String>,
+}
+
+impl Compiled {
+    pub(crate) fn of(request: &Request) -> Compiled {
+        Compiled { filter: mark(request.options.filter.as_deref()), features: request.features() }
+    }
+
+    /// Do the taps have this filter?
+    pub(crate) fn has_filter(&self, expression: Option<&str>) -> bool {
+        self.filter == mark(expression)
+    }
+
+    /// Can the programs do all that the request needs?
+    pub(crate) fn can(&self, request: &Request) -> bool {
+        request.features().iter().all(|feature| self.features.contains(feature))
+    }
+}
+
+/// A number that stands for an expression (FNV-1a).
+fn mark(expression: Option<&str>) -> u64 {
+    let Some(text) = expression else { return 0 };
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Why a session's memory cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    Gone,
+    OtherVersion(Option<u64>),
+    Damaged(String),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unreadable::Gone => f.write_str("its request is gone"),
+            Unreadable::OtherVersion(Some(version)) => {
+                write!(f, "another version of snifctl made it (form {version} of the request, here it is {VERSION})")
+            }
+            Unreadable::OtherVersion(None) => f.write_str("an older version of snifctl made it"),
+            Unreadable::Damaged(why) => write!(f, "its request cannot be read ({why})"),
+        }
+    }
+}
+
+impl Stored {
+    pub(crate) fn new(request: Request) -> Stored {
+        Stored {
+            version: VERSION,
+            compiled: Compiled::of(&request),
+            request,
+            interfaces: BTreeMap::new(),
+            remotes: BTreeMap::new(),
+            removed: Stat::default(),
+            removed_taps: TapCounts::default(),
+        }
+    }
+
+    pub(crate) fn encode(&self) -> String {
+        serde_json::to_string(self).expect("a request is always JSON")
+    }
+
+    pub(crate) fn decode(json: &str) -> Result<Stored, Unreadable> {
+        let damaged = |err: serde_json::Error| Unreadable::Damaged(err.to_string());
+        let value: Value = serde_json::from_str(json).map_err(damaged)?;
+        match value["version"].as_u64() {
+            Some(version) if version == u64::from(VERSION) => serde_json::from_value(value).map_err(damaged),
+            version => Err(Unreadable::OtherVersion(version)),
+        }
+    }
+
+    /// The watched interface that has this number in the kernel.
+    pub(crate) fn place(&self, ifindex: u32) -> Option<(&String, &Place)> {
+        self.interfaces.iter().find(|(_, place)| place.ifindex == ifindex)
+    }
+
+    /// The numbers that no interface has.
+    pub(crate) fn free_numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        let taken: BTreeSet<u32> = self.interfaces.values().map(|place| place.number).collect();
+        (0..).filter(move |number| !taken.contains(number))
+    }
+
+    /// The first slot that no remote has.
+    pub(crate) fn free_slot(&self) -> u32 {
+        (0..).find(|slot| self.remotes.values().all(|taken| taken != slot)).expect("numbers do not end")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::tests::request;
+
+    #[test]
+    fn what_is_stored_is_read_back() {
+        let mut stored = Stored::new(request(&["eth0:ingress", "--filter", "udp", "--id", "7"]));
+        stored.interfaces.insert(
+            "eth0".into(),
+            Place { ifindex: 2, number: 0, mtu: 1500, watch: Watch::Ingress, before: Some([TapCounts::default(); 2]) },
+        );
+        stored.remotes.insert([10, 0, 0, 7].into(), 3);
+        assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
+    }
+
+    #[test]
+    fn another_version_is_told_apart_from_damage() {
+        let stored = Stored::new(request(&["eth0"])).encode();
+        let newer = stored.replace("\"version\":1", "\"version\":2");
+        assert_eq!(Stored::decode(&newer), Err(Unreadable::OtherVersion(Some(2))));
+        assert_eq!(Stored::decode("{\"plan\":{}}"), Err(Unreadable::OtherVersion(None)));
+        assert!(matches!(Stored::decode(&stored[..40]), Err(Unreadable::Damaged(_))));
+        let more = stored.replace("\"version\":1", "\"version\":1,\"later\":true");
+        assert!(Stored::decode(&more).is_ok(), "a field that is not known is passed over");
+    }
+}

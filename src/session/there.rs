@@ -1,0 +1,358 @@
+//! What the kernel has of a session, as plain data. Any part of it may be missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::datapath::parts::{Device, Map, Program};
+use crate::session::home::{ALIAS, Home, handle};
+use crate::session::relay;
+use crate::session::stored::{Stored, Unreadable};
+use crate::tools::bpftool;
+use crate::tools::ethtool;
+use crate::tools::exec::{Failed, Runner};
+use crate::tools::ip::{self, Link};
+use crate::tools::tc::{self, Filter, Hooks};
+
+/// The elements of a map: one value, or one per CPU.
+pub(crate) type Rows = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
+
+/// A session in the kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct There {
+    pub name: String,
+    /// In the order of their numbers.
+    pub links: Vec<Link>,
+    /// Its pins are in place.
+    pub is_published: bool,
+    /// Where they are, are made, and go on their way out.
+    pub dir: PathBuf,
+    pub building: PathBuf,
+    pub ending: PathBuf,
+    /// Which of the two latter there are: of one half made, or half taken down.
+    pub halves: Vec<PathBuf>,
+    /// The pinned programs, by their ids.
+    pub programs: BTreeMap<Program, u32>,
+    /// Programs and maps that the kernel has although their pins are gone.
+    pub unpinned_programs: BTreeMap<Program, u32>,
+    pub unpinned_maps: BTreeMap<Map, u32>,
+    pub rows: BTreeMap<Map, Rows>,
+    pub stored: Result<Stored, Unreadable>,
+    pub config: Option<Config>,
+    /// What is at the hooks of interfaces, by ifindex: of those that were asked about.
+    pub hooks: BTreeMap<u32, Hooks>,
+    /// Offloads of the bridge that are on and must not be; `None` where nobody has asked.
+    pub offloads: Option<Vec<&'static str>>,
+    /// Interfaces whose clsact qdisc is ours.
+    pub marks: BTreeSet<u32>,
+}
+
+impl There {
+    /// Reads a session's pins: one bpftool, another one where a pin is gone.
+    pub(crate) fn read(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
+        let dir = home.session(name);
+        let (building, ending) = (home.building(name), home.ending(name));
+        let halves = [&building, &ending].into_iter().filter(|dir| dir.exists()).cloned().collect();
+        let mut there = There {
+            name: name.into(),
+            links: links.to_vec(),
+            is_published: dir.is_dir(),
+            dir: dir.clone(),
+            building,
+            ending,
+            halves,
+            programs: BTreeMap::new(),
+            unpinned_programs: BTreeMap::new(),
+            unpinned_maps: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            stored: Err(Unreadable::Gone),
+            config: None,
+            hooks: BTreeMap::new(),
+            offloads: None,
+            marks: home.clsact_marks().into_iter().collect(),
+        };
+        if there.is_published {
+            there.read_pins(runner, &dir)?;
+            there.decode();
+        }
+        Ok(there)
+    }
+
+    fn read_pins(&mut self, runner: &Runner, dir: &Path) -> Result<()> {
+        let programs: Vec<Program> = Program::ALL.into_iter().filter(|at| dir.join(at.name()).exists()).collect();
+        // What counts later is read first: then nothing can seem to have been sent that was not asked for.
+        let order = [Map::RemoteStats, Map::Drops].into_iter().chain(Map::ALL);
+        let mut maps: Vec<Map> = Vec::new();
+        for map in order.filter(|map| dir.join("maps").join(map.name()).exists() && map.is_read()) {
+            if !maps.contains(&map) {
+                maps.push(map);
+            }
+        }
+        let mut lines: Vec<String> =
+            programs.iter().map(|at| format!("prog show pinned {}", dir.join(at.name()).display())).collect();
+        lines.extend(maps.iter().map(|map| bpftool::dump_question(&dir.join("maps").join(map.name()))));
+        let answers = ask_each(runner, &lines)?;
+        let (shown, dumps) = answers.split_at(programs.len());
+        let mut held = BTreeSet::new();
+        for (program, answer) in programs.iter().zip(shown) {
+            let answer = bpftool::value(answer)?;
+            let Some(id) = answer["id"].as_u64().filter(|_| answer["name"] == program.name()) else { continue };
+            self.programs.insert(*program, id as u32);
+            held.extend(answer["map_ids"].as_array().into_iter().flatten().filter_map(Value::as_u64));
+        }
+        for (map, dump) in maps.iter().zip(dumps) {
+            if let Some(rows) = rows(dump) {
+                self.rows.insert(*map, rows);
+            }
+        }
+        let is_missing = Map::ALL.iter().any(|map| match map.is_read() {
+            true => !self.rows.contains_key(map),
+            false => !dir.join("maps").join(map.name()).exists(),
+        });
+        if is_missing {
+            held.extend(self.held_by_relay(runner)?);
+            self.find_maps(runner, dir, &held)?;
+        }
+        Ok(())
+    }
+
+    /// The maps of the programs at the relay's hooks: they hold them all, whatever pins are gone.
+    fn held_by_relay(&self, runner: &Runner) -> Result<Vec<u64>> {
+        let names: Vec<&str> = self.relays().iter().map(|link| link.ifname.as_str()).collect();
+        let hooks = tc::hooks(runner, &names)?;
+        let filters = hooks.iter().flat_map(|hooks| hooks.ingress.iter().chain(&hooks.egress));
+        let ids = filters.filter(|filter| filter.handle() == Some(handle(&self.name))).filter_map(Filter::id);
+        let lines: Vec<String> = ids.map(|id| format!("prog show id {id}")).collect();
+        let mut held = Vec::new();
+        for shown in ask_each(runner, &lines)? {
+            let shown = bpftool::value(&shown)?;
+            held.extend(shown["map_ids"].as_array().into_iter().flatten().filter_map(Value::as_u64));
+        }
+        Ok(held)
+    }
+
+    /// Finds maps whose pins are gone among those that programs hold.
+    fn find_maps(&mut self, runner: &Runner, dir: &Path, held: &BTreeSet<u64>) -> Result<()> {
+        let ids: Vec<u64> = held.iter().copied().collect();
+        let lines: Vec<String> = ids.iter().map(|id| format!("map show id {id}")).collect();
+        for (id, shown) in ids.iter().zip(ask_each(runner, &lines)?) {
+            let shown = bpftool::value(&shown)?;
+            let Some(map) = shown["name"].as_str().and_then(Map::of) else { continue };
+            let is_pinned = dir.join("maps").join(map.name()).exists();
+            if self.rows.contains_key(&map) || (!map.is_read() && is_pinned) {
+                continue;
+            }
+            self.unpinned_maps.insert(map, *id as u32);
+            if let Some(rows) = ask_each(runner, &[format!("map dump id {id}")])?.first().and_then(|dump| rows(dump)) {
+                self.rows.insert(map, rows);
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self) {
+        let config = self.rows.get(&Map::Config).and_then(|rows| rows.values().next()?.first());
+        self.config = config.and_then(|bytes| Config::decode(bytes).ok());
+        self.stored = match (&self.config, self.rows.get(&Map::Config)) {
+            (Some(config), _) => self.memory(config.request),
+            // The layout of another version.
+            (None, Some(rows)) if !rows.is_empty() => Err(Unreadable::OtherVersion(None)),
+            (None, _) => self.memory(0).or_else(|_| self.memory(abi::REQUEST_CHUNKS as u16)),
+        };
+    }
+
+    fn memory(&self, first: u16) -> Result<Stored, Unreadable> {
+        let Some(rows) = self.rows.get(&Map::Request) else { return Err(Unreadable::Gone) };
+        let half = u32::from(first)..u32::from(first) + abi::REQUEST_CHUNKS as u32;
+        let chunks = half.map_while(|index| rows.get(&index.to_ne_bytes()[..])?.first().cloned());
+        let text = abi::decode_request(&chunks.collect::<Vec<_>>());
+        Stored::decode(&text.map_err(|err| Unreadable::Damaged(err.to_string()))?)
+    }
+
+    /// Looks at the hooks of these interfaces, and of the relay and at its features where `relay` says so.
+    pub(crate) fn look(&mut self, runner: &Runner, interfaces: &BTreeSet<u32>, relay: bool) -> Result<()> {
+        let devices = if relay { self.relay_indexes() } else { BTreeSet::new() };
+        let wanted = |link: &&Link| interfaces.contains(&link.ifindex) || devices.contains(&link.ifindex);
+        let found: Vec<Link> = self.links.iter().filter(wanted).cloned().collect();
+        let names: Vec<&str> = found.iter().map(|link| link.ifname.as_str()).collect();
+        for (link, hooks) in found.iter().zip(tc::hooks(runner, &names)?) {
+            self.hooks.insert(link.ifindex, hooks);
+        }
+        if relay {
+            let bridge = self.device(Device::Bridge).map(|link| link.ifname.clone());
+            self.offloads = Some(match bridge {
+                Some(bridge) => relay::offloads(&ethtool::features(runner, &bridge)?),
+                None => Vec::new(),
+            });
+        }
+        for program in Program::ALL.into_iter().filter(|program| !self.programs.contains_key(program)) {
+            let at = self.hooks.values().find_map(|hooks| {
+                let mut filters = hooks.ingress.iter().chain(&hooks.egress);
+                filters.find(|filter| self.is_ours(filter) && filter.program() == program.name())?.id()
+            });
+            if let Some(id) = at {
+                self.unpinned_programs.insert(program, id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Is this filter one of the session's?
+    pub(crate) fn is_ours(&self, filter: &Filter) -> bool {
+        let known = Program::of(filter.program()).is_some();
+        let is_pinned = filter.id().is_some_and(|id| self.programs.values().any(|known| *known == id));
+        // Before iproute2 6.0 `tc` tells no names.
+        let by_id = filter.program().is_empty() && filter.kind == "bpf" && (is_pinned || filter.id().is_some());
+        filter.handle() == Some(handle(&self.name)) && (known || by_id)
+    }
+
+    /// The session's taps at a hook: where each is, and the program that it runs.
+    pub(crate) fn taps_at(&self, key: TapKey) -> Vec<(u32, Option<u32>)> {
+        let filters = self.hooks.get(&key.ifindex).map_or(&[][..], |hooks| hooks.filters(key.direction));
+        let program = Program::tap(key.direction).name();
+        let ours = filters.iter().filter(|filter| self.is_ours(filter));
+        ours.filter(|filter| filter.program().is_empty() || filter.program() == program)
+            .map(|filter| (filter.pref, filter.id()))
+            .collect()
+    }
+
+    /// Is the pinned tap at this hook?
+    pub(crate) fn is_attached(&self, key: TapKey) -> bool {
+        let program = Program::tap(key.direction);
+        let pinned = self.programs.get(&program).or(self.unpinned_programs.get(&program));
+        self.taps_at(key).iter().any(|(_, id)| pinned.is_some() && (id.is_none() || id.as_ref() == pinned))
+    }
+
+    pub(crate) fn link(&self, ifindex: u32) -> Option<&Link> {
+        ip::find(&self.links, ifindex)
+    }
+
+    /// A device of the relay, if the one with its number is no stranger.
+    pub(crate) fn device(&self, device: Device) -> Option<&Link> {
+        let config = self.config.as_ref()?;
+        let ifindex = match device {
+            Device::Bridge => config.relay,
+            Device::Port => config.port,
+            Device::Peer => config.peer,
+        };
+        self.link(ifindex).filter(|link| relay::is_one(link))
+    }
+
+    fn relay_indexes(&self) -> BTreeSet<u32> {
+        Device::ALL.into_iter().filter_map(|device| Some(self.device(device)?.ifindex)).collect()
+    }
+
+    /// The devices that the session's relays have or had, by alias and name.
+    pub(crate) fn relays(&self) -> Vec<&Link> {
+        let alias = format!("{ALIAS}{}", self.name);
+        // One without an alias was made by a run that ended before it could say whose it is.
+        let is_ours = |link: &&Link| {
+            let nameless = link.ifalias.is_empty() && relay::is_name(&link.ifname);
+            link.ifalias == alias || (nameless && ["veth", "bridge"].contains(&link.kind()))
+        };
+        self.links.iter().filter(is_ours).collect()
+    }
+
+    fn rows_of(&self, map: Map) -> impl Iterator<Item = (&Vec<u8>, &Vec<Vec<u8>>)> {
+        self.rows.get(&map).into_iter().flatten()
+    }
+
+    /// One element of a map with one value.
+    pub(crate) fn value(&self, map: Map, key: &[u8]) -> Option<&[u8]> {
+        self.rows.get(&map)?.get(key)?.first().map(Vec::as_slice)
+    }
+
+    /// The rows of taps, by their keys: slot and counters.
+    pub(crate) fn tap_rows(&self) -> BTreeMap<(u32, u32), Tap> {
+        let tap = |(key, cpus): (&Vec<u8>, &Vec<Vec<u8>>)| {
+            let key = TapKey::decode(key).ok()?;
+            Some(((key.ifindex, key.direction as u32), tap(cpus)?))
+        };
+        self.rows_of(Map::Taps).filter_map(tap).collect()
+    }
+
+    /// The rows of remotes, by slot.
+    pub(crate) fn remote_rows(&self) -> BTreeMap<u32, Remote> {
+        let remote =
+            |(key, value): (&Vec<u8>, &Vec<Vec<u8>>)| Some((index(key)?, Remote::decode(value.first()?).ok()?));
+        self.rows_of(Map::Remotes).filter_map(remote).collect()
+    }
+
+    /// The row of one of them.
+    pub(crate) fn remote_row(&self, slot: u32) -> Option<Remote> {
+        Remote::decode(self.value(Map::Remotes, &slot.to_ne_bytes())?).ok()
+    }
+
+    /// What a remote slot has counted.
+    pub(crate) fn remote_stat(&self, slot: u32) -> Stat {
+        let cpus = self.rows.get(&Map::RemoteStats).and_then(|rows| rows.get(&slot.to_ne_bytes()[..]));
+        Stat::sum(cpus.into_iter().flatten().filter_map(|value| Stat::decode(value).ok()))
+    }
+
+    /// What a tap has counted.
+    pub(crate) fn tap_counts(&self, key: TapKey) -> TapCounts {
+        let cpus = self.rows.get(&Map::Taps).and_then(|rows| rows.get(&key.encode()));
+        cpus.and_then(|cpus| tap(cpus)).map_or_else(TapCounts::default, |tap| tap.counts)
+    }
+
+    /// The device that programs send to by this key.
+    pub(crate) fn referred(&self, key: u32) -> Option<u32> {
+        index(self.value(Map::Devices, &key.to_ne_bytes())?)
+    }
+}
+
+impl Map {
+    /// Do its elements say how the session is, or what it has counted?
+    fn is_read(self) -> bool {
+        !matches!(self, Map::Bucket | Map::RemoteState | Map::Rest | Map::Scratch)
+    }
+}
+
+/// A tap's row: its slot, and what all CPUs have counted.
+fn tap(cpus: &[Vec<u8>]) -> Option<Tap> {
+    let cpus: Vec<Tap> = cpus.iter().filter_map(|value| Tap::decode(value).ok()).collect();
+    Some(Tap { slot: cpus.first()?.slot, counts: TapCounts::sum(cpus.iter().map(|tap| tap.counts)) })
+}
+
+/// A key, or a value, that is one number.
+pub(crate) fn index(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+fn rows(dump: &RawValue) -> Option<Rows> {
+    let rows = bpftool::rows(dump).ok()?;
+    Some(rows.into_iter().map(|row| (row.key, row.values)).collect())
+}
+
+/// Asks bpftool many questions at once; one by one where one of them fails, which then has no answer.
+fn ask_each(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
+    if lines.is_empty() {
+        return Ok(Vec::new());
+    }
+    match bpftool::ask_raw(runner, lines) {
+        Err(err) if err.is::<Failed>() => {
+            let none = || RawValue::NULL.to_owned();
+            let one = |line: &String| match bpftool::ask_raw(runner, std::slice::from_ref(line)) {
+                Ok(mut answers) => Ok(answers.pop().unwrap_or_else(none)),
+                Err(err) if err.downcast_ref().is_some_and(says_gone) => Ok(none()),
+                Err(err) => Err(err),
+            };
+            lines.iter().map(one).collect()
+        }
+        answers => answers,
+    }
+}
+
+/// It is not there, or it is something else: not merely that it could not be read.
+fn says_gone(failed: &Failed) -> bool {
+    ["incorrect object type", "No such file"].iter().any(|words| failed.stderr.contains(words))
+}
+
+/// The key of a tap.
+pub(crate) fn key(ifindex: u32, direction: Direction) -> TapKey {
+    TapKey { ifindex, direction }
+}
