@@ -6,17 +6,18 @@ CARGO ?= cargo
 CLANG ?= clang
 TRIPLET := $(shell uname -m)-linux-gnu
 
-# What the program needs at run time, and what its tests and demo need besides.
+# What the program needs at run time, what its tests and demo need besides, and what looks at its sources.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
 TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables
+CHECK_PACKAGES := shellcheck clang-format
 
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo test soak test-kernels test-receivers bench check install clean
+.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 build: ## build the release binary
 	$(CARGO) build --release --locked
@@ -42,6 +43,10 @@ deps: ## install what is missing, with apt (needs root)
 
 demo: deps build ## the main job on real traffic, in a sandbox (needs root)
 	target/release/snifctl demo
+
+demo-picture: deps build ## docs/demo.svg, from a run of the demo (needs root)
+	target/release/snifctl demo > target/demo.txt
+	docs/demo.sh < target/demo.txt > docs/demo.svg
 
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 	$(CARGO) test --locked
@@ -73,9 +78,20 @@ bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
-check: deps ## formatting and lints
+SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root
+OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+check: deps ## formatting, lints, and a build with the oldest Rust (needs root where something is missing)
+	@$(call install,$(CHECK_PACKAGES))
 	$(CARGO) fmt --check
+	clang-format --dry-run -Werror bpf/*.[ch]
+	shellcheck $(SCRIPTS)
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	@if ! command -v rustup >/dev/null; then echo "rustup is not there: Rust $(OLDEST_RUST) is not tried"; \
+	elif ! rustup run $(OLDEST_RUST) rustc --version >/dev/null 2>&1 && \
+		! rustup toolchain install $(OLDEST_RUST) --profile minimal >/dev/null 2>&1; then \
+		echo "Rust $(OLDEST_RUST) cannot be fetched: it is not tried"; \
+	else rustup run $(OLDEST_RUST) cargo check --locked --target-dir $${CARGO_TARGET_DIR:-target}/oldest-rust; fi
 
 install: build ## install the binary under PREFIX (default /usr/local)
 	install -D -m 0755 target/release/snifctl $(DESTDIR)$(PREFIX)/bin/snifctl
