@@ -34,7 +34,7 @@ pub(crate) struct Cli {
 }
 
 fn seconds(text: &str) -> Result<Duration, Usage> {
-    number::<u32>("--wait", text, "--wait 10").map(|seconds| Duration::from_secs(seconds.into()))
+    number::<u32>("--wait", text, 0..=86400, "--wait 10").map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 /// Which session is meant.
@@ -416,7 +416,7 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
             Ok(()) => ExitCode::SUCCESS,
             Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(err) => {
-                eprintln!("snifctl: cannot write to standard output: {err}");
+                eprintln!("snifctl: cannot write to standard output ({err}); send it elsewhere");
                 ExitCode::FAILURE
             }
         },

@@ -310,11 +310,11 @@ fn of_flag<T: FromStr<Err = Usage>>(flag: &str, text: &str) -> Result<T, Usage> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Args)]
 pub(crate) struct OuterOptions {
     /// Outer time to live, 1 to 255
-    #[arg(long, default_value_t = 64, allow_negative_numbers = true, value_parser = |text: &str| number_in("--ttl", text, 1, "--ttl 64"))]
+    #[arg(long, default_value_t = 64, allow_negative_numbers = true, value_parser = |text: &str| number::<u8>("--ttl", text, 1..=255, "--ttl 64"))]
     #[serde(default = "default_ttl")]
     pub ttl: u8,
     /// Outer type of service, 0 to 255; decimal or 0x hex
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = |text: &str| number::<u8>("--tos", text, "--tos 0x10"))]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = |text: &str| number::<u8>("--tos", text, 0..=255, "--tos 0x10"))]
     #[serde(default)]
     pub tos: u8,
     /// Set don't-fragment in the outer header; then what does not fit is dropped, cut by --oversize truncate
@@ -627,10 +627,10 @@ const FILTER_BYTES: usize = 120_000;
 /// A filter that can be remembered. What it says is tcpdump's to judge.
 pub(crate) fn ensure_filter(what: &str, expression: Option<&str>) -> Result<(), Usage> {
     let Some(expression) = expression else { return Ok(()) };
+    let way = if what.starts_with('-') { "leave it out, or " } else { "" };
     ensure_usage!(
         !expression.trim().is_empty(),
-        "{what} is empty, which would take every packet; leave --filter out, or clear the filter of a running session with: \
-         snifctl filter clear"
+        "{what} is empty, which would take every packet; {way}copy every packet again with: snifctl filter clear"
     );
     ensure_usage!(
         expression.len() <= FILTER_BYTES,
@@ -641,23 +641,11 @@ pub(crate) fn ensure_filter(what: &str, expression: Option<&str>) -> Result<(), 
     Ok(())
 }
 
-fn number_in(flag: &str, text: &str, least: u8, example: &str) -> Result<u8, Usage> {
-    let n: u8 = number(flag, text, example)?;
-    ensure_usage!(n >= least, "{flag} {text} is out of range; it takes {least} to 255, as in: {example}");
-    Ok(n)
-}
-
 /// Room for all headers of plain TCP over IPv6, and what the kernel's resize helpers take.
-const SNAPLEN: std::ops::RangeInclusive<u32> = 60..=15_000;
+const SNAPLEN: std::ops::RangeInclusive<u64> = 60..=15_000;
 
 fn snaplen(text: &str) -> Result<u32, Usage> {
-    let bytes = number("--snaplen", text, "--snaplen 128")?;
-    let (least, most) = (SNAPLEN.start(), SNAPLEN.end());
-    ensure_usage!(
-        SNAPLEN.contains(&bytes),
-        "--snaplen {text} is out of range; it takes {least} to {most} bytes, as in: --snaplen 128"
-    );
-    Ok(bytes)
+    number("--snaplen", text, SNAPLEN, "--snaplen 128")
 }
 
 fn address(what: &str, text: &str) -> Result<IpAddr, Usage> {
@@ -673,7 +661,7 @@ fn address(what: &str, text: &str) -> Result<IpAddr, Usage> {
 }
 
 /// A value as it is typed: behind its flag, or alone.
-fn example(what: &str, value: &str) -> String {
+pub(crate) fn example(what: &str, value: &str) -> String {
     if what.starts_with('-') { format!("{what} {value}") } else { value.into() }
 }
 

@@ -128,15 +128,15 @@ pub(crate) struct Tunnel {
     #[serde(rename = "tunnel")]
     pub kind: Kind,
     /// GRE key, VXLAN or Geneve VNI [default: 1], ERSPAN session id [default: 1]; decimal or 0x hex
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |text: &str| number::<u32>("--id", text, "--id 7"))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |text: &str| number::<u32>("--id", text, 0..=u64::from(u32::MAX), "--id 7"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
     /// The id of copies of outgoing packets [default: that of --id]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |text: &str| number::<u32>("--egress-id", text, "--id 7 --egress-id 8"))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |text: &str| number::<u32>("--egress-id", text, 0..=u64::from(u32::MAX), "--id 7 --egress-id 8"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_id: Option<u32>,
     /// UDP destination port [default: vxlan 4789, geneve 6081]
-    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = |text: &str| number::<u16>("--port", text, "--port 4789"))]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = |text: &str| number::<u16>("--port", text, 1..=65535, "--port 4789"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Add GRE sequence numbers
@@ -236,7 +236,6 @@ impl Tunnel {
                 "{flag} does not go with --tunnel {kind}, which has no UDP header; types that do: {others}"
             );
         }
-        ensure_usage!(self.port != Some(0), "--port 0 is no UDP port; try: --port 4789");
         Ok(())
     }
 }

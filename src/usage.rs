@@ -1,6 +1,7 @@
 //! Values of the command line, and mistakes in it: exit code 2, wherever they are found.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use clap::ValueEnum;
 
@@ -34,16 +35,25 @@ macro_rules! ensure_usage {
 
 pub(crate) use {ensure_usage, refuse};
 
-/// A number of a flag, decimal or 0x hex.
-pub(crate) fn number<T: TryFrom<u64>>(flag: &str, text: &str, example: &str) -> Result<T, Usage> {
+/// A number of a flag, decimal or 0x hex, in its range.
+pub(crate) fn number<T: TryFrom<u64>>(
+    flag: &str,
+    text: &str,
+    range: RangeInclusive<u64>,
+    example: &str,
+) -> Result<T, Usage> {
     let parsed = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
-    let largest = (1u128 << (8 * size_of::<T>())) - 1;
-    match parsed.ok().filter(|_| !text.starts_with('+')).and_then(|n| T::try_from(n).ok()) {
-        Some(n) => Ok(n),
-        None => refuse!("{flag} {text:?} is not a number from 0 to {largest}; try: {example}"),
+    let (least, most) = (range.start(), range.end());
+    let parsed = parsed.ok().filter(|_| !text.starts_with('+'));
+    match parsed.and_then(|n| Some((n, T::try_from(n).ok()?))) {
+        None => refuse!("{flag} {text:?} is not a number from {least} to {most}; try: {example}"),
+        Some((n, _)) if !range.contains(&n) => {
+            refuse!("{flag} {text} is out of range; it takes {least} to {most}, as in: {example}")
+        }
+        Some((_, n)) => Ok(n),
     }
 }
 

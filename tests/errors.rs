@@ -294,6 +294,31 @@ fn a_bad_ttl_or_tos_is_refused() {
     }
 }
 
+/// Values of the same kind are told by the argument that they were typed as, with what it takes.
+#[test]
+fn what_is_wrong_is_told_by_the_argument_that_was_typed() {
+    let lab = Lab::roomy();
+    lab.said(&UP).ok();
+    for (args, code, names, ends) in [
+        (&["remote", "add", "198.51.100.1"][..], 1, "ADDR 198.51.100.1 is this machine itself", "as in: 10.0.0.7"),
+        (&["remote", "add", "198.51.100.255"], 1, "ADDR 198.51.100.255 is a broadcast address", "as in: 10.0.0.7"),
+        (&["remote", "add", "224.0.0.5"], 2, "ADDR 224.0.0.5 is a multicast address", "as in: 10.0.0.7"),
+        (&["filter", "set", ""], 2, "EXPR is empty", ": snifctl filter clear"),
+        (&up_with(&["--filter", ""]), 2, "--filter is empty", ": snifctl filter clear"),
+        (&up_with(&["--ttl", "256"]), 2, "--ttl \"256\" is not a number from 1 to 255", "--ttl 64"),
+        (&up_with(&["--snaplen", "59"]), 2, "--snaplen 59 is out of range; it takes 60 to 15000", "--snaplen 128"),
+        (&up_with(&["--port", "0"]), 2, "--port 0 is out of range; it takes 1 to 65535", "--port 4789"),
+        (&["--wait", "-1", "status"], 2, "--wait \"-1\" is not a number from 0 to 86400", "--wait 10"),
+        (&["source", "/proc/x"], 1, "DIR /proc/x cannot be written", ": snifctl source ./snifctl-c"),
+    ] {
+        lab.said(args).refused(code, names, ends);
+    }
+    let said = lab.said(&["remote", "add", "203.0.113.9"]).ok_noting("ADDR 203.0.113.9 has no route");
+    assert!(!said.stderr.contains("--remote"), "{said:#?}");
+    lab.said(&["sync"]).quietly_ok();
+    lab.said(&["down"]).quietly_ok();
+}
+
 #[test]
 fn an_unknown_choice_is_refused_with_those_that_there_are() {
     let lab = Lab::roomy();

@@ -133,7 +133,7 @@ pub(crate) struct Scope {
 impl Scope {
     /// Everything of a request.
     pub(crate) fn all(request: &Request) -> Scope {
-        let asked = Asked { remotes: request.options.remotes.clone(), ..Asked::default() };
+        let asked = Asked { remotes: request.options.remotes.clone(), argument: "--remote", ..Asked::default() };
         Scope { asked, hooks: None, relay: true }
     }
 
@@ -143,7 +143,7 @@ impl Scope {
     }
 
     pub(crate) fn remotes(remotes: Vec<IpAddr>) -> Scope {
-        let asked = Asked { new: remotes.clone(), remotes, ..Asked::default() };
+        let asked = Asked { new: remotes.clone(), remotes, argument: "ADDR", ..Asked::default() };
         Scope { asked, hooks: Some(Vec::new()), relay: false }
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::datapath::abi::ETHERNET;
 use crate::datapath::template::{self, Outer, Path};
-use crate::request::{Oversize, Request, Underlay, Watch, Watched};
+use crate::request::{Oversize, Request, Underlay, Watch, Watched, example};
 use crate::session::home::ALIAS;
 use crate::session::machine::Machine;
 use crate::session::stack;
@@ -28,8 +28,26 @@ pub(crate) struct Asked {
     pub remotes: Vec<IpAddr>,
     /// Those of them that the user has just named: where they can never be one, that is an error.
     pub new: Vec<IpAddr>,
+    /// The argument that named them.
+    pub argument: &'static str,
     /// The interfaces that are new, by the request's names: what the user should know of them is told.
     pub interfaces: Vec<String>,
+}
+
+impl Asked {
+    /// A remote as the user knows it: by the argument that has just named it.
+    fn named(&self, remote: IpAddr) -> String {
+        let argument = if self.new.contains(&remote) { self.argument } else { "remote" };
+        format!("{argument} {remote}")
+    }
+
+    /// What to do instead of naming one that can never be one.
+    fn instead(&self, remote: IpAddr) -> String {
+        match self.new.contains(&remote) {
+            true => format!("name a collector elsewhere, as in: {}", example(self.argument, "10.0.0.7")),
+            false => format!("take it out with: snifctl remote remove {remote}"),
+        }
+    }
 }
 
 /// Everything that the machine says about a request.
@@ -132,7 +150,7 @@ pub(crate) fn resolve(
     let mut resolved = Resolved::default();
     let mut ways: BTreeMap<IpAddr, Way> = BTreeMap::new();
     for remote in &asked.remotes {
-        match way(machine, request, *remote)? {
+        match way(machine, request, *remote, asked)? {
             Ok(way) => {
                 ways.insert(*remote, way);
             }
@@ -144,16 +162,16 @@ pub(crate) fn resolve(
     // What a new interface means for remotes that are there, and what a new way means for interfaces.
     for (remote, out) in others.filter(|_| !asked.interfaces.is_empty()) {
         let named = |text: String| anyhow::anyhow!("{text}");
-        resolved.underlay.extend(underlay(machine, request, interfaces, remote, out)?.map_err(named)?);
-        too_deep(machine, interfaces, remote, out)?.map_or(Ok(()), |text| Err(named(text)))?;
+        resolved.underlay.extend(underlay(machine, request, interfaces, remote, out, asked)?.map_err(named)?);
+        too_deep(machine, interfaces, remote, out, asked)?.map_or(Ok(()), |text| Err(named(text)))?;
     }
     for (remote, way) in ways {
-        let found = underlay(machine, request, interfaces, remote, &way.out)?;
+        let found = underlay(machine, request, interfaces, remote, &way.out, asked)?;
         let problem = match found {
             Err(text) => Some(text),
             Ok(underlay) => {
                 resolved.underlay.extend(underlay);
-                too_deep(machine, interfaces, remote, &way.out)?
+                too_deep(machine, interfaces, remote, &way.out, asked)?
             }
         };
         match problem {
@@ -261,25 +279,25 @@ impl Way {
 }
 
 /// The way to a remote, or why there is none.
-fn way(machine: &Machine, request: &Request, remote: IpAddr) -> Result<Result<Way, Problem>> {
+fn way(machine: &Machine, request: &Request, remote: IpAddr, asked: &Asked) -> Result<Result<Way, Problem>> {
     let reply = match machine.route(remote)? {
         Ok(reply) => reply,
         Err(reason) => {
-            let text =
-                format!("--remote {remote} has no route ({reason}); add one, as in: ip route add {remote} via GATEWAY");
+            let named = asked.named(remote);
+            let text = format!("{named} has no route ({reason}); add one, as in: ip route add {remote} via GATEWAY");
             return Ok(Err(Problem { text, is_for_ever: false }));
         }
     };
     let problem = match reply.kind.as_str() {
-        "local" => {
-            format!("--remote {remote} is this machine itself; name a collector elsewhere, as in: --remote 10.0.0.7")
-        }
+        "local" => format!("{} is this machine itself; {}", asked.named(remote), asked.instead(remote)),
         "" | "unicast" => match machine.links.iter().find(|link| link.ifname == reply.dev) {
             None => format!("the route to {remote} names {}, which is gone; try again", reply.dev),
             Some(out) if out.link_type != "ether" && !out.is_l3() => format!(
-                "--remote {remote} is reached through {}, of link type {}, which is not supported; route it through another \
-                 interface, as in: ip route add {remote} dev eth0",
-                out.ifname, out.link_type
+                "{} is reached through {}, of link type {}, which is not supported; route it through another interface, as \
+                 in: ip route add {remote} dev eth0",
+                asked.named(remote),
+                out.ifname,
+                out.link_type
             ),
             Some(out) => {
                 let next_hop = reply.gateway.unwrap_or(remote);
@@ -289,9 +307,7 @@ fn way(machine: &Machine, request: &Request, remote: IpAddr) -> Result<Result<Wa
                     .map_err(Problem::for_ever));
             }
         },
-        kind => {
-            format!("--remote {remote} is a {kind} address here; name the collector's own, as in: --remote 10.0.0.7")
-        }
+        kind => format!("{} is a {kind} address here; {}", asked.named(remote), asked.instead(remote)),
     };
     Ok(Err(Problem::for_ever(problem)))
 }
@@ -301,7 +317,7 @@ fn source(machine: &Machine, request: &Request, remote: IpAddr, reply: &RouteRep
     let sources = &request.options.sources;
     if let Some(source) = sources.iter().find(|source| source.is_ipv6() == remote.is_ipv6()) {
         let ours = machine.addresses()?.iter().filter(|address| address.is_ipv6() == source.is_ipv6());
-        let ours: Vec<IpAddr> = ours.copied().collect();
+        let ours: Vec<IpAddr> = ours.filter(|address| !address.is_loopback()).copied().collect();
         if ours.contains(source) {
             return Ok(Ok(*source));
         }
@@ -310,8 +326,9 @@ fn source(machine: &Machine, request: &Request, remote: IpAddr, reply: &RouteRep
         return Ok(Err(format!("--source {source} is not an address of this machine; it has: {shown}")));
     }
     let prefers = reply.prefsrc.filter(|source| source.is_ipv6() == remote.is_ipv6());
-    Ok(prefers
-        .ok_or_else(|| format!("{} has no address to send to {remote} from; name one with: --source ADDR", reply.dev)))
+    Ok(prefers.ok_or_else(|| {
+        format!("{0} has no address to send to {remote} from; add one: ip address add ADDR dev {0}", reply.dev)
+    }))
 }
 
 /// Fills in the next hops' addresses; asks for those that are not known, all at once, unless this is a dry run.
@@ -364,6 +381,7 @@ fn underlay(
     interfaces: &[(Watched, Option<Link>)],
     remote: IpAddr,
     out: &Link,
+    asked: &Asked,
 ) -> Result<Result<Vec<Underlay>, String>> {
     if !request.options.underlay.is_empty() {
         return Ok(Ok(request.options.underlay.clone()));
@@ -381,17 +399,17 @@ fn underlay(
         }
         match machine.endpoints(hider) {
             Some(endpoints) => found.extend(endpoints),
-            None => return Ok(Err(underlay_question(remote, out, hider, &beside))),
+            None => return Ok(Err(underlay_question(&asked.named(remote), out, hider, &beside))),
         }
     }
     Ok(Ok(found))
 }
 
-fn underlay_question(remote: IpAddr, out: &Link, hider: &Link, watched: &str) -> String {
+fn underlay_question(remote: &str, out: &Link, hider: &Link, watched: &str) -> String {
     let name = &hider.ifname;
     let over = if out.ifindex == hider.ifindex { String::new() } else { format!(" over {name}") };
     format!(
-        "--remote {remote} is reached through {}{over}, a tunnel whose own packets may pass {watched}: each copy would be copied \
+        "{remote} is reached through {}{over}, a tunnel whose own packets may pass {watched}: each copy would be copied \
          again; name where {name} sends them, or `none` if elsewhere, when the session is made: snifctl up --underlay \
          203.0.113.5:51820",
         out.ifname
@@ -406,14 +424,16 @@ fn too_deep(
     interfaces: &[(Watched, Option<Link>)],
     remote: IpAddr,
     out: &Link,
+    asked: &Asked,
 ) -> Result<Option<String>> {
     let links = &machine.links;
     let depth = if kernel::limits_nesting() { stack::tunnel_depth(links, out, machine)? } else { 0 };
     if depth >= 2 {
         return Ok(Some(format!(
-            "--remote {remote} is reached through {}, which stands on a tunnel of the kernel's, or is one over another: copies \
-             would be nested too deeply, and the kernel drops them; route it through another interface, as in: ip route add \
-             {remote} dev eth0",
+            "{} is reached through {}, which stands on a tunnel of the kernel's, or is one over another: copies would be \
+             nested too deeply, and the kernel drops them; route it through another interface, as in: ip route add {remote} \
+             dev eth0",
+            asked.named(remote),
             out.ifname
         )));
     }
@@ -421,9 +441,12 @@ fn too_deep(
     for link in sending.filter_map(|(_, link)| link.as_ref()).filter(|_| depth > 0) {
         let Some(upper) = stack::stands_on(links, link).filter(|upper| upper.ifindex != out.ifindex) else { continue };
         return Ok(Some(format!(
-            "--remote {remote} is reached through the tunnel {}, and {} stands on {}: copies of what it sends would be nested \
-             too deeply, and the kernel drops them; watch {1} itself, as in: snifctl up {1}",
-            out.ifname, upper.ifname, link.ifname
+            "{} is reached through the tunnel {}, and {} stands on {}: copies of what it sends would be nested too deeply, and \
+             the kernel drops them; watch {2} itself, as in: snifctl up {2}",
+            asked.named(remote),
+            out.ifname,
+            upper.ifname,
+            link.ifname
         )));
     }
     Ok(None)

@@ -2,12 +2,13 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use tempfile::TempDir;
 
 use crate::tools::exec::{Cmd, Failed, Runner, Running, own_path, print};
@@ -35,11 +36,13 @@ pub(crate) struct Unit {
 
 impl Unit {
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        for (name, text) in &self.files {
-            fs::write(dir.join(name), text).with_context(|| format!("cannot write into {}", dir.display()))?;
-        }
-        Ok(())
+        let write = || {
+            fs::create_dir_all(dir)?;
+            self.files.iter().try_for_each(|(name, text)| fs::write(dir.join(name), text))
+        };
+        write().map_err(|err: io::Error| {
+            anyhow!("DIR {} cannot be written ({err}); name another, as in: snifctl source ./snifctl-c", dir.display())
+        })
     }
 
     /// Starts clang where the cache has no object, and looks meanwhile whether the tools are there. What goes wrong with

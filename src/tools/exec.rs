@@ -139,7 +139,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 fn write_to(out: &mut impl io::Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        Err(err) => bail!("cannot write to standard output: {err}"),
+        Err(err) => bail!("cannot write to standard output ({err}); send it elsewhere"),
         Ok(()) => Ok(()),
     }
 }
@@ -422,7 +422,7 @@ mod tests {
         }
         assert!(write_to(&mut Full(io::ErrorKind::BrokenPipe), "x").unwrap_err().is::<ReaderGone>());
         let full = write_to(&mut Full(io::ErrorKind::StorageFull), "x").unwrap_err();
-        assert_eq!(full.to_string(), "cannot write to standard output: no storage space");
+        assert_eq!(full.to_string(), "cannot write to standard output (no storage space); send it elsewhere");
     }
 
     #[test]
