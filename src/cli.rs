@@ -123,9 +123,13 @@ pub(crate) enum Command {
         Examples:
           sudo snifctl status
           sudo snifctl status -v
+          sudo snifctl status --check || sudo snifctl sync
           sudo snifctl status --json | jq '.sessions[].drops'
     "})]
     Status {
+        /// Print only what is not as it must be, a line for each; exit code 1 where there is any
+        #[arg(long)]
+        check: bool,
         /// Only this session
         #[arg(long, value_name = "NAME", value_parser = request::name_option)]
         name: Option<String>,
@@ -416,7 +420,7 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
             Ok(()) => ExitCode::SUCCESS,
             Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(err) => {
-                eprintln!("snifctl: cannot write to standard output ({err}); send it elsewhere");
+                eprintln!("snifctl: cannot write to standard output: {err}");
                 ExitCode::FAILURE
             }
         },

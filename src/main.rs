@@ -10,9 +10,11 @@ mod tools;
 mod tunnel;
 mod usage;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use tools::exec::ReaderGone;
+use tools::interrupt;
 use usage::Usage;
 
 fn main() -> ExitCode {
@@ -25,8 +27,10 @@ fn main() -> ExitCode {
         // Who reads no more has seen enough.
         Err(err) if err.is::<ReaderGone>() => ExitCode::SUCCESS,
         Err(err) => {
-            eprintln!("snifctl: {err:#}");
-            ExitCode::from(if err.is::<Usage>() { 2 } else { 1 })
+            let line = if interrupt::is_cause(&err) { interrupt::line(&err) } else { format!("{err:#}") };
+            // With its terminal gone nobody can be told.
+            let _ = writeln!(std::io::stderr(), "snifctl: {line}");
+            ExitCode::from(interrupt::code().unwrap_or(if err.is::<Usage>() { 2 } else { 1 }))
         }
     }
 }

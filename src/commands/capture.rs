@@ -80,9 +80,10 @@ struct Pin<'a> {
 
 impl<'a> Pin<'a> {
     fn load(context: &Context, home: &'a Home, object: &Path) -> Result<Pin<'a>> {
+        // Dropped after the lock, which it takes itself.
+        let pin = Pin { home, path: home.test_pin() };
         let _lock = home.lock_to_write(&context.runner, context.wait)?;
         home.remove_stale_tests();
-        let pin = Pin { home, path: home.test_pin() };
         bpftool::load_one(&context.runner, object, &pin.path)?;
         Ok(pin)
     }
@@ -91,7 +92,7 @@ impl<'a> Pin<'a> {
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
-        self.home.remove_if_empty();
+        self.home.remove_if_unused();
     }
 }
 

@@ -13,14 +13,18 @@ use crate::commands::show;
 use crate::datapath::abi::Direction;
 use crate::output::text;
 use crate::request;
+use crate::session::ahead;
+use crate::session::alive;
 use crate::session::engine::{Context, Open};
 use crate::session::firewall;
 use crate::session::home::{self, Home};
+use crate::session::resolve;
 use crate::session::stats;
 use crate::tools::bpftool::{self, Attachment};
 use crate::tools::exec::{self, Cmd, Runner, quote};
 use crate::tools::ip::{self, Link};
 use crate::tools::kernel::{self, version};
+use crate::tools::ping;
 use crate::tools::requirements::{self, Finding, State, TCPDUMP, TOOLS};
 use crate::tools::tc::{self, Filter, Hooks};
 
@@ -126,7 +130,7 @@ fn check_bpffs() -> Check {
     if home::bpffs_is_mounted() {
         return ok("bpffs", "mounted at /sys/fs/bpf");
     }
-    warn("bpffs", "not mounted: `snifctl up` will mount it", "mount -t bpf bpf /sys/fs/bpf")
+    warn("bpffs", "not mounted: `snifctl up` will mount it", "mount -t bpf -o mode=0700 bpf /sys/fs/bpf")
 }
 
 fn check_privileges() -> Check {
@@ -146,6 +150,11 @@ fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
     let open = Open::to_read(context)?;
     let sessions = open.home.sessions();
     let mut checks: Vec<Check> = sessions.iter().flat_map(|name| check_session(&open, name)).collect();
+    let dead = alive::dead(runner, &open.home)?.len() + usize::from(open.home.is_void);
+    if dead > 0 {
+        let detail = format!("{dead} that had sessions are gone, whose programs and maps are still in memory");
+        checks.push(warn("namespaces", detail, "snifctl sync --all"));
+    }
     let mut owners: Vec<&str> = links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS)).collect();
     owners.dedup();
     for owner in owners.iter().filter(|owner| !sessions.iter().any(|name| name == *owner)) {
@@ -153,7 +162,7 @@ fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
         checks.push(warn("relay", detail, format!("snifctl down --name {owner}")));
     }
     if !sessions.is_empty() {
-        let obstacles = firewall::obstacles(runner);
+        let obstacles = firewall::obstacles(&open.machine);
         let detail = |found| format!("{found} can drop copies that cross the relay");
         checks.extend(obstacles.iter().map(|found| warn("bridge", detail(found), found.fix())));
     }
@@ -163,11 +172,15 @@ fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
 /// Whether a session is whole: how `status` sees it.
 fn check_session(open: &Open, name: &str) -> Vec<Check> {
     match stats::session(open, name) {
-        Ok(session) if session.faults.is_empty() => vec![ok("session", format!("{name}: in order"))],
+        Ok(session) if session.faults.is_empty() && session.ahead.is_empty() => {
+            vec![ok("session", format!("{name}: in order"))]
+        }
         Ok(session) => {
             let detail = |fault| format!("{name}: {fault}: copies are lost or not exact");
             let fix = session.fix.clone().unwrap_or_else(|| format!("snifctl status --name {name}"));
-            session.faults.iter().map(|fault| warn("session", detail(fault), fix.clone())).collect()
+            let faults = session.faults.iter().map(|fault| warn("session", detail(fault), fix.clone()));
+            let ahead = session.ahead.iter().map(|at| warn("session", format!("{name}: {at}"), at.look.clone()));
+            faults.chain(ahead).collect()
         }
         Err(err) => vec![warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}"))],
     }
@@ -186,7 +199,7 @@ fn check_interface(runner: &Runner, name: &str, links: &[Link]) -> Result<Vec<Ch
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";
         checks.push(fail(name, detail, format!("tc qdisc del dev {} ingress", quote(name))));
     } else {
-        let ours = Home::here()?.clsact_marks().contains(&link.ifindex);
+        let ours = hooks.marked || Home::here()?.clsact_marks().contains(&link.ifindex);
         let found = match (hooks.has_qdisc("clsact"), ours) {
             (true, true) => "clsact is there, added by us: it goes with the last tap",
             (true, false) => "clsact is there and will stay",
@@ -198,6 +211,10 @@ fn check_interface(runner: &Runner, name: &str, links: &[Link]) -> Result<Vec<Ch
         checks.extend(check_foreign(name, direction, &hooks));
     }
     checks.extend(check_tcx(runner, link));
+    checks.extend(ahead::xdp(link).into_iter().map(|id| {
+        let detail = format!("XDP program {id} runs before our tap and can hide packets from it");
+        warn(name, detail, format!("bpftool prog show id {id}"))
+    }));
     Ok(checks)
 }
 
@@ -290,7 +307,7 @@ fn check_remote(runner: &Runner, text: &str, links: &[Link], watched: Option<&Li
         (Ok(_), Err(err)) => return Ok(vec![fail("remote", err.to_string(), "snifctl doctor --remote 10.0.0.7")]),
         (Err(_), Err(err)) => return Err(err.into()),
     };
-    let reply = match ip::route_get(runner, address, None)? {
+    let reply = match ip::route_get(runner, ip::Packet::to(address))? {
         Ok(reply) => reply,
         Err(reason) => {
             let fix = format!("ip route add {address} via GATEWAY");
@@ -302,14 +319,18 @@ fn check_remote(runner: &Runner, text: &str, links: &[Link], watched: Option<&Li
             if reply.kind == "local" { "this machine itself".into() } else { format!("a {} address", reply.kind) };
         return Ok(vec![fail("route", format!("{address} is {kind}: it cannot be a remote"), "ip address")]);
     }
-    let via = reply.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+    let via = reply.gateway().map_or_else(String::new, |gateway| format!(" via {gateway}"));
     let mut checks = vec![ok("route", format!("{address}{via} dev {}", reply.dev))];
     if let Some(out) = links.iter().find(|link| link.ifname == reply.dev) {
-        let next_hop = reply.gateway.unwrap_or(address);
+        let next_hop = reply.next_hop(address);
         if !out.is_l3() {
             checks.push(check_neighbour(runner, next_hop, out)?);
         }
         checks.push(check_mtu(out, watched, address, links));
+        let told = reply.metrics.iter().filter_map(|metrics| metrics.mtu).min();
+        let most = told.map_or(out.mtu, |mtu| mtu.min(out.mtu));
+        let route = format!("{address}{via} dev {}", quote(&out.ifname));
+        checks.push(check_path(runner, &route, most, watched, address));
     }
     Ok(checks)
 }
@@ -329,7 +350,7 @@ fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr, links: &[Link])
     let Some(watched) = watched else {
         return ok("mtu", format!("{} towards {}", out.mtu, out.ifname));
     };
-    let needed = watched.mtu + if remote.is_ipv6() { 58 } else { 38 };
+    let needed = needed(watched, remote);
     if out.mtu >= needed {
         return ok("mtu", format!("{} on {}, whole copies of {} need {needed}", out.mtu, out.ifname, watched.ifname));
     }
@@ -337,12 +358,35 @@ fn check_mtu(out: &Link, watched: Option<&Link>, remote: IpAddr, links: &[Link])
         "{} on {} is less than the {needed} that whole copies of {} need: see --oversize",
         out.mtu, out.ifname, watched.ifname
     );
-    // A larger MTU of the watched interface itself would need still more.
-    let fix = match out.ifindex == watched.ifindex {
-        true => Some(format!("ip route add {remote} dev OTHER")),
-        false => ip::raise_mtu(links, out, needed),
+    let fix = resolve::room(links, &[watched.ifindex], out, out.mtu, remote, needed);
+    warn("mtu", detail, fix.rsplit_once(": ").map_or("snifctl up --help", |(_, fix)| fix))
+}
+
+/// What really passes: a router or a switch on the way may take less than the out interface, and tell nobody.
+fn check_path(runner: &Runner, route: &str, most: u32, watched: Option<&Link>, remote: IpAddr) -> Check {
+    if exec::find("ping").is_none() {
+        return warn("path", "ping is missing: what passes cannot be measured", "apt-get install iputils-ping");
+    }
+    let Some(largest) = ping::largest(runner, remote, most) else {
+        let detail = format!("{remote} does not answer ping: what passes on the way cannot be measured");
+        return warn("path", detail, format!("ping -c 1 {remote}"));
     };
-    warn("mtu", detail, fix.unwrap_or_else(|| "snifctl up --help".into()))
+    let needs = watched.map_or_else(String::new, |watched| {
+        format!("; whole copies of {} need {}", watched.ifname, needed(watched, remote))
+    });
+    if largest >= most {
+        return ok("path", format!("packets of {largest} bytes pass, all that the route takes{needs}"));
+    }
+    let detail = format!(
+        "packets of {largest} bytes are the largest that pass, though the route takes {most}: larger outer packets are lost \
+         on the way, and not counted{needs}"
+    );
+    warn("path", detail, format!("ip route replace {route} mtu {largest} && snifctl sync"))
+}
+
+/// Bytes of the outer packet of a whole copy, with plain GRE.
+fn needed(watched: &Link, remote: IpAddr) -> u32 {
+    watched.mtu + if remote.is_ipv6() { 58 } else { 38 }
 }
 
 /// The verdict of a report.

@@ -12,7 +12,7 @@ use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::output::text;
 use crate::request::ensure_filter;
-use crate::session::engine::{self, Context, Edit, Open, Scope};
+use crate::session::engine::{self, Context, Edit, Open, Scope, Started};
 use crate::session::home;
 use crate::session::resolve;
 use crate::tools::exec::print;
@@ -49,7 +49,7 @@ fn set(context: &Context, expression: Option<&str>, name: Option<&str>) -> Resul
     home::ensure_root()?;
     let filter = expression.map(|expression| filter::compile(runner, "EXPR", expression)).transpose()?;
     let source = Source::taps(filter.clone());
-    let compiling = Some((source.clone(), source.begin(runner)?));
+    let compiling = Started(Some((source.clone(), source.begin(runner)?)));
     let open = Open::to_write(context)?;
     let there = open.edited(name)?;
     let name = there.name.clone();

@@ -22,9 +22,11 @@ use crate::datapath::source::Source;
 use crate::output::json;
 use crate::session::engine::{Context, Done};
 use crate::session::home::Wait;
+use crate::session::outside;
 use crate::session::resolve::Warning;
 use crate::session::stats;
 use crate::tools::exec::{Runner, print};
+use crate::tools::interrupt;
 
 pub(crate) use capture::Verdict;
 pub(crate) use doctor::{Check, Level};
@@ -33,6 +35,13 @@ pub(crate) use doctor::{Check, Level};
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let runner = Runner { dry_run: false, verbose: cli.verbose };
     let context = Context { runner, wait: Wait(cli.wait) };
+    if !matches!(cli.command, Command::Demo { .. } | Command::Source { .. }) {
+        outside::enter()?;
+    }
+    // The demo's sandbox ends with it, however it ends.
+    if !matches!(cli.command, Command::Demo { .. }) {
+        interrupt::watch();
+    }
     match cli.command {
         Command::Up(args) => up::run(&context, &args),
         Command::Down { name, all, clsact, dry_run } => {
@@ -41,7 +50,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Sync { session, all, json, dry_run } => {
             sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
         }
-        Command::Status { name, json } => status::run(&context, name.as_deref(), json.json),
+        Command::Status { check, name, json } => status::run(&context, name.as_deref(), check, json.json),
         Command::Filter(command) => filter::run(&context, command),
         Command::Tap(command) => tap::run(&context, command),
         Command::Remote(command) => remote::run(&context, command),
@@ -76,7 +85,7 @@ fn warn<'a>(warnings: impl IntoIterator<Item = &'a Warning>) {
 fn news(done: &Done) -> Vec<&Warning> {
     let changed = |subject: &str| done.told().any(|change| change.subject == subject);
     let is_news = |warning: &&Warning| match warning.remote {
-        Some(remote) => changed(&format!("remote {remote}")),
+        Some(remote) => warning.is_of_now || changed(&format!("remote {remote}")),
         // What does not fit, where something has changed that it depends on.
         None => done.told().any(|change| change.subject.starts_with("remote ") || change.fault.contains("MTU")),
     };

@@ -5,20 +5,36 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::output::{json, text};
-use crate::session::engine::{Context, Open};
-use crate::session::stats;
+use crate::session::engine::{self, Context, Open};
+use crate::session::stats::{self, RemoteState, Session};
 use crate::tools::exec::print;
 
-pub(super) fn run(context: &Context, name: Option<&str>, as_json: bool) -> Result<ExitCode> {
+pub(super) fn run(context: &Context, name: Option<&str>, check: bool, as_json: bool) -> Result<ExitCode> {
     let open = Open::to_read(context)?;
     let names = match name {
-        None => open.home.sessions(),
+        None => engine::shown(&open),
+        Some(name) if engine::shown(&open).iter().any(|known| known == name) => vec![name.into()],
         Some(name) => vec![open.chosen(Some(name))?],
     };
     let status = stats::status(&open, &names)?;
-    match as_json {
-        true => json::print(&serde_json::to_value(&status)?)?,
-        false => print(&text::status(&status, context.runner.verbose))?,
+    let problems: Vec<String> = status.sessions.iter().flat_map(problems).collect();
+    match (as_json, check) {
+        (true, _) => json::print(&serde_json::to_value(&status)?)?,
+        (false, true) => problems.iter().try_for_each(|line| print(&format!("{line}\n")))?,
+        (false, false) => print(&text::status(&status, context.runner.verbose))?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What is not as it must be with a session, a line for each.
+fn problems(session: &Session) -> Vec<String> {
+    let mut lines = session.faults.clone();
+    for remote in &session.remotes {
+        let subject = format!("remote {}: ", remote.address);
+        let is_told = lines.iter().any(|line| line.starts_with(&subject));
+        if remote.state != RemoteState::Ok && !is_told {
+            lines.push(format!("{subject}it has no route, or its next hop does not answer"));
+        }
+    }
+    lines.iter().map(|line| format!("{}: {line}", session.name)).collect()
 }

@@ -12,10 +12,13 @@ use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Edit, Open, Scope};
 use crate::session::resolve;
 use crate::tools::exec::print;
+use crate::tools::interrupt;
 
 pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: bool) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
-    let names = names(&open, name, all)?;
+    let names = names(&open, name, all).inspect_err(|_| {
+        open.sweep_dead();
+    })?;
     let (mut sessions, mut failed) = (Vec::new(), false);
     for name in &names {
         match session(&open, name) {
@@ -28,6 +31,11 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
                 notes.iter().for_each(|note| eprintln!("snifctl: {name}: {}", note.line()));
                 sessions.push(json!({ "name": name, "changes": changes.iter().map(shown).collect::<Vec<Value>>() }));
             }
+            Err(err) if interrupt::is_cause(&err) => {
+                let before = (!sessions.is_empty())
+                    .then_some("sessions before this one were put right; try: snifctl sync --all");
+                return Err(interrupt::partly(err, before.map(String::from)));
+            }
             // The others are brought in order all the same.
             Err(err) if names.len() > 1 => {
                 eprintln!("snifctl: {err:#}");
@@ -39,6 +47,7 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     if as_json && !context.runner.dry_run {
         json::print(&json!({ "sessions": sessions }))?;
     }
+    open.sweep_dead();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -10,9 +10,9 @@ use crate::datapath::abi::{Direction, Remote};
 use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::output::{json, text};
-use crate::request::{Request, listed};
+use crate::request::Request;
 use crate::session::difference::Clsact;
-use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
+use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home;
 use crate::session::machine::Machine;
@@ -52,17 +52,20 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     if is_anew && !runner.dry_run {
         eprintln!("snifctl: {}; making it anew", broken(&there));
     }
-    let compiling = Some((source, compiling));
+    let compiling = Started(Some((source, compiling)));
     let edit = Edit { request: request.clone(), scope, clsact, filter, compiling };
     let done = engine::carry_out(&open, there, edit)?;
     if runner.dry_run {
+        open.sweep_dead();
         return shown(&request.name, &done, known.is_some());
     }
     match known {
         None => warn(&done.warnings),
         Some(_) => tell(&request.name, &done, is_replaced),
     }
-    finish(&open, &request, &done, args.json)
+    let code = finish(&open, &request, &done, args.json)?;
+    open.sweep_dead();
+    Ok(code)
 }
 
 /// Why a session is not taken for one.
@@ -160,8 +163,7 @@ fn show_headers(address: &str, remote: &Remote) -> Result<()> {
 }
 
 fn finish(open: &Open, request: &Request, done: &Done, as_json: bool) -> Result<ExitCode> {
-    firewall::obstacles(open.runner).iter().for_each(|found: &Obstacle| eprintln!("snifctl: {}", found.warning()));
-    warn_of_tcx(&stats::tcx(open, request).unwrap_or_default());
+    firewall::obstacles(&open.machine).iter().for_each(|found: &Obstacle| eprintln!("snifctl: {}", found.warning()));
     if !as_json {
         print(&text::session_line(request, &done.headers, &open.machine.links))?;
         return Ok(ExitCode::SUCCESS);
@@ -175,14 +177,4 @@ fn finish(open: &Open, request: &Request, done: &Done, as_json: bool) -> Result<
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn warn_of_tcx(programs: &[String]) {
-    if !programs.is_empty() {
-        let programs = listed(programs.iter().cloned());
-        eprintln!(
-            "snifctl: tcx programs run before the taps and can hide packets from them: {programs}; look at them with: \
-             bpftool net show"
-        );
-    }
 }

@@ -8,7 +8,7 @@ use crate::commands::{Check, Level, Verdict};
 use crate::datapath::abi::{Remote, Stat};
 use crate::datapath::parts::REASONS;
 use crate::request::{Request, Watched, listed};
-use crate::session::stats::{RemoteStatus, Session, ShownMap, Status, TapStatus};
+use crate::session::stats::{RemoteState, RemoteStatus, Session, ShownMap, Status, TapStatus};
 use crate::tools::ip::Link;
 use crate::usage::spelled;
 
@@ -107,6 +107,9 @@ fn session(session: &Session, verbose: bool) -> String {
             let _ = writeln!(text, "  put it right with: {fix}");
         }
     }
+    for ahead in session.ahead.iter().take(FAULTS) {
+        let _ = writeln!(text, "  before us: {}", ahead.warning());
+    }
     session.obstacles.iter().for_each(|obstacle| {
         let _ = writeln!(text, "  relay: {obstacle} can drop copies; let them pass with:\n    {}", obstacle.fix());
     });
@@ -176,7 +179,17 @@ pub(crate) fn taps(session: &Session) -> String {
 
 fn place(tap: &TapStatus) -> Vec<String> {
     let name = if tap.exists { tap.interface.clone() } else { format!("{} (gone)", tap.interface) };
-    row([&name, tap.direction, if tap.attached { "yes" } else { "NO" }])
+    row([
+        &name,
+        tap.direction,
+        if tap.unseen.is_some() {
+            "blind?"
+        } else if tap.attached {
+            "yes"
+        } else {
+            "NO"
+        },
+    ])
 }
 
 fn stat(stat: &Stat) -> Vec<String> {
@@ -188,10 +201,15 @@ pub(crate) fn remotes(remotes: &[RemoteStatus]) -> String {
     let mut rows = vec![row(["REMOTE", "SOURCE", "OUT", "MAC", "MTU", "SENT", "BYTES", "DROPPED"])];
     for remote in remotes {
         let source = remote.source.map_or_else(|| "-".into(), |source| source.to_string());
-        let out = remote.interface.as_deref().unwrap_or(if remote.is_gone { "(gone)" } else { "(no route)" });
-        let no_mac = if remote.is_resolved { "-" } else { "(no answer)" };
+        let out = match (&remote.interface, remote.state) {
+            (Some(out), RemoteState::Outdated) => format!("{out} (outdated)"),
+            (Some(out), _) => out.clone(),
+            (None, RemoteState::Gone) => "(gone)".into(),
+            (None, _) => "(no route)".into(),
+        };
+        let no_mac = if remote.state == RemoteState::Unresolved { "(no answer)" } else { "-" };
         let mac = remote.mac.as_deref().unwrap_or(no_mac);
-        let place = row([&remote.address.to_string(), &source, out, mac, &remote.mtu.to_string()]);
+        let place = row([&remote.address.to_string(), &source, &out, mac, &remote.mtu.to_string()]);
         rows.push([place, stat(&remote.stat)].concat());
     }
     table(&rows, &[4, 5, 6, 7])

@@ -10,11 +10,13 @@ use anyhow::Result;
 use crate::datapath::abi::{self, Config, Direction};
 use crate::datapath::parts::{Map, Program};
 use crate::datapath::source::Source;
+use crate::session::alive;
 use crate::session::home::{Home, handle};
 use crate::session::relay;
 use crate::session::stored::Stored;
 use crate::tools::clang::{Compiling, Object};
 use crate::tools::exec::{self, Runner, quote};
+use crate::tools::interrupt::{self, Partly};
 use crate::tools::{bpftool, ip, tc};
 
 /// One row of the difference between what is wanted and what is there.
@@ -87,9 +89,21 @@ pub(crate) enum Act {
     Store(Box<Stored>),
     /// All but the key of the request, which [`Act::Store`] alone changes.
     Configure(Box<Config>),
+    /// Notes that a clsact qdisc is about to be added, which is not marked as ours at once.
     Mark(u32),
     Unmark(u32),
     AddClsact {
+        ifindex: u32,
+        dev: String,
+        /// It goes with the last tap.
+        is_ours: bool,
+    },
+    /// Marks a clsact qdisc as ours that is there.
+    AddMark {
+        ifindex: u32,
+        dev: String,
+    },
+    DelMark {
         ifindex: u32,
         dev: String,
     },
@@ -162,6 +176,7 @@ impl<'a> Executor<'a> {
             let by = by(acts[at]);
             let most = if by == By::Itself || interrupts() { 1 } else { AT_A_TIME };
             let same = acts[at..].iter().take(most).take_while(|act| self::by(act) == by).count();
+            interrupt::check()?;
             interrupted("before");
             match by {
                 By::Itself => self.act(acts[at])?,
@@ -225,7 +240,10 @@ impl<'a> Executor<'a> {
                 self.config = Config { request: self.config.request, ..**config };
                 vec![bpftool::update(&self.map(Map::Config), &[0; 4], &self.config.encode())]
             }
-            Act::AddClsact { dev, .. } => vec![tc::add_clsact(dev)],
+            Act::AddClsact { dev, is_ours: false, .. } => vec![tc::add_clsact(dev)],
+            Act::AddClsact { dev, .. } => vec![tc::add_clsact(dev), tc::add_mark(dev)],
+            Act::AddMark { dev, .. } => vec![tc::add_mark(dev)],
+            Act::DelMark { dev, .. } => vec![tc::del_mark(dev)],
             Act::DelClsact { dev, .. } => vec![tc::del_clsact(dev)],
             Act::Attach { dev, direction, pref, program, from, .. } => {
                 vec![tc::add_filter(dev, *direction, *pref, handle, &self.pin(*program, *from))]
@@ -255,8 +273,12 @@ impl<'a> Executor<'a> {
     fn act(&mut self, act: &Act) -> Result<()> {
         let (runner, home) = (self.runner, self.home);
         match act {
-            Act::MakeHome if runner.dry_run => runner.act("mkdir -p -m 0700", home.dir(), |_| Ok(())),
-            Act::MakeHome => Ok(()),
+            Act::MakeHome => {
+                if runner.dry_run {
+                    runner.act("mkdir -p -m 0700", home.dir(), |_| Ok(()))?;
+                }
+                alive::make(runner, home)
+            }
             Act::MakeBuilding => runner.act("mkdir -m 0700", &home.building(self.name), make_private),
             Act::Load(source) => {
                 self.is_building = true;
@@ -335,6 +357,8 @@ fn by(act: &Act) -> By {
     match act {
         Act::Write(..) | Act::Delete(..) | Act::Store(_) | Act::Configure(_) => By::Bpftool,
         Act::AddClsact { .. }
+        | Act::AddMark { .. }
+        | Act::DelMark { .. }
         | Act::DelClsact { .. }
         | Act::Attach { .. }
         | Act::Replace { .. }
@@ -401,6 +425,9 @@ fn interrupted(when: &str) {
 pub(crate) fn explain(err: anyhow::Error, undone: Result<()>, name: &str) -> anyhow::Error {
     match undone {
         Ok(()) => err,
+        Err(undo) if interrupt::is_cause(&err) => {
+            err.context(Partly(format!("cleaning up failed ({undo:#}); try: snifctl sync --name {name}")))
+        }
         Err(undo) => err.context(format!("cleaning up failed too ({undo:#}); try: snifctl sync --name {name}")),
     }
 }

@@ -11,18 +11,22 @@ use crate::datapath::filter::{self, Filter};
 use crate::datapath::parts::{Map, Program};
 use crate::datapath::source::Source;
 use crate::request::{Request, Watched};
+use crate::session::ahead;
+use crate::session::alive;
+use crate::session::bypassed::{self, Flow};
 use crate::session::change::{Act, Change, Executor, explain};
 use crate::session::difference::{self, Clsact, Wanted};
 use crate::session::home::{self, Home, Lock, Wait};
 use crate::session::machine::Machine;
 use crate::session::relay;
-use crate::session::resolve::{self, Asked, Resolved, Warning};
+use crate::session::resolve::{self, Asked, RemoteRoute, Resolved, Warning};
 use crate::session::there::There;
 use crate::tools::clang::Compiling;
 use crate::tools::exec::{self, Runner};
-use crate::tools::ip::Link;
+use crate::tools::interrupt;
+use crate::tools::ip::{self, Link};
+use crate::tools::requirements;
 use crate::tools::tc;
-use crate::tools::{bpftool, requirements};
 
 /// How a command runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,9 +63,12 @@ impl<'a> Open<'a> {
 
     fn with(context: &'a Context, tools: &[&str]) -> Result<Open<'a>> {
         let runner = &context.runner;
-        let home = Home::here()?;
+        let mut home = Home::here()?;
         let lock = match runner.dry_run {
-            true => home.lock_to_read(context.wait).unwrap_or_default(),
+            true => {
+                home.ensure_trusted()?;
+                home.lock_to_read(context.wait).unwrap_or_default()
+            }
             false => {
                 home::ensure_root()?;
                 requirements::ensure_present(tools)?;
@@ -69,19 +76,33 @@ impl<'a> Open<'a> {
             }
         };
         let is_written = !runner.dry_run;
-        let held = Held { home, lock, is_written };
-        Ok(Open { runner, machine: Machine::ask(runner)?, home: held.home.clone(), _held: held })
+        let held = Held { home: home.clone(), lock, is_written };
+        let machine = Machine::ask(runner)?;
+        home.is_void = held.lock.is_some() && alive::is_void(runner, &home, &machine.links)?;
+        if home.is_void {
+            alive::clear(runner, &home)?;
+            home.is_void = runner.dry_run;
+        }
+        Ok(Open { runner, machine, home, _held: held })
+    }
+
+    /// Removes what sessions of dead network namespaces have left, after all else: that it cannot be is nobody's failure, and
+    /// the next one does it.
+    pub(crate) fn sweep_dead(&self) -> usize {
+        alive::sweep(self.runner, &self.home).unwrap_or_default()
     }
 
     /// To look at them.
     pub(crate) fn to_read(context: &'a Context) -> Result<Open<'a>> {
         home::ensure_root()?;
         requirements::ensure_present(&["bpftool", "tc", "ip"])?;
-        let home = Home::here()?;
+        let mut home = Home::here()?;
         let lock = home.lock_to_read(context.wait)?;
         let runner = &context.runner;
+        let machine = Machine::ask(runner)?;
+        home.is_void = lock.is_some() && alive::is_void(runner, &home, &machine.links)?;
         let held = Held { home: home.clone(), lock, is_written: false };
-        Ok(Open { runner, home, machine: Machine::ask(runner)?, _held: held })
+        Ok(Open { runner, home, machine, _held: held })
     }
 
     /// The same with the links of now; the lock stays with the first.
@@ -153,18 +174,29 @@ impl Scope {
 }
 
 /// One edit of a session.
+#[derive(Clone)]
 pub(crate) struct Edit {
     pub request: Request,
     pub scope: Scope,
     pub clsact: Clsact,
     /// Compiled already, to see whether it can be.
     pub filter: Option<Filter>,
-    pub compiling: Option<(Source, Compiling)>,
+    pub compiling: Started,
+}
+
+/// What is being compiled for an edit, for its first attempt alone.
+#[derive(Default)]
+pub(crate) struct Started(pub Option<(Source, Compiling)>);
+
+impl Clone for Started {
+    fn clone(&self) -> Started {
+        Started(None)
+    }
 }
 
 impl Edit {
     pub(crate) fn new(request: Request, scope: Scope) -> Edit {
-        Edit { request, scope, clsact: Clsact::Remove, filter: None, compiling: None }
+        Edit { request, scope, clsact: Clsact::Remove, filter: None, compiling: Started::default() }
     }
 }
 
@@ -188,8 +220,32 @@ impl Done {
     }
 }
 
-/// Makes the kernel agree with the edited request; all of it, or, where it fails, nothing.
-pub(crate) fn carry_out(open: &Open, mut there: There, mut edit: Edit) -> Result<Done> {
+/// How often a change is begun anew that met a machine that was changing too.
+const TRIES: usize = 3;
+
+/// Makes the kernel agree with the edited request; all of it, or, where it fails, nothing. Where an interface has gone
+/// meanwhile, it is done again with those that are left.
+pub(crate) fn carry_out(open: &Open, there: There, mut edit: Edit) -> Result<Done> {
+    let (name, compiling) = (there.name.clone(), edit.compiling.0.take());
+    let mut links = open.machine.links.clone();
+    let mut done = attempt(open, there, edit.clone(), compiling);
+    for _ in 1..TRIES {
+        let Err(err) = &done else { break };
+        if open.runner.dry_run || interrupt::is_cause(err) {
+            break;
+        }
+        let Ok(open) = open.again(open.runner) else { break };
+        if links.iter().all(|link| open.machine.indexed(link.ifindex).is_some_and(|now| now.ifname == link.ifname)) {
+            break;
+        }
+        links = open.machine.links.clone();
+        let Ok(there) = open.read(&name) else { break };
+        done = attempt(&open, there, edit.clone(), None);
+    }
+    done
+}
+
+fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Source, Compiling)>) -> Result<Done> {
     let runner = open.runner;
     if there.is_published && !there.halves.is_empty() {
         // What a change has left half done is finished with this one.
@@ -201,7 +257,13 @@ pub(crate) fn carry_out(open: &Open, mut there: There, mut edit: Edit) -> Result
     let interfaces = resolve::interfaces(&edit.request, stored.as_ref(), &open.machine);
     resolve::ensure_distinct(&interfaces)?;
     let outs = outs_of(&there, &edit.request, &edit.scope);
-    let resolved = resolve::resolve(&open.machine, &edit.request, &interfaces, &edit.scope.asked, &outs)?;
+    edit.scope.asked.known = there.next_hops();
+    let mut resolved = resolve::resolve(&open.machine, &edit.request, &interfaces, &edit.scope.asked, &outs)?;
+    match resolved.neighbours.take() {
+        Some(table) => there.neighbours = table,
+        // Those of remotes that go are given up.
+        None => there.look_at_neighbours(runner, |remote| !edit.request.options.remotes.contains(remote))?,
+    }
     let indexes = hooks_asked(&there, &edit, &interfaces, &resolved);
     there.look(runner, &indexes, edit.scope.relay)?;
     ensure_free(&there, &interfaces, &edit.scope.asked.interfaces)?;
@@ -209,15 +271,21 @@ pub(crate) fn carry_out(open: &Open, mut there: There, mut edit: Edit) -> Result
         let expression = edit.request.options.filter.as_deref();
         edit.filter = expression.map(|expression| filter::compile(runner, "--filter", expression)).transpose()?;
     }
-    let wanted = wanted(&there, &edit, interfaces, &resolved);
+    let mut wanted = wanted(&there, &edit, interfaces, &resolved);
     let headers = headers(&wanted);
     let (mut changes, mut more) = difference::difference(&wanted, &there);
     let queues = queue_warnings(&there, &changes, edit.clsact);
+    let bypassed = bypassed::of(&open.machine, &flows(&resolved, &edit));
+    let bypassed =
+        bypassed.into_iter().map(|found| Warning { remote: None, text: found.to_string(), is_of_now: false });
+    let hidden = hidden(open, &there, &wanted, &edit.scope.asked.interfaces);
     let mut executor = Executor::new(runner, &open.home, &there.name, initial(&there));
-    executor.compiling = edit.compiling.take();
+    executor.compiling = compiling;
     if let Err(err) = executor.carry_out(&changes) {
         return Err(explain(err, undone(open, &there, &indexes, edit.scope.relay), &there.name));
     }
+    let _held = interrupt::hold();
+    wanted.hops.values_mut().for_each(|next| next.is_unkept = false);
     // What was taken out of the session is added up now that nothing counts for it any more.
     let mut now = there;
     while more {
@@ -244,7 +312,7 @@ pub(crate) fn carry_out(open: &Open, mut there: There, mut edit: Edit) -> Result
             next.into_iter().filter(|change| !change.acts.is_empty()).map(|change| Change::silent(change.acts)),
         );
     }
-    let warnings = resolved.warnings.into_iter().chain(queues).collect();
+    let warnings = resolved.warnings.into_iter().chain(bypassed).chain(queues).chain(hidden).collect();
     Ok(Done { changes, warnings, headers })
 }
 
@@ -297,12 +365,22 @@ fn simulated(mut there: There, changes: &[Change]) -> There {
                 }
             }
             Act::DelClsact { ifindex, .. } => {
+                there.marks.remove(ifindex);
                 if let Some(hooks) = there.hooks.get_mut(ifindex) {
+                    hooks.marked = false;
                     hooks.qdiscs.retain(|qdisc| qdisc.kind != "clsact");
                 }
             }
-            Act::Unmark(ifindex) => {
+            Act::AddMark { ifindex, .. } => {
+                there.marks.insert(*ifindex);
+                there.hooks.entry(*ifindex).or_default().marked = true;
+            }
+            Act::DelMark { ifindex, .. } => {
                 there.marks.remove(ifindex);
+                there.hooks.entry(*ifindex).or_default().marked = false;
+            }
+            Act::Unmark(ifindex) => {
+                there.notes.remove(ifindex);
             }
             _ => {}
         }
@@ -316,9 +394,12 @@ fn undone(open: &Open, before: &There, indexes: &BTreeSet<u32>, relay: bool) -> 
     if runner.dry_run {
         return Ok(());
     }
-    let links = crate::tools::ip::links(runner)?;
+    let _held = interrupt::hold();
+    let links = ip::links(runner)?;
     let mut now = There::read(runner, &open.home, &before.name, &links)?;
     now.look(runner, indexes, relay)?;
+    now.neighbours =
+        if now.hops().is_empty() && before.hops().is_empty() { Vec::new() } else { ip::neighbours(runner)? };
     let changes = match difference::is_alterable(before) {
         true => difference::back(before, &now),
         false => difference::undo(&now, Clsact::Remove),
@@ -326,22 +407,47 @@ fn undone(open: &Open, before: &There, indexes: &BTreeSet<u32>, relay: bool) -> 
     Executor::new(runner, &open.home, &before.name, initial(&now)).carry_out(&changes)
 }
 
-/// Takes a session away, by what the kernel has of it. Answers what was done.
+/// Takes a session away, by what the kernel has of it. Answers what was done. What goes while it is taken away is no
+/// failure: it is looked at again, and the rest goes. Once it has begun, no signal breaks it off.
 pub(crate) fn take_down(open: &Open, name: &str, clsact: Clsact) -> Result<Vec<Change>> {
-    let mut there = open.read(name)?;
+    interrupt::check()?;
+    let _held = interrupt::hold();
+    let mut done = Vec::new();
+    for _ in 1..TRIES {
+        match taken_down(open, name, clsact, &mut done) {
+            Err(_) if !open.runner.dry_run => {}
+            ended => return ended.map(|()| done),
+        }
+    }
+    taken_down(open, name, clsact, &mut done).map(|()| done)
+}
+
+/// What is begun is put into `done`.
+fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -> Result<()> {
+    let now;
+    let open = match done.is_empty() {
+        true => open,
+        false => {
+            now = open.again(open.runner)?;
+            &now
+        }
+    };
+    let mut there = There::read_to_remove(open.runner, &open.home, name, &open.machine.links)?;
     let indexes = match (&there.stored, there.is_published) {
         (Ok(stored), true) => stored.interfaces.values().map(|place| place.ifindex).collect(),
         // Nothing says where its taps are.
-        _ => tapped(open)?,
+        _ => tapped(open).unwrap_or_else(|_| open.machine.links.iter().map(|link| link.ifindex).collect()),
     };
     let indexes: BTreeSet<u32> = indexes.union(&there.marks).copied().collect();
     there.look(open.runner, &indexes, false)?;
+    there.look_at_neighbours(open.runner, |_| true)?;
     let changes = difference::undo(&there, clsact);
-    Executor::new(open.runner, &open.home, name, initial(&there)).carry_out(&changes)?;
-    Ok(changes)
+    done.extend(changes.iter().cloned());
+    Executor::new(open.runner, &open.home, name, initial(&there)).carry_out(&changes)
 }
 
-/// Removes every tap of which nothing tells the session any more. Answers whether there was one.
+/// Removes every tap of which nothing tells the session any more, and the clsact qdiscs of ours. Answers whether there was
+/// one.
 pub(crate) fn sweep(open: &Open) -> Result<bool> {
     let indexes = tapped(open)?;
     let links: Vec<&Link> = open.machine.links.iter().filter(|link| indexes.contains(&link.ifindex)).collect();
@@ -353,6 +459,10 @@ pub(crate) fn sweep(open: &Open) -> Result<bool> {
             let line = |filter: &tc::Filter| Some(tc::del_filter(name, direction, filter.pref, filter.handle()?));
             lines.extend(taps.filter_map(line));
         }
+        let is_ours = |filter: &&tc::Filter| filter.options.is_none() || filter.program().starts_with("snif_tap_");
+        if hooks.marked && hooks.ingress.iter().chain(&hooks.egress).all(|filter| is_ours(&filter)) {
+            lines.push(tc::del_clsact(name));
+        }
     }
     match open.runner.dry_run {
         true => lines.iter().try_for_each(|line| exec::print(&format!("tc {line}\n")))?,
@@ -361,11 +471,20 @@ pub(crate) fn sweep(open: &Open) -> Result<bool> {
     Ok(!lines.is_empty())
 }
 
-/// The interfaces that run a tap of any session.
+/// The interfaces that can run a tap of any session.
 fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
-    let answers = bpftool::ask(open.runner, &[bpftool::NET_QUESTION.to_string()])?;
-    let attachments = bpftool::attachments(&answers[0])?;
-    Ok(attachments.into_iter().filter(|at| at.name.starts_with("snif_tap_")).map(|at| at.ifindex).collect())
+    let names = tc::with_clsact(open.runner)?;
+    let links = open.machine.links.iter().filter(|link| names.contains(&link.ifname));
+    Ok(links.map(|link| link.ifindex).collect())
+}
+
+/// Names of the sessions that are up, and of those whose relay alone tells that they are.
+pub(crate) fn shown(open: &Open) -> Vec<String> {
+    let is_up = open.home.sessions().into_iter();
+    let halves = open.home.halves();
+    let relays = open.machine.links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS).map(String::from));
+    let all: BTreeSet<String> = is_up.chain(relays.filter(|name| !halves.contains(name))).collect();
+    all.into_iter().collect()
 }
 
 /// Names of everything of which something is left: sessions, halves of sessions, relays.
@@ -426,6 +545,7 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
         request: edit.request.clone(),
         interfaces,
         remotes: resolved.remotes.iter().map(|(remote, route)| (*remote, route.outer)).collect(),
+        hops: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.hop.clone()?))).collect(),
         underlay: resolved.underlay.clone(),
         is_whole_underlay: all.iter().all(|remote| edit.scope.asked.remotes.contains(remote)),
         outs: outs.filter_map(counted).collect(),
@@ -435,25 +555,44 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
     }
 }
 
-/// What a session is to be where nothing of the machine was looked up: as it remembers itself.
-pub(crate) fn remembered(there: &There, machine: &Machine) -> Option<Wanted> {
+/// What a session is to be now, by a look at the machine that changes nothing of it.
+pub(crate) fn expected(there: &There, machine: &Machine) -> Option<Result<Wanted>> {
     let stored = there.stored.as_ref().ok()?;
     let request = resolve::follow(stored, machine);
-    Some(Wanted {
-        interfaces: resolve::interfaces(&request, Some(stored), machine),
-        request,
-        remotes: BTreeMap::new(),
-        underlay: Vec::new(),
-        is_whole_underlay: false,
-        outs: BTreeMap::new(),
-        clsact: Clsact::Remove,
-        clock: 0,
-        filter: None,
-    })
+    let interfaces = resolve::interfaces(&request, Some(stored), machine);
+    let scope = Scope::all(&request);
+    let asked = Asked { passive: true, known: there.next_hops(), ..scope.asked };
+    let resolved = resolve::resolve(machine, &request, &interfaces, &asked, &[]);
+    let edit = Edit::new(request, Scope { asked, ..scope });
+    Some(resolved.map(|resolved| wanted(there, &edit, interfaces, &resolved)))
 }
 
 fn headers(wanted: &Wanted) -> BTreeMap<IpAddr, Remote> {
     wanted.remotes.iter().map(|(at, outer)| (*at, crate::datapath::template::remote(outer))).collect()
+}
+
+/// The outer packets of copies to remotes that are new.
+fn flows(resolved: &Resolved, edit: &Edit) -> Vec<Flow> {
+    let tunnel = &edit.request.options.tunnel;
+    let new = resolved.remotes.iter().filter(|(remote, _)| edit.scope.asked.new.contains(remote));
+    let flow = |(remote, route): (&IpAddr, &RemoteRoute)| {
+        let out = route.out.as_ref()?.ifname.clone();
+        Some(Flow { source: route.outer.source, remote: *remote, out, port: tunnel.udp_port() })
+    };
+    new.filter_map(flow).collect()
+}
+
+/// Who can hide packets from the taps of these interfaces.
+fn hidden(open: &Open, there: &There, wanted: &Wanted, interfaces: &[String]) -> Vec<Warning> {
+    let new = wanted.interfaces.iter().filter(|(watched, _)| interfaces.contains(&watched.interface));
+    let new: Vec<(&Watched, &Link)> = new.filter_map(|(watched, link)| Some((watched, link.as_ref()?))).collect();
+    open.machine.ask_tcx(&new.iter().map(|(_, link)| *link).collect::<Vec<_>>());
+    let of = |(watched, link): &(&Watched, &Link)| {
+        let directions = watched.direction.directions().iter();
+        directions.flat_map(|at| ahead::of(&open.machine, there, link, *at)).collect::<Vec<_>>()
+    };
+    let found = new.iter().flat_map(of);
+    found.map(|ahead| Warning { remote: None, text: ahead.warning(), is_of_now: false }).collect()
 }
 
 /// What adding a clsact qdisc has cost, where packets stood in the interface's queue.
@@ -476,7 +615,7 @@ fn queue_warnings(there: &There, changes: &[Change], clsact: Clsact) -> Vec<Warn
             if clsact == Clsact::Leave { "" } else { help }
         )
     };
-    standing.map(|found| Warning { remote: None, text: text(found) }).collect()
+    standing.map(|found| Warning { remote: None, text: text(found), is_of_now: false }).collect()
 }
 
 /// Nanoseconds from the time since boot, which the programs can read, to the time since 1970. Good to 10 ms, the

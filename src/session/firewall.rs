@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::session::machine::Machine;
 use crate::session::relay;
 use crate::tools::exec::{self, Cmd, Runner};
 use crate::tools::kernel;
@@ -49,18 +50,34 @@ impl Obstacle {
 }
 
 /// The chains of this namespace that can drop what crosses a relay. Empty where nft is not there or says nothing.
-pub(crate) fn obstacles(runner: &Runner) -> Vec<Obstacle> {
-    if exec::find("nft").is_none() || !may_have_rules() {
-        return Vec::new();
-    }
-    let chains = nft(runner, &["list", "chains"]);
+pub(crate) fn obstacles(machine: &Machine) -> Vec<Obstacle> {
+    let (runner, chains) = (machine.runner, machine.chains());
     let in_family = |family| {
-        let bases = base_chains(&chains).filter(move |chain| chain["family"] == family);
+        let bases = base_chains(chains).filter(move |chain| chain["family"] == family);
         let mut tables: Vec<&str> = bases.filter_map(|chain| chain["table"].as_str()).collect();
         tables.dedup();
         tables.into_iter().flat_map(move |table| in_table(&nft(runner, &["list", "table", family, table])))
     };
     ["bridge", "netdev"].into_iter().flat_map(in_family).collect()
+}
+
+/// The objects of each table that has a chain at the hook that the host's own packets meet.
+pub(crate) fn at_output(machine: &Machine) -> Vec<Vec<Value>> {
+    let runner = machine.runner;
+    let own = machine.chains().iter().map(|object| &object["chain"]).filter(|chain| chain["hook"] == "output");
+    let tables = own.filter_map(|chain| Some((chain["family"].as_str()?, chain["table"].as_str()?)));
+    let mut tables: Vec<(&str, &str)> = tables.filter(|(family, _)| ["ip", "ip6", "inet"].contains(family)).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    tables.into_iter().map(|(family, table)| nft(runner, &["list", "table", family, table])).collect()
+}
+
+/// Every chain; none where nft is not there.
+pub(crate) fn chains(runner: &Runner) -> Vec<Value> {
+    match exec::find("nft").is_some() && may_have_rules() {
+        true => nft(runner, &["list", "chains"]),
+        false => Vec::new(),
+    }
 }
 
 /// Asking loads nf_tables where it is a module, and a machine without it has no rules.
@@ -75,7 +92,10 @@ fn may_have_rules() -> bool {
 fn nft(runner: &Runner, words: &[&str]) -> Vec<Value> {
     let text = runner.read(&Cmd::new("nft", ["-j"].iter().chain(words).copied())).unwrap_or_default();
     let mut all: Value = serde_json::from_str(&text).unwrap_or_default();
-    serde_json::from_value(all["nftables"].take()).unwrap_or_default()
+    match all.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => objects,
+        _ => Vec::new(),
+    }
 }
 
 /// What leaves a bridge meets the hooks `output` and `postrouting` of its family, and `egress` of the devices.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::request::{DEFAULT, listed};
+use crate::session::alive::PIN;
 use crate::tools::exec::{Cmd, Runner};
+use crate::tools::interrupt;
 
 const BPFFS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/snifctl";
@@ -31,6 +33,8 @@ pub(crate) const ALIAS: &str = "snifctl:";
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
     dir: PathBuf,
+    /// What lies there is of a namespace that had our inode before, and is dead.
+    pub is_void: bool,
 }
 
 /// Held while sessions are read (shared) or written (exclusive). The kernel lets go of it when we end, however we end.
@@ -40,7 +44,7 @@ pub(crate) struct Lock(#[allow(dead_code)] File);
 impl Home {
     pub(crate) fn here() -> Result<Home> {
         let inode = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
-        Ok(Home { dir: Path::new(ROOT).join(inode.to_string()) })
+        Ok(Home { dir: Path::new(ROOT).join(inode.to_string()), is_void: false })
     }
 
     /// The pins of a session.
@@ -56,6 +60,22 @@ impl Home {
     /// Where a session is while it is taken down.
     pub(crate) fn ending(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{ENDING}{name}"))
+    }
+
+    /// Is this directory of a session there, and of this namespace?
+    pub(crate) fn has(&self, dir: &Path) -> bool {
+        !self.is_void && dir.is_dir()
+    }
+
+    /// What lies in the directory, if it is of this namespace.
+    fn entries(&self) -> Vec<String> {
+        if self.is_void { Vec::new() } else { entries(&self.dir) }
+    }
+
+    /// The directories of other namespaces.
+    pub(crate) fn others(&self) -> Vec<PathBuf> {
+        let all = entries(Path::new(ROOT)).into_iter().filter(|name| name.parse::<u64>().is_ok());
+        all.map(|name| Path::new(ROOT).join(name)).filter(|dir| *dir != self.dir).collect()
     }
 
     /// The directory itself.
@@ -85,38 +105,76 @@ impl Home {
 
     /// The ifindexes whose clsact qdisc we have added.
     pub(crate) fn clsact_marks(&self) -> Vec<u32> {
+        if self.is_void {
+            return Vec::new();
+        }
         entries(&self.dir.join(CLSACT)).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
     /// Names of the sessions that are up.
     pub(crate) fn sessions(&self) -> Vec<String> {
-        entries(&self.dir).into_iter().filter(|name| !name.starts_with('_')).collect()
+        self.entries().into_iter().filter(|name| !name.starts_with('_')).collect()
     }
 
     /// Names of those that were left half made, or half taken down.
     pub(crate) fn halves(&self) -> Vec<String> {
         let half = |entry: &String| entry.strip_prefix(BUILDING).or(entry.strip_prefix(ENDING)).map(String::from);
-        entries(&self.dir).iter().filter_map(half).collect()
+        self.entries().iter().filter_map(half).collect()
     }
 
     fn create(&self, runner: &Runner) -> Result<()> {
         ensure_bpffs(runner)?;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
-        made.with_context(|| format!("cannot make {}", self.dir.display()))
+        ensure_roots(Path::new(BPFFS))?;
+        for dir in [Path::new(ROOT), &self.dir] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.with_context(|| format!("cannot make {}", dir.display()))?;
+            ensure_roots(dir)?;
+        }
+        Ok(())
     }
 
-    /// The lines that do the same, for a dry run.
-    pub(crate) fn lines_to_tidy(&self) -> Vec<String> {
+    /// Refuses what anyone but root may have made or changed: all on the way to the sessions, and they themselves.
+    pub(crate) fn ensure_trusted(&self) -> Result<()> {
+        [Path::new(BPFFS), Path::new(ROOT), &self.dir].into_iter().try_for_each(ensure_roots)?;
+        let all = entries(&self.dir).into_iter().map(|name| self.dir.join(name));
+        all.filter(|path| !path.is_file()).try_for_each(|path| ensure_roots(&path))
+    }
+
+    /// The lines that do what [`Home::remove_if_empty`] does once these sessions are gone, for a dry run.
+    pub(crate) fn lines_to_tidy(&self, gone: &[String]) -> Vec<String> {
         let dirs = [self.dir.join(CLSACT), self.dir.clone(), PathBuf::from(ROOT)];
         let there = dirs.iter().filter(|dir| dir.is_dir());
-        there.map(|dir| format!("rmdir --ignore-fail-on-non-empty {}", dir.display())).collect()
+        let tidy = there.map(|dir| format!("rmdir --ignore-fail-on-non-empty {}", dir.display()));
+        let stays = self.sessions().iter().chain(&self.halves()).any(|name| !gone.contains(name));
+        let alive = self.dir.join(PIN);
+        let last = (!stays && alive.exists()).then(|| format!("rm {}", alive.display()));
+        last.into_iter().chain(tidy).collect()
     }
 
-    /// Removes what is empty: the directory of this namespace, and the one of all.
+    /// Removes what is empty: the directory of this namespace, and the one of all. Only under the lock.
     pub(crate) fn remove_if_empty(&self) {
-        for dir in [&self.dir.join(CLSACT), &self.dir, Path::new(ROOT)] {
+        let _ = fs::remove_dir(self.dir.join(CLSACT));
+        if entries(&self.dir) == [PIN] {
+            let _ = fs::remove_file(self.dir.join(PIN));
+        }
+        for dir in [&self.dir, Path::new(ROOT)] {
             let _ = fs::remove_dir(dir);
         }
+    }
+
+    /// The same without the lock: where someone holds it, it is left to him.
+    pub(crate) fn remove_if_unused(&self) {
+        let lock = Home::try_lock(&self.dir);
+        if lock.is_some() {
+            self.remove_if_empty();
+        }
+    }
+
+    /// The lock of a directory, if nobody has it.
+    pub(crate) fn try_lock(dir: &Path) -> Option<Lock> {
+        let file = open(dir).ok()??;
+        file.try_lock().ok()?;
+        is_same(&file, dir).then_some(Lock(file))
     }
 
     /// Waits for the lock, making the directory where it is not, and mounting bpffs. The directory may be removed by who
@@ -125,8 +183,11 @@ impl Home {
         loop {
             self.create(runner)?;
             let Some(file) = open(&self.dir)? else { continue };
-            wait.until(|| file.try_lock(), &file)?;
+            wait.until(|| file.try_lock(), &file, &self.dir)?;
             if is_same(&file, &self.dir) {
+                self.ensure_trusted()?;
+                // Our tools hold it too: were we killed, the last of them would still be at work.
+                rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).context("cannot lock the sessions")?;
                 return Ok(Lock(file));
             }
         }
@@ -134,8 +195,9 @@ impl Home {
 
     /// A shared lock, or `None` where there is no session to read.
     pub(crate) fn lock_to_read(&self, wait: Wait) -> Result<Option<Lock>> {
+        self.ensure_trusted()?;
         let Some(file) = open(&self.dir)? else { return Ok(None) };
-        wait.until(|| file.try_lock_shared(), &file)?;
+        wait.until(|| file.try_lock_shared(), &file, &self.dir)?;
         Ok(is_same(&file, &self.dir).then_some(Lock(file)))
     }
 }
@@ -148,42 +210,106 @@ pub(crate) struct Wait(pub Option<Duration>);
 const SILENCE: Duration = Duration::from_secs(1);
 
 impl Wait {
-    fn until(self, lock: impl Fn() -> Result<(), TryLockError>, file: &File) -> Result<()> {
-        let (start, mut said) = (Instant::now(), false);
+    fn until(self, lock: impl Fn() -> Result<(), TryLockError>, file: &File, dir: &Path) -> Result<()> {
+        let (start, mut said, mut told_stopped) = (Instant::now(), Duration::ZERO, false);
         loop {
             match lock() {
                 Ok(()) => return Ok(()),
                 Err(TryLockError::Error(err)) => return Err(err).context("cannot lock the sessions"),
-                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::WouldBlock) => interrupt::check()?,
             }
             let waited = start.elapsed();
             if self.0.is_some_and(|most| waited >= most) {
-                bail!(
-                    "another snifctl{} has been at work for {} s; try again, or wait longer with: --wait 60",
-                    holder(file),
-                    waited.as_secs()
-                );
+                bail!(Holder::of(file, dir).refusal(waited.as_secs()));
             }
-            if waited >= SILENCE && !said {
-                eprintln!("snifctl: waiting for another snifctl{}; --wait SECONDS says how long", holder(file));
-                said = true;
+            if waited >= said + SILENCE {
+                let holder = Holder::of(file, dir);
+                let is_stopped = holder.stopped.is_some();
+                if said.is_zero() || (is_stopped && !told_stopped) {
+                    eprintln!("snifctl: {}", holder.notice());
+                }
+                (said, told_stopped) = (waited, told_stopped || is_stopped);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
 
-/// ` (process 17)`: who holds the lock, as /proc/locks tells it.
-fn holder(file: &File) -> String {
-    let inode = file.metadata().map_or(0, |meta| meta.ino());
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let of = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let pid = words.get(4).filter(|_| words.get(1) == Some(&"FLOCK"))?;
-        let at = words.get(5)?.rsplit(':').next()?;
-        (at == inode.to_string() && *pid != "0").then(|| format!(" (process {pid})"))
+/// Who holds the lock.
+#[derive(Debug, Default)]
+struct Holder {
+    pid: Option<u32>,
+    /// What a snifctl that was killed has started, by its name.
+    orphan: Option<String>,
+    /// The process that does not go on.
+    stopped: Option<u32>,
+}
+
+impl Holder {
+    /// As /proc/locks tells it. That is who took it: where it is gone, somebody that it has started has it.
+    fn of(file: &File, dir: &Path) -> Holder {
+        let inode = file.metadata().map_or(0, |meta| meta.ino());
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        let taker = locks.lines().filter_map(|line| holds(line, inode)).find(|pid| *pid != 0);
+        let taker = taker.filter(|pid| state(*pid).is_some_and(|state| state != 'Z' && state != 'X'));
+        let heirs = if taker.is_none() { heirs(dir, inode) } else { Vec::new() };
+        let pid = taker.or(heirs.first().copied());
+        let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().to_string()).ok();
+        let stopped = pid.filter(|pid| state(*pid).is_some_and(|state| matches!(state, 'T' | 't')));
+        Holder { pid, orphan: heirs.first().and_then(name), stopped }
+    }
+
+    fn who(&self) -> String {
+        match (self.pid, &self.orphan) {
+            (Some(pid), Some(name)) => format!("what a killed snifctl has left at work ({name}, process {pid})"),
+            (Some(pid), None) => format!("another snifctl (process {pid})"),
+            (None, _) => "another snifctl".into(),
+        }
+    }
+
+    fn notice(&self) -> String {
+        match self.stopped {
+            Some(pid) => format!("waiting for {}, which is stopped; let it go on with: kill -CONT {pid}", self.who()),
+            None => format!("waiting for {}; --wait SECONDS says how long", self.who()),
+        }
+    }
+
+    fn refusal(&self, seconds: u64) -> String {
+        match self.stopped {
+            Some(pid) => {
+                format!("{} is stopped and keeps others waiting; let it go on with: kill -CONT {pid}", self.who())
+            }
+            None => {
+                format!("{} has been at work for {seconds} s; try again, or wait longer with: --wait 60", self.who())
+            }
+        }
+    }
+}
+
+/// The process in a line that tells of a lock on this inode: `1: FLOCK  ADVISORY  WRITE 17 00:1a:42 0 EOF`.
+fn holds(line: &str, inode: u64) -> Option<u32> {
+    let words: Vec<&str> = line.split_whitespace().skip_while(|word| word.ends_with(':')).collect();
+    let at = words.get(4).filter(|_| words.first() == Some(&"FLOCK"))?;
+    (at.rsplit(':').next()? == inode.to_string()).then(|| words[3].parse().unwrap_or(0))
+}
+
+/// The processes that have the lock's own descriptor open, not merely one of the same directory, as those that wait have.
+fn heirs(dir: &Path, inode: u64) -> Vec<u32> {
+    let pids = entries(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<u32>().ok());
+    let has = |pid: &u32| {
+        let proc = Path::new("/proc").join(pid.to_string());
+        let of_dir = |fd: &String| fs::read_link(proc.join("fd").join(fd)).is_ok_and(|at| at.starts_with(dir));
+        let locks = |fd: String| fs::read_to_string(proc.join("fdinfo").join(fd)).unwrap_or_default();
+        let fds = entries(&proc.join("fd")).into_iter().filter(of_dir);
+        fds.map(locks).any(|text| text.lines().any(|line| holds(line, inode).is_some()))
     };
-    locks.lines().find_map(of).unwrap_or_default()
+    pids.filter(has).collect()
+}
+
+/// The state of a process, as `T` for one that is stopped.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
 }
 
 /// The key of a session's filters, from its name (FNV-1a): `down` finds them even where the pins are gone.
@@ -232,9 +358,30 @@ fn entries(dir: &Path) -> Vec<String> {
     names
 }
 
+/// Refuses a directory that is not root's alone. The one that bpffs is mounted at may be everybody's, as it is by default,
+/// where it keeps users from each other's names.
+fn ensure_roots(dir: &Path) -> Result<()> {
+    let Ok(found) = fs::symlink_metadata(dir) else { return Ok(()) };
+    let (place, mode) = (dir.display(), found.mode() & 0o7777);
+    ensure!(found.is_dir(), "{place} is no directory, so someone else has made it; remove it with: rm {place}");
+    if found.uid() != 0 {
+        let help = if dir == Path::new(BPFFS) { "chown root" } else { "rm -r" };
+        bail!("{place} is not root's, but user {}'s (mode {mode:04o}); put it right with: {help} {place}", found.uid());
+    }
+    let is_shared = dir == Path::new(BPFFS) && mode & 0o1000 != 0;
+    let help = format!("put it right with: chmod {} {place}", if dir == Path::new(BPFFS) { "1777" } else { "0700" });
+    ensure!(mode & 0o022 == 0 || is_shared, "{place} can be written by others than root (mode {mode:04o}); {help}");
+    Ok(())
+}
+
 /// Is bpffs mounted where the tools expect it?
 pub(crate) fn bpffs_is_mounted() -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    has_bpffs(Path::new("/proc/self/mounts"))
+}
+
+/// The same of the mounts that a process sees.
+pub(crate) fn has_bpffs(mounts: &Path) -> bool {
+    let mounts = fs::read_to_string(mounts).unwrap_or_default();
     mounts.lines().any(|line| {
         let mut fields = line.split(' ').skip(1);
         fields.next() == Some(BPFFS) && fields.next() == Some("bpf")
@@ -245,8 +392,10 @@ pub(crate) fn ensure_bpffs(runner: &Runner) -> Result<()> {
     if bpffs_is_mounted() {
         return Ok(());
     }
-    let mounted = runner.write(&Cmd::new("mount", ["-t", "bpf", "bpf", BPFFS]));
-    mounted.map(drop).with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf bpf {BPFFS}"))
+    let mounted = runner.write(&Cmd::new("mount", ["-t", "bpf", "-o", "mode=0700", "bpf", BPFFS]));
+    mounted
+        .map(drop)
+        .with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf -o mode=0700 bpf {BPFFS}"))
 }
 
 /// Refuses anyone who may not load programs and change interfaces.

@@ -6,26 +6,30 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::request::Underlay;
+use crate::session::firewall;
 use crate::session::stack::Facts;
 use crate::tools::bpftool::{self, Attachment};
 use crate::tools::ethtool;
 use crate::tools::exec::{Cmd, Runner};
-use crate::tools::ip::{self, Link, RouteReply};
+use crate::tools::ip::{self, Link, Packet, RouteReply};
+use crate::tools::kernel;
 
 /// The answers of the machine.
 pub(crate) struct Machine<'a> {
     pub runner: &'a Runner,
     pub links: Vec<Link>,
     features: RefCell<BTreeMap<u32, BTreeMap<String, bool>>>,
-    routes: RefCell<BTreeMap<IpAddr, Result<RouteReply, String>>>,
+    routes: RefCell<BTreeMap<Packet, Result<RouteReply, String>>>,
     addresses: OnceCell<Vec<IpAddr>>,
-    attachments: OnceCell<Vec<Attachment>>,
+    tcx: RefCell<BTreeMap<u32, Vec<Attachment>>>,
     endpoints: RefCell<BTreeMap<u32, Option<Vec<Underlay>>>>,
+    chains: OnceCell<Vec<Value>>,
 }
 
-/// bpftool asks for each interface's programs one by one: so many may there be.
+/// So many interfaces may be asked about.
 const FEW: usize = 16;
 
 impl<'a> Machine<'a> {
@@ -36,8 +40,9 @@ impl<'a> Machine<'a> {
             features: RefCell::default(),
             routes: RefCell::default(),
             addresses: OnceCell::new(),
-            attachments: OnceCell::new(),
+            tcx: RefCell::default(),
             endpoints: RefCell::default(),
+            chains: OnceCell::new(),
         })
     }
 
@@ -53,23 +58,23 @@ impl<'a> Machine<'a> {
         ip::find(&self.links, ifindex)
     }
 
-    /// Looks up the routes to these addresses, all in one question.
-    pub(crate) fn routes(&self, addresses: &[IpAddr]) -> Result<()> {
-        let new: Vec<_> = addresses.iter().filter(|address| !self.routes.borrow().contains_key(address)).collect();
+    /// Looks up the routes of these packets, all in one question.
+    pub(crate) fn routes(&self, packets: &[Packet]) -> Result<()> {
+        let new = packets.iter().filter(|packet| !self.routes.borrow().contains_key(packet));
+        let new: Vec<Packet> = new.copied().collect();
         if new.is_empty() {
             return Ok(());
         }
-        let questions: Vec<_> = new.iter().map(|address| (**address, None)).collect();
-        for (address, reply) in new.into_iter().zip(ip::routes(self.runner, &questions)?) {
-            self.routes.borrow_mut().insert(*address, reply);
+        for (packet, reply) in new.iter().zip(ip::routes(self.runner, &new)?) {
+            self.routes.borrow_mut().insert(*packet, reply);
         }
         Ok(())
     }
 
-    /// The route to an address, or the kernel's reason why there is none.
-    pub(crate) fn route(&self, address: IpAddr) -> Result<Result<RouteReply, String>> {
-        self.routes(&[address])?;
-        Ok(self.routes.borrow().get(&address).cloned().unwrap_or_else(|| Err("no route".into())))
+    /// The route of a packet, or the kernel's reason why there is none.
+    pub(crate) fn route(&self, packet: Packet) -> Result<Result<RouteReply, String>> {
+        self.routes(&[packet])?;
+        Ok(self.routes.borrow().get(&packet).cloned().unwrap_or_else(|| Err("no route".into())))
     }
 
     /// Every address that this network namespace owns.
@@ -81,16 +86,28 @@ impl<'a> Machine<'a> {
         Ok(self.addresses.get_or_init(|| addresses))
     }
 
-    /// All programs at hooks; none where there are many interfaces.
-    pub(crate) fn attachments(&self) -> Result<&[Attachment]> {
-        if let Some(known) = self.attachments.get() {
-            return Ok(known);
+    /// Asks for the tcx programs of these interfaces, all in one question; of many interfaces none, as bpftool is slow.
+    pub(crate) fn ask_tcx(&self, links: &[&Link]) {
+        if !kernel::has_tcx() || links.len() > FEW {
+            return;
         }
-        let attachments = match self.links.len() {
-            ..=FEW => bpftool::attachments(&bpftool::ask(self.runner, &[bpftool::NET_QUESTION.into()])?[0])?,
-            _ => Vec::new(),
-        };
-        Ok(self.attachments.get_or_init(|| attachments))
+        let lines: Vec<String> = links.iter().map(|link| bpftool::net_question(&link.ifname)).collect();
+        let answers = if lines.is_empty() { Vec::new() } else { bpftool::ask(self.runner, &lines).unwrap_or_default() };
+        for (link, answer) in links.iter().zip(answers) {
+            let found = bpftool::attachments(&answer).unwrap_or_default();
+            let tcx = found.into_iter().filter(|at| at.is_tcx() && at.ifindex == link.ifindex).collect();
+            self.tcx.borrow_mut().insert(link.ifindex, tcx);
+        }
+    }
+
+    /// The tcx programs of an interface that was asked about, which run before its tc filters.
+    pub(crate) fn tcx(&self, link: &Link) -> Vec<Attachment> {
+        self.tcx.borrow().get(&link.ifindex).cloned().unwrap_or_default()
+    }
+
+    /// The objects of `nft list chains`; none where nft is not there or says nothing.
+    pub(crate) fn chains(&self) -> &[Value] {
+        self.chains.get_or_init(|| firewall::chains(self.runner))
     }
 
     /// The endpoints of a WireGuard interface, by `wg`, if that is what it is and the tool is there.
@@ -135,6 +152,6 @@ impl Facts for Machine<'_> {
     }
 
     fn way(&self, address: IpAddr) -> Result<Option<String>> {
-        Ok(self.route(address)?.ok().map(|reply| reply.dev))
+        Ok(self.route(Packet::to(address))?.ok().map(|reply| reply.dev))
     }
 }

@@ -6,12 +6,16 @@
 //!     kernel ── read ────▶ There ───┘
 //! ```
 
+pub(crate) mod ahead;
+pub(crate) mod alive;
+pub(crate) mod bypassed;
 pub(crate) mod change;
 pub(crate) mod difference;
 pub(crate) mod engine;
 pub(crate) mod firewall;
 pub(crate) mod home;
 pub(crate) mod machine;
+pub(crate) mod outside;
 pub(crate) mod relay;
 pub(crate) mod resolve;
 pub(crate) mod stack;

@@ -47,7 +47,18 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 /// Is this a device of a relay, and not a stranger that has got its number?
 pub(crate) fn is_one(link: &Link) -> bool {
-    link.ifalias.starts_with(ALIAS) || is_name(&link.ifname)
+    link.ifalias.starts_with(ALIAS) || is_made_as_one(link)
+}
+
+/// Was it made as a device of a relay is? A name alone says nothing: its number must be one that the kernel does not hand
+/// out by itself.
+fn is_made_as_one(link: &Link) -> bool {
+    link.ifindex >= FIRST_INDEX && is_name(&link.ifname) && ["veth", "bridge"].contains(&link.kind())
+}
+
+/// One of a run that ended before it could say whose it is.
+pub(crate) fn is_nameless(link: &Link) -> bool {
+    link.ifalias.is_empty() && is_made_as_one(link)
 }
 
 /// A relay that is to be made.
@@ -92,7 +103,7 @@ impl New {
         acts.push(Act::Offloads(bridge.clone()));
         let indexes = [self.bridge, self.port, self.peer];
         for (dev, ifindex) in all.iter().zip(indexes) {
-            acts.push(Act::AddClsact { ifindex, dev: dev.clone() });
+            acts.push(Act::AddClsact { ifindex, dev: dev.clone(), is_ours: false });
         }
         for ((dev, ifindex), device) in all.iter().zip(indexes).zip(Device::ALL) {
             acts.push(attach(ifindex, dev, device.program(), tc::FIRST_PREF));
@@ -174,7 +185,7 @@ pub(crate) fn wait(runner: &Runner, bridge: &str, port: &str) -> Result<()> {
 pub(crate) fn removals(there: &There) -> Vec<Act> {
     let ours = there.relays();
     // A bridge of ours is also known by its port, where someone has given it another alias.
-    let is_bridge = |link: &&Link| is_name(&link.ifname) && link.kind() == "bridge";
+    let is_bridge = |link: &&Link| is_made_as_one(link) && link.kind() == "bridge";
     let bridges = there.links.iter().filter(is_bridge).filter(|link| {
         ours.iter().all(|own| own.ifindex != link.ifindex)
             && ours.iter().any(|own| own.master.as_ref() == Some(&link.ifname))
@@ -311,7 +322,7 @@ fn filter_acts(there: &There, link: &Link, program: Program, reloaded: bool) -> 
         None => {
             let mut acts = Vec::new();
             if !hooks.has_qdisc("clsact") {
-                acts.push(Act::AddClsact { ifindex, dev });
+                acts.push(Act::AddClsact { ifindex, dev, is_ours: false });
             }
             acts.push(attach(ifindex, &link.ifname, program, hooks.free_pref(direction)));
             Some(acts)
@@ -353,6 +364,27 @@ mod tests {
         assert_eq!(port_faults(&port(r#"{"state":"forwarding","flood":true}"#)), []);
         assert_eq!(port_faults(&port("{}")), []);
         assert_eq!(port_faults(&port(r#"{"state":"disabled","flood":false}"#)).len(), 2);
+    }
+
+    #[test]
+    fn a_name_alone_makes_nothing_ours() {
+        let link = |ifindex: u32, name: &str, kind: &str, alias: &str| -> Link {
+            let text = format!(
+                r#"{{"ifindex":{ifindex},"ifname":"{name}","ifalias":"{alias}","linkinfo":{{"info_kind":"{kind}"}}}}"#
+            );
+            serde_json::from_str(&text).expect("a link")
+        };
+        assert!(is_nameless(&link(FIRST_INDEX, "snif0", "bridge", "")));
+        for stranger in [
+            link(7, "snif0", "bridge", ""),
+            link(7, "snif7", "veth", ""),
+            link(FIRST_INDEX, "snif0", "dummy", ""),
+            link(FIRST_INDEX, "br0", "bridge", ""),
+        ] {
+            assert!(!is_nameless(&stranger) && !is_one(&stranger), "{stranger:?}");
+        }
+        let named = link(FIRST_INDEX, "snif0", "bridge", "snifctl:a");
+        assert!(is_one(&named) && !is_nameless(&named));
     }
 
     #[test]

@@ -13,10 +13,12 @@ use crate::request::{Oversize, Request, Underlay, Watch, Watched, example};
 use crate::session::home::ALIAS;
 use crate::session::machine::Machine;
 use crate::session::stack;
-use crate::session::stored::Stored;
+use crate::session::stored::{Hop, Stored};
 use crate::tools::exec::{self, Runner};
-use crate::tools::ip::{self, Link, RouteReply};
+use crate::tools::interrupt;
+use crate::tools::ip::{self, Link, Neighbour, Packet, RouteReply};
 use crate::tools::kernel;
+use crate::tunnel::PROTO_UDP;
 
 /// How long unknown neighbours may take: the kernel asks three times, a second apart.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(3500);
@@ -32,6 +34,10 @@ pub(crate) struct Asked {
     pub argument: &'static str,
     /// The interfaces that are new, by the request's names: what the user should know of them is told.
     pub interfaces: Vec<String>,
+    /// Only look: no neighbour is asked, nothing is waited for.
+    pub passive: bool,
+    /// Where the session's rows send copies now, by remote: out interface and link address.
+    pub known: BTreeMap<IpAddr, (u32, [u8; 6])>,
 }
 
 impl Asked {
@@ -58,6 +64,8 @@ pub(crate) struct Resolved {
     pub underlay: Vec<Underlay>,
     /// What the user should know although it does not stop us.
     pub warnings: Vec<Warning>,
+    /// The neighbour table, where it was read.
+    pub neighbours: Option<Vec<Neighbour>>,
 }
 
 /// What the user should know, of a remote or of all.
@@ -65,6 +73,8 @@ pub(crate) struct Resolved {
 pub(crate) struct Warning {
     pub remote: Option<IpAddr>,
     pub text: String,
+    /// Said each time, not only with a change of the remote.
+    pub is_of_now: bool,
 }
 
 /// The way to one remote.
@@ -73,6 +83,17 @@ pub(crate) struct RemoteRoute {
     /// The out interface; `None` where there is no way.
     pub out: Option<Link>,
     pub outer: Outer,
+    /// Its next hop, where that is a neighbour whose address can change.
+    pub hop: Option<NextHop>,
+}
+
+/// Who takes the copies to a remote, as the neighbour table has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NextHop {
+    pub hop: Hop,
+    pub dev: String,
+    /// Its address is known, and the kernel can keep it fresh and does not.
+    pub is_unkept: bool,
 }
 
 /// The request with the names that its interfaces have now: one that was renamed is the same.
@@ -146,7 +167,8 @@ pub(crate) fn resolve(
     outs: &[(IpAddr, Link)],
 ) -> Result<Resolved> {
     let runner = machine.runner;
-    machine.routes(&asked.remotes)?;
+    let packets: Vec<Packet> = asked.remotes.iter().map(|remote| packet(request, *remote)).collect();
+    machine.routes(&packets)?;
     let mut resolved = Resolved::default();
     let mut ways: BTreeMap<IpAddr, Way> = BTreeMap::new();
     for remote in &asked.remotes {
@@ -157,7 +179,7 @@ pub(crate) fn resolve(
             Err(problem) => resolved.problem(request, *remote, problem, asked)?,
         }
     }
-    find_neighbours(runner, &mut ways)?;
+    resolved.neighbours = find_neighbours(runner, &mut ways, asked)?;
     let others = outs.iter().map(|(remote, out)| (*remote, out)).filter(|(remote, _)| !ways.contains_key(remote));
     // What a new interface means for remotes that are there, and what a new way means for interfaces.
     for (remote, out) in others.filter(|_| !asked.interfaces.is_empty()) {
@@ -190,19 +212,26 @@ impl Resolved {
         let unspecified = if remote.is_ipv6() { IpAddr::from([0u16; 8]) } else { IpAddr::from([0u8; 4]) };
         let options = &request.options;
         let outer = Outer { tunnel: options.tunnel, source: unspecified, remote, options: options.outer, path: None };
-        self.remotes.insert(remote, RemoteRoute { out: None, outer });
+        self.remotes.insert(remote, RemoteRoute { out: None, outer, hop: None });
         let text = format!("{}; until then its copies are counted as drops (unresolved)", problem.text);
-        self.warnings.push(Warning { remote: Some(remote), text });
+        self.warnings.push(Warning { remote: Some(remote), text, is_of_now: false });
         Ok(())
     }
 
     fn reach(&mut self, machine: &Machine, request: &Request, remote: IpAddr, way: Way) -> Result<()> {
-        let mut warn = |text: String| self.warnings.push(Warning { remote: Some(remote), text });
+        let mut warn = |text: String, is_of_now| {
+            self.warnings.push(Warning { remote: Some(remote), text, is_of_now });
+        };
         if !way.out.is_up() {
-            warn(format!("out interface {} is down: no copy leaves until: ip link set dev {0} up", way.out.ifname));
+            warn(
+                format!("out interface {} is down: no copy leaves until: ip link set dev {0} up", way.out.ifname),
+                false,
+            );
         }
         if way.next_hop_mac.is_none() && !way.out.is_l3() {
-            warn(neighbour_warning(machine.runner, remote, &way));
+            warn(neighbour_warning(machine.runner, remote, &way), false);
+        } else if let Some(mac) = way.next_hop_mac.filter(|_| way.is_silent) {
+            warn(silent_warning(&way, mac), true);
         }
         let path = Path {
             ifindex: way.out.ifindex,
@@ -217,7 +246,7 @@ impl Resolved {
         let options = &request.options;
         let (tunnel, outer) = (options.tunnel, options.outer);
         let outer = Outer { tunnel, source: way.source, remote, options: outer, path: Some(path) };
-        self.remotes.insert(remote, RemoteRoute { out: Some(way.out), outer });
+        self.remotes.insert(remote, RemoteRoute { out: Some(way.out), outer, hop: way.hop });
         Ok(())
     }
 
@@ -240,7 +269,7 @@ impl Resolved {
         if !asked.new.is_empty() || !asked.interfaces.is_empty() {
             texts.extend(rate_warning(request, &watched, outs));
         }
-        self.warnings.extend(texts.into_iter().map(|text| Warning { remote: None, text }));
+        self.warnings.extend(texts.into_iter().map(|text| Warning { remote: None, text, is_of_now: false }));
         let mut seen: Vec<String> = Vec::new();
         self.warnings.retain(|warning| {
             let is_new = !seen.contains(&warning.text);
@@ -270,17 +299,87 @@ struct Way {
     source: IpAddr,
     next_hop: IpAddr,
     next_hop_mac: Option<[u8; 6]>,
+    hop: Option<NextHop>,
+    /// It was asked and has not answered: the address is what was known before.
+    is_silent: bool,
 }
 
 impl Way {
-    fn may_ask(&self) -> bool {
-        self.next_hop_mac.is_none() && !self.out.is_l3() && self.out.is_up()
+    fn neighbour<'a>(&self, table: &'a [Neighbour]) -> Option<&'a Neighbour> {
+        table.iter().find(|at| at.dst == self.next_hop && at.dev == self.out.ifname)
     }
+
+    /// Must its next hop be asked, by what the table says?
+    fn is_open(&self, table: &[Neighbour]) -> bool {
+        let can_ask = !self.out.is_l3() && self.out.is_up() && !self.out.asks_nobody();
+        can_ask && !self.neighbour(table).is_some_and(Neighbour::is_sure)
+    }
+
+    /// The line that asks it: by unicast where it is known, else as a packet to it would.
+    fn question(&self, table: &[Neighbour]) -> String {
+        let known = self.neighbour(table);
+        let how = if known.is_some_and(|at| at.mac().is_some()) { "nud probe" } else { "use" };
+        // The flag goes where it is not said again.
+        let kept = if known.is_some_and(Neighbour::is_managed) { " managed" } else { "" };
+        format!("neigh replace {} dev {} {how}{kept}", self.next_hop, crate::tools::batch::word(&self.out.ifname))
+    }
+
+    /// Its next hop as an entry that the kernel could keep fresh. `before`: the table before anybody was asked.
+    fn hop(&self, before: &[Neighbour], now: &[Neighbour], asked: &Asked, dry_run: bool) -> Option<NextHop> {
+        let entry = self.neighbour(now);
+        if self.out.is_l3() || self.out.asks_nobody() || entry.is_some_and(Neighbour::is_set) {
+            return None;
+        }
+        let was_there = self.neighbour(before).is_some_and(|at| at.mac().is_some());
+        let is_asked = !asked.passive && !dry_run;
+        // One that was asked is in the table, unless it is of a kind that `ip` does not list. A dry run takes it that who
+        // would be asked would answer.
+        let is_known = match entry {
+            None if is_asked => false,
+            _ => self.next_hop_mac.is_some() || (dry_run && !asked.passive),
+        };
+        Some(NextHop {
+            hop: Hop { address: self.next_hop, ifindex: self.out.ifindex, made: !was_there },
+            dev: self.out.ifname.clone(),
+            is_unkept: is_known && !entry.is_some_and(Neighbour::is_managed),
+        })
+    }
+
+    /// Where the session sends copies now, if that is no other neighbour's address.
+    fn address_of_before(&self, remote: IpAddr, asked: &Asked, table: &[Neighbour]) -> Option<[u8; 6]> {
+        let (ifindex, mac) = *asked.known.get(&remote)?;
+        let is_other = |at: &Neighbour| {
+            // One of the other family is often the same machine.
+            let is_elsewhere = at.dst != self.next_hop && at.dst.is_ipv6() == self.next_hop.is_ipv6();
+            is_elsewhere && at.dev == self.out.ifname && at.mac() == Some(mac)
+        };
+        (ifindex == self.out.ifindex && !table.iter().any(is_other)).then_some(mac)
+    }
+}
+
+/// Of the UDP source ports, which the programs choose by flow, the one that routes are looked up for.
+const SOURCE_PORT: u16 = 49152;
+
+/// What the route of copies to a remote is looked up for. As a socket that is not bound, one lookup without a source
+/// where none is asked for: the source that it answers is what copies have.
+fn packet(request: &Request, remote: IpAddr) -> Packet {
+    let options = &request.options;
+    let ports = (options.tunnel.protocol() == PROTO_UDP).then(|| (SOURCE_PORT, options.tunnel.udp_port()));
+    Packet { to: remote, from: asked_source(request, remote), tos: options.outer.tos, ports }
+}
+
+/// The source of copies to a remote, where the user has chosen one.
+fn asked_source(request: &Request, remote: IpAddr) -> Option<IpAddr> {
+    request.options.sources.iter().find(|source| source.is_ipv6() == remote.is_ipv6()).copied()
 }
 
 /// The way to a remote, or why there is none.
 fn way(machine: &Machine, request: &Request, remote: IpAddr, asked: &Asked) -> Result<Result<Way, Problem>> {
-    let reply = match machine.route(remote)? {
+    // Of a source that is not ours the kernel has no route either: the better reason goes first.
+    if let Some(Err(text)) = asked_source(request, remote).map(|source| ensure_ours(machine, source)).transpose()? {
+        return Ok(Err(Problem::for_ever(text)));
+    }
+    let reply = match machine.route(packet(request, remote))? {
         Ok(reply) => reply,
         Err(reason) => {
             let named = asked.named(remote);
@@ -300,10 +399,10 @@ fn way(machine: &Machine, request: &Request, remote: IpAddr, asked: &Asked) -> R
                 out.link_type
             ),
             Some(out) => {
-                let next_hop = reply.gateway.unwrap_or(remote);
+                let next_hop = reply.next_hop(remote);
                 let out = out.clone();
-                return Ok(source(machine, request, remote, &reply)?
-                    .map(|source| Way { out, next_hop, next_hop_mac: None, source, reply })
+                return Ok(source(request, remote, &reply)
+                    .map(|source| Way { out, next_hop, next_hop_mac: None, hop: None, is_silent: false, source, reply })
                     .map_err(Problem::for_ever));
             }
         },
@@ -312,59 +411,93 @@ fn way(machine: &Machine, request: &Request, remote: IpAddr, asked: &Asked) -> R
     Ok(Err(Problem::for_ever(problem)))
 }
 
-/// The outer source: the one asked for, if it is ours, or the one that the route prefers.
-fn source(machine: &Machine, request: &Request, remote: IpAddr, reply: &RouteReply) -> Result<Result<IpAddr, String>> {
-    let sources = &request.options.sources;
-    if let Some(source) = sources.iter().find(|source| source.is_ipv6() == remote.is_ipv6()) {
-        let ours = machine.addresses()?.iter().filter(|address| address.is_ipv6() == source.is_ipv6());
-        let ours: Vec<IpAddr> = ours.filter(|address| !address.is_loopback()).copied().collect();
-        if ours.contains(source) {
-            return Ok(Ok(*source));
-        }
-        let shown = crate::request::listed(ours.iter().map(IpAddr::to_string));
-        let shown = if shown.is_empty() { "none of that family".into() } else { shown };
-        return Ok(Err(format!("--source {source} is not an address of this machine; it has: {shown}")));
+/// Is this an address that copies can be sent from? Why not, else.
+fn ensure_ours(machine: &Machine, source: IpAddr) -> Result<Result<(), String>> {
+    let ours = machine.addresses()?.iter().filter(|address| address.is_ipv6() == source.is_ipv6());
+    let ours: Vec<IpAddr> = ours.filter(|address| !address.is_loopback()).copied().collect();
+    if ours.contains(&source) {
+        return Ok(Ok(()));
     }
-    let prefers = reply.prefsrc.filter(|source| source.is_ipv6() == remote.is_ipv6());
-    Ok(prefers.ok_or_else(|| {
-        format!("{0} has no address to send to {remote} from; add one: ip address add ADDR dev {0}", reply.dev)
-    }))
+    let shown = crate::request::listed(ours.iter().map(IpAddr::to_string));
+    let shown = if shown.is_empty() { "none of that family".into() } else { shown };
+    Ok(Err(format!("--source {source} is not an address of this machine; it has: {shown}")))
 }
 
-/// Fills in the next hops' addresses; asks for those that are not known, all at once, unless this is a dry run.
-fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>) -> Result<()> {
-    let fill = |runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>| -> Result<()> {
-        if ways.values().all(|way| way.out.is_l3()) {
-            return Ok(());
-        }
-        let known = ip::neighbours(runner)?;
-        for way in ways.values_mut().filter(|way| !way.out.is_l3()) {
-            let found = known.iter().find(|at| at.dst == way.next_hop && at.dev == way.out.ifname);
-            way.next_hop_mac = found.and_then(ip::Neighbour::mac);
-        }
-        Ok(())
-    };
-    fill(runner, ways)?;
-    let asked = ways.values().filter(|way| way.may_ask());
-    let line =
-        |way: &Way| format!("neigh replace {} dev {} use", way.next_hop, crate::tools::batch::word(&way.out.ifname));
-    let mut lines: Vec<String> = asked.map(line).collect();
-    lines.sort();
-    lines.dedup();
-    if lines.is_empty() {
-        return Ok(());
+/// The outer source: the one asked for, or the one that the route prefers.
+fn source(request: &Request, remote: IpAddr, reply: &RouteReply) -> Result<IpAddr, String> {
+    let prefers = || reply.prefsrc.filter(|source| source.is_ipv6() == remote.is_ipv6());
+    asked_source(request, remote).or_else(prefers).ok_or_else(|| {
+        format!("{0} has no address to send to {remote} from; add one: ip address add ADDR dev {0}", reply.dev)
+    })
+}
+
+/// Fills in the next hops' addresses. What is not sure is asked for, all at once: also an old address, which may have gone
+/// over to another. A dry run prints the questions, and [`Asked::passive`] leaves them.
+/// Answers the table of then.
+fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &Asked) -> Result<Option<Vec<Neighbour>>> {
+    if ways.values().all(|way| way.out.is_l3()) {
+        return Ok(None);
     }
-    if runner.dry_run {
-        return lines.iter().try_for_each(|line| exec::print(&format!("ip {line}\n")));
+    let before = ip::neighbours(runner)?;
+    let is_asking = !asked.passive && !runner.dry_run;
+    let now = match is_asking {
+        // What does not answer at its old address is asked for by everybody.
+        true => {
+            let had_one = |way: &Way| way.neighbour(&before).is_some_and(|at| at.mac().is_some());
+            let now = ask_open(runner, ways, before.clone(), |_| true)?;
+            ask_open(runner, ways, now, had_one)?
+        }
+        false => before.clone(),
+    };
+    if runner.dry_run && !asked.passive {
+        let lines = questions(ways, &now, |_| true);
+        lines.iter().try_for_each(|line| exec::print(&format!("ip {line}\n")))?;
+    }
+    for (remote, way) in ways.iter_mut().filter(|(_, way)| !way.out.is_l3()) {
+        let known = |table| way.neighbour(table).and_then(Neighbour::mac);
+        let mac = known(&now).or_else(|| known(&before)).or_else(|| way.address_of_before(*remote, asked, &now));
+        (way.is_silent, way.next_hop_mac) = (is_asking && way.is_open(&now), mac);
+        way.hop = way.hop(&before, &now, asked, runner.dry_run);
+    }
+    let mut hops: Vec<&mut NextHop> = ways.values_mut().filter_map(|way| way.hop.as_mut()).collect();
+    if hops.iter().any(|next| next.is_unkept) && !(kernel::keeps_neighbours() && ip::keeps_neighbours(runner)) {
+        hops.iter_mut().for_each(|next| next.is_unkept = false);
+    }
+    Ok(Some(now))
+}
+
+/// Asks those of the next hops that are not sure, and waits for their answers. Answers the table of then.
+fn ask_open(
+    runner: &Runner,
+    ways: &BTreeMap<IpAddr, Way>,
+    table: Vec<Neighbour>,
+    asked: impl Fn(&Way) -> bool,
+) -> Result<Vec<Neighbour>> {
+    let lines = questions(ways, &table, asked);
+    if lines.is_empty() {
+        return Ok(table);
     }
     ip::batch(runner, &lines)?;
-    let start = Instant::now();
     let quiet = Runner { verbose: false, ..*runner };
-    while start.elapsed() < NEIGHBOUR_WAIT && ways.values().any(Way::may_ask) {
+    let start = Instant::now();
+    let is_waiting = |table: &[Neighbour]| {
+        let failed = |way: &Way| way.neighbour(table).is_some_and(Neighbour::has_failed);
+        ways.values().any(|way| way.is_open(table) && !failed(way))
+    };
+    loop {
+        let now = ip::neighbours(&quiet)?;
+        if !is_waiting(&now) || start.elapsed() >= NEIGHBOUR_WAIT {
+            return Ok(now);
+        }
+        interrupt::check()?;
         std::thread::sleep(Duration::from_millis(10));
-        fill(&quiet, ways)?;
     }
-    Ok(())
+}
+
+fn questions(ways: &BTreeMap<IpAddr, Way>, table: &[Neighbour], asked: impl Fn(&Way) -> bool) -> Vec<String> {
+    let open = ways.values().filter(|way| way.is_open(table) && asked(way));
+    let lines: BTreeSet<String> = open.map(|way| way.question(table)).collect();
+    lines.into_iter().collect()
 }
 
 fn path_mtu(way: &Way) -> u32 {
@@ -463,6 +596,16 @@ fn neighbour_warning(runner: &Runner, remote: IpAddr, way: &Way) -> String {
     )
 }
 
+fn silent_warning(way: &Way, mac: [u8; 6]) -> String {
+    format!(
+        "{} does not answer on {}: copies go on to the address that it had, {}; when it is back, or if it has another one: \
+         snifctl sync",
+        way.next_hop,
+        way.out.ifname,
+        ip::mac_text(&mac)
+    )
+}
+
 fn down_warning(link: &Link) -> Option<String> {
     let name = &link.ifname;
     (!link.is_up()).then(|| format!("{name} is down: it is watched, nothing passes until: ip link set dev {name} up"))
@@ -498,15 +641,28 @@ fn mtu_warning(request: &Request, watched: &[&Link], remotes: &[&RemoteRoute], l
         _ => format!("whole copies of {} (MTU {})", largest.ifname, largest.mtu),
     };
     let remote = tightest.outer.remote;
-    // A larger MTU of a watched interface would need a still larger one.
-    let fix = match watched.iter().any(|link| link.ifindex == out.ifindex) {
-        true => format!(
-            "; {} is watched itself, so send them another way, as in: ip route add {remote} dev OTHER",
-            out.ifname
-        ),
-        false => ip::raise_mtu(links, out, needed).map_or_else(String::new, |fix| format!("; make room with: {fix}")),
-    };
+    let watched: Vec<u32> = watched.iter().map(|link| link.ifindex).collect();
+    let fix = room(links, &watched, out, mtu, remote, needed);
     Some(format!("MTU {mtu} towards {remote} is too small for {what}, which need {needed}: {}{fix}", fate(request)))
+}
+
+/// How copies get room on the way to a remote. It is all of the way that must have it, and never the watched interface: a
+/// larger MTU there would need a still larger one.
+pub(crate) fn room(links: &[Link], watched: &[u32], out: &Link, mtu: u32, remote: IpAddr, needed: u32) -> String {
+    if mtu < out.mtu && out.mtu >= needed {
+        return format!(
+            "; the route itself says {mtu}: if all of the way takes {needed}, take that out of it (ip route get {remote} shows \
+             it), and then: snifctl sync"
+        );
+    }
+    match ip::raise_mtu(links, watched, out, needed) {
+        Some(fix) => format!("; if all of the way to {remote} takes {needed}, make room with: {fix} && snifctl sync"),
+        None => format!(
+            "; {} cannot have more{}, so send them another way, as in: ip route add {remote} dev OTHER && snifctl sync",
+            out.ifname,
+            if watched.is_empty() { "" } else { " without a watched interface" }
+        ),
+    }
 }
 
 /// What becomes of copies that do not fit.

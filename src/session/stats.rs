@@ -11,12 +11,13 @@ use serde_json::Value;
 use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag};
 use crate::datapath::parts::{Map, REASONS};
 use crate::request::{Oversize, Rate, Request, Spread, Watch};
+use crate::session::ahead::{self, Ahead};
 use crate::session::change::Change;
 use crate::session::difference;
 use crate::session::engine::{self, Open};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home::Home;
-use crate::session::stored::Stored;
+use crate::session::stored::{Place, Stored};
 use crate::session::there::{There, index, key};
 use crate::tools::bpftool;
 use crate::tools::exec::Runner;
@@ -56,6 +57,8 @@ pub(crate) struct Session {
     pub drops: BTreeMap<String, u64>,
     /// Packets of any sender that the out interfaces and their queues have dropped while the session used them.
     pub out_dropped: u64,
+    /// Who is before the taps and can hide packets from them, each a line.
+    pub ahead: Vec<Ahead>,
     /// What is not as it must be, each a line.
     pub faults: Vec<String>,
     /// The command that puts it right.
@@ -77,6 +80,9 @@ pub(crate) struct TapStatus {
     pub attached: bool,
     /// The interface is there.
     pub exists: bool,
+    /// Packets that the interface has counted while the tap has seen none; left out where it sees them, or none pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<u64>,
     #[serde(flatten)]
     pub counts: TapCounts,
 }
@@ -93,12 +99,21 @@ pub(crate) struct RemoteStatus {
     pub mac: Option<String>,
     /// Bytes of the largest outer IP packet.
     pub mtu: u32,
+    pub state: RemoteState,
     pub stat: Stat,
-    #[serde(skip)]
-    pub is_resolved: bool,
-    /// It has a route, but its out interface is gone.
-    #[serde(skip)]
-    pub is_gone: bool,
+}
+
+/// What is written for a remote, compared with what the machine has now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RemoteState {
+    Ok,
+    /// Its route, source, next hop, MTU or out interface is another by now: copies go the old way until `sync`.
+    Outdated,
+    /// Its out interface no longer exists.
+    Gone,
+    /// It has no route, or its next hop does not answer.
+    Unresolved,
 }
 
 /// These sessions, as the kernel has them.
@@ -119,18 +134,32 @@ pub(crate) fn session(open: &Open, name: &str) -> Result<Session> {
     Ok(view(open, &there, out_dropped))
 }
 
-/// Programs at tcx hooks that run before what this request watches: `NAME at INTERFACE DIRECTION`.
-pub(crate) fn tcx(open: &Open, request: &Request) -> Result<Vec<String>> {
-    let attachments = open.machine.attachments()?;
-    let mut found = Vec::new();
-    for watched in &request.interfaces {
-        let Some(link) = open.machine.named(&watched.interface) else { continue };
-        for at in attachments.iter().filter(|at| at.is_tcx() && at.ifindex == link.ifindex) {
-            let hooks = watched.direction.directions().iter().filter(|way| at.kind.ends_with(way.hook()));
-            found.extend(hooks.map(|way| format!("{} at {} {}", at.name, link.ifname, way.hook())));
-        }
+/// Who is before the session's taps.
+fn ahead(open: &Open, there: &There) -> Vec<Ahead> {
+    let Ok(stored) = &there.stored else { return Vec::new() };
+    let places = stored.interfaces.values().filter_map(|place| Some((place, there.link(place.ifindex)?)));
+    let places: Vec<(&Place, &Link)> = places.collect();
+    open.machine.ask_tcx(&places.iter().map(|(_, link)| *link).collect::<Vec<_>>());
+    let of = |(place, link): &(&Place, &Link)| {
+        let directions = place.watch.directions().iter();
+        directions.flat_map(|at| ahead::of(&open.machine, there, link, *at)).collect::<Vec<_>>()
+    };
+    places.iter().flat_map(of).collect()
+}
+
+/// So many packets may pass between a look at the interface's counters and the attaching of its taps.
+const UNSEEN: u64 = 8;
+
+/// How many packets an interface has counted while its tap has seen none; none where that is nothing odd. Copies that
+/// leave by the interface are no packets for its egress tap.
+fn unseen(there: &There, place: &Place, direction: Direction, counts: &TapCounts) -> Option<u64> {
+    let is_out = there.remote_rows().values().any(|remote| remote.ifindex == place.ifindex);
+    if counts.choice.seen + counts.choice.own > 0 || (is_out && direction == Direction::Egress) {
+        return None;
     }
-    Ok(found)
+    let at = direction as usize;
+    let passed = there.link(place.ifindex)?.passed()[at].checked_sub(place.passed?[at])?;
+    (passed >= UNSEEN).then_some(passed)
 }
 
 fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
@@ -138,7 +167,12 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
     let request = stored.map(|stored| &stored.request);
     let options = request.map(|request| &request.options);
     let drops = drops(there);
-    let (faults, fix) = faults(open, there);
+    let (changes, mut faults, fix) = faults(open, there);
+    let taps = taps(there);
+    let blind = taps.iter().filter_map(|tap| Some((tap, tap.unseen?)));
+    faults.extend(blind.map(|(tap, passed)| {
+        format!("tap {} {}: blind? it has seen none of {passed} packets", tap.interface, tap.direction)
+    }));
     let lost = drops.get("relay").is_some_and(|lost| *lost > 0);
     Session {
         name: there.name.clone(),
@@ -152,37 +186,46 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         max_rate: options.and_then(|options| options.max_rate),
         request: request.cloned(),
         command: request.map(Request::command),
-        taps: taps(there),
-        remotes: remotes(there),
+        taps,
+        remotes: remotes(there, &changes),
         removed: removed(there),
         removed_taps: removed_taps(there),
         drops,
         out_dropped,
+        ahead: ahead(open, there),
         faults,
         fix,
-        obstacles: if lost { firewall::obstacles(open.runner) } else { Vec::new() },
+        obstacles: if lost { firewall::obstacles(&open.machine) } else { Vec::new() },
     }
 }
 
-/// What is not as the session remembers itself, and the command that puts it right, where one does.
-fn faults(open: &Open, there: &There) -> (Vec<String>, Option<String>) {
+/// In what the session differs from what was asked for, as the machine is now: the changes that `sync` would make, a line
+/// for each, and the command that puts it right, where one does.
+fn faults(open: &Open, there: &There) -> (Vec<Change>, Vec<String>, Option<String>) {
     let name = &there.name;
-    let Some(wanted) = engine::remembered(there, &open.machine).filter(|_| difference::is_alterable(there)) else {
-        let why = match &there.stored {
-            Err(why) => why.to_string(),
-            Ok(_) => "it has lost a map".into(),
-        };
-        let fix = if there.stored.is_ok() { "sync" } else { "down" };
-        return (vec![why], Some(format!("snifctl {fix} --name {name}")));
+    let broken = |why: String, fix: &str| (Vec::new(), vec![why], Some(format!("snifctl {fix} --name {name}")));
+    let wanted = match engine::expected(there, &open.machine).filter(|_| difference::is_alterable(there)) {
+        Some(Ok(wanted)) => wanted,
+        Some(Err(err)) => return broken(format!("{err:#}"), "sync"),
+        None => match &there.stored {
+            Err(_) if !there.is_published => {
+                let why = "its pins are out of reach: its relay is here, and taps that still copy may be";
+                return broken(why.into(), "down");
+            }
+            Err(why) => return broken(why.to_string(), "down"),
+            Ok(_) => return broken("it has lost a map".into(), "sync"),
+        },
     };
-    let (changes, _) = difference::difference(&wanted, there);
-    let told = || changes.iter().filter(|change| !change.is_silent());
+    let (mut changes, _) = difference::difference(&wanted, there);
+    changes.retain(|change| !change.is_silent());
+    let told = || changes.iter();
     let fault = |change: &Change| match change.acts.is_empty() {
         true => change.line(),
         false => format!("{}: {}", change.subject, change.fault),
     };
     let fix = told().any(|change| !change.acts.is_empty()).then(|| format!("snifctl sync --name {name}"));
-    (told().map(fault).collect(), fix)
+    let faults = told().map(fault).collect();
+    (changes, faults, fix)
 }
 
 /// The directions of each interface of the request.
@@ -201,13 +244,14 @@ fn taps(there: &There) -> Vec<TapStatus> {
                 continue;
             }
             let (at, link) = (key(place.ifindex, direction), there.link(place.ifindex));
-            let own = there.tap_counts(at);
+            let counts = TapCounts::sum([there.tap_counts(at), place.before(direction)]);
             let tap = TapStatus {
                 interface: link.map_or_else(|| name.clone(), |link| link.ifname.clone()),
                 direction: direction.hook(),
                 attached: there.is_attached(at),
                 exists: link.is_some(),
-                counts: TapCounts::sum([own, place.before(direction)]),
+                unseen: unseen(there, place, direction, &there.tap_counts(at)),
+                counts,
             };
             taps.push((place.slot(direction), tap));
         }
@@ -216,20 +260,23 @@ fn taps(there: &There) -> Vec<TapStatus> {
     taps.into_iter().map(|(_, tap)| tap).collect()
 }
 
-fn remotes(there: &There) -> Vec<RemoteStatus> {
+/// `changes`: what differs from what the machine has now.
+fn remotes(there: &There, changes: &[Change]) -> Vec<RemoteStatus> {
     let Ok(stored) = &there.stored else { return Vec::new() };
     let rows = there.remote_rows();
     let mut found: Vec<(u32, RemoteStatus)> = Vec::new();
     for (address, slot) in &stored.remotes {
         if stored.request.options.remotes.contains(address) {
-            found.push((*slot, remote(there, *address, *slot, rows.get(slot))));
+            let subject = format!("remote {address}");
+            let differs = changes.iter().any(|change| change.subject == subject);
+            found.push((*slot, remote(there, *address, *slot, rows.get(slot), differs)));
         }
     }
     found.sort_by_key(|(slot, _)| *slot);
     found.into_iter().map(|(_, remote)| remote).collect()
 }
 
-fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>) -> RemoteStatus {
+fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>, differs: bool) -> RemoteStatus {
     let has = |flag| row.is_none_or(|row| row.has(flag));
     let ifindex = row.map_or(0, |row| row.ifindex);
     let out = there.link(ifindex).filter(|_| ifindex != 0);
@@ -242,8 +289,12 @@ fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>) -> Re
         mac: row.filter(|_| has_mac).map(|row| mac_text(row.mac())),
         mtu: row.map_or(0, |row| row.mtu),
         stat: there.remote_stat(slot),
-        is_resolved: !has(remote_flag::UNRESOLVED),
-        is_gone: ifindex != 0 && out.is_none(),
+        state: match has(remote_flag::UNRESOLVED) {
+            _ if ifindex != 0 && out.is_none() => RemoteState::Gone,
+            _ if differs => RemoteState::Outdated,
+            true => RemoteState::Unresolved,
+            false => RemoteState::Ok,
+        },
     }
 }
 

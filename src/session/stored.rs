@@ -23,11 +23,29 @@ pub(crate) struct Stored {
     /// The slot of each remote that has a row.
     pub remotes: BTreeMap<IpAddr, u32>,
     pub compiled: Compiled,
+    /// The next hops that the kernel keeps fresh for us, by remote.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub neighbours: BTreeMap<IpAddr, Hop>,
     /// The counters of the remotes, and of the taps, that were removed.
     #[serde(default)]
     pub removed: Stat,
     #[serde(default)]
     pub removed_taps: TapCounts,
+}
+
+/// An entry of the neighbour table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hop {
+    pub address: IpAddr,
+    pub ifindex: u32,
+    /// There was none before us.
+    pub made: bool,
+}
+
+impl Hop {
+    pub(crate) fn is_of(&self, other: &Hop) -> bool {
+        (self.address, self.ifindex) == (other.address, other.ifindex)
+    }
 }
 
 /// A watched interface in the maps.
@@ -43,6 +61,9 @@ pub(crate) struct Place {
     /// What the taps of an interface that had this name before have counted, by direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<[TapCounts; 2]>,
+    /// Packets that the interface had received and sent when its taps were attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passed: Option<[u64; 2]>,
 }
 
 impl Place {
@@ -115,6 +136,7 @@ impl Stored {
             request,
             interfaces: BTreeMap::new(),
             remotes: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
             removed: Stat::default(),
             removed_taps: TapCounts::default(),
         }
@@ -136,6 +158,17 @@ impl Stored {
     /// The watched interface that has this number in the kernel.
     pub(crate) fn place(&self, ifindex: u32) -> Option<(&String, &Place)> {
         self.interfaces.iter().find(|(_, place)| place.ifindex == ifindex)
+    }
+
+    /// The entries of the neighbour table that are kept fresh for it, each once.
+    pub(crate) fn hops(&self) -> Vec<Hop> {
+        let mut hops: Vec<Hop> = Vec::new();
+        for hop in self.neighbours.values() {
+            if !hops.iter().any(|other| other.is_of(hop)) {
+                hops.push(*hop);
+            }
+        }
+        hops
     }
 
     /// The numbers that no interface has.
@@ -160,9 +193,18 @@ mod tests {
         let mut stored = Stored::new(request(&["eth0:ingress", "--filter", "udp", "--id", "7"]));
         stored.interfaces.insert(
             "eth0".into(),
-            Place { ifindex: 2, number: 0, mtu: 1500, watch: Watch::Ingress, before: Some([TapCounts::default(); 2]) },
+            Place {
+                ifindex: 2,
+                number: 0,
+                mtu: 1500,
+                watch: Watch::Ingress,
+                before: Some([TapCounts::default(); 2]),
+                passed: Some([1, 2]),
+            },
         );
         stored.remotes.insert([10, 0, 0, 7].into(), 3);
+        let hop = Hop { address: [10, 0, 0, 1].into(), ifindex: 2, made: true };
+        stored.neighbours.insert([10, 0, 0, 7].into(), hop);
         assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
     }
 

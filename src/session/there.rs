@@ -1,21 +1,22 @@
 //! What the kernel has of a session, as plain data. Any part of it may be missing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey};
+use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey, remote_flag};
 use crate::datapath::parts::{Device, Map, Program};
 use crate::session::home::{ALIAS, Home, handle};
 use crate::session::relay;
-use crate::session::stored::{Stored, Unreadable};
+use crate::session::stored::{Hop, Stored, Unreadable};
 use crate::tools::bpftool;
 use crate::tools::ethtool;
 use crate::tools::exec::{Failed, Runner};
-use crate::tools::ip::{self, Link};
+use crate::tools::ip::{self, Link, Neighbour};
 use crate::tools::tc::{self, Filter, Hooks};
 
 /// The elements of a map: one value, or one per CPU.
@@ -47,20 +48,111 @@ pub(crate) struct There {
     pub hooks: BTreeMap<u32, Hooks>,
     /// Offloads of the bridge that are on and must not be; `None` where nobody has asked.
     pub offloads: Option<Vec<&'static str>>,
-    /// Interfaces whose clsact qdisc is ours.
+    /// Interfaces whose clsact qdisc is ours: marked, or noted as such.
     pub marks: BTreeSet<u32>,
+    /// The neighbour table, where somebody has asked.
+    pub neighbours: Vec<Neighbour>,
+    /// Interfaces of which it is noted that we were about to add one. A version before left such notes for all.
+    pub notes: BTreeSet<u32>,
+    /// The other sessions here whose filters have the same handle.
+    pub namesakes: Option<Namesakes>,
+}
+
+/// Sessions whose names have the same hash: only their programs tell their filters from ours.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Namesakes {
+    /// The programs that they have pinned.
+    theirs: BTreeSet<u32>,
+    /// Those that we have pinned, new ones and old ones too.
+    ours: BTreeSet<u32>,
+    /// One of them has lost its pins: what no one has pinned is its own, not ours.
+    has_lost: bool,
+}
+
+impl Namesakes {
+    fn owns(&self, program: Option<u32>) -> bool {
+        let Some(id) = program else { return false };
+        self.theirs.contains(&id) || (self.has_lost && !self.ours.is_empty() && !self.ours.contains(&id))
+    }
+
+    /// The programs that the session and its namesakes have pinned; `None` where it has no namesake.
+    fn find(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<Option<Namesakes>> {
+        let of_relays = links.iter().filter_map(|link| link.ifalias.strip_prefix(ALIAS).map(String::from));
+        let all: BTreeSet<String> = home.sessions().into_iter().chain(home.halves()).chain(of_relays).collect();
+        let others: Vec<&String> = all.iter().filter(|at| *at != name && handle(at) == handle(name)).collect();
+        if others.is_empty() {
+            return Ok(None);
+        }
+        let mut found = Namesakes { ours: pinned(runner, home, name)?, ..Namesakes::default() };
+        for other in others {
+            let theirs = pinned(runner, home, other)?;
+            found.has_lost |= theirs.is_empty();
+            found.theirs.extend(theirs);
+        }
+        Ok(Some(found))
+    }
+}
+
+/// The programs that a session or its halves have pinned.
+fn pinned(runner: &Runner, home: &Home, name: &str) -> Result<BTreeSet<u32>> {
+    let dirs = [home.session(name), home.building(name), home.ending(name)];
+    let pins = dirs.iter().flat_map(|dir| {
+        let names = Program::ALL.iter().flat_map(|at| [at.name().to_string(), format!("old_{}", at.name())]);
+        names.map(|name| dir.join(name)).filter(|pin| pin.exists())
+    });
+    let lines: Vec<String> = pins.map(|pin| format!("prog show pinned {}", pin.display())).collect();
+    let answers = ask_each(runner, &lines)?;
+    Ok(answers.iter().filter_map(|answer| bpftool::value(answer).ok()?["id"].as_u64()).map(|id| id as u32).collect())
 }
 
 impl There {
     /// Reads a session's pins: one bpftool, another one where a pin is gone.
     pub(crate) fn read(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
+        let mut there = There::named(runner, home, name, links)?;
+        if there.is_published {
+            let dir = there.dir.clone();
+            there.read_pins(runner, &dir)?;
+            there.decode();
+        }
+        Ok(there)
+    }
+
+    /// The same to take it away, which needs no counters: what cannot be read is not needed.
+    pub(crate) fn read_to_remove(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
+        let mut there = There::named(runner, home, name, links)?;
+        if !there.is_published {
+            return Ok(there);
+        }
+        let maps = [Map::Config, Map::Request];
+        let dumps = maps.iter().map(|map| bpftool::dump_question(&there.dir.join("maps").join(map.name())));
+        let shows = Program::ALL.iter().map(|at| format!("prog show pinned {}", there.dir.join(at.name()).display()));
+        let lines: Vec<String> = dumps.chain(shows).collect();
+        let one = |line: &String| bpftool::ask_raw(runner, std::slice::from_ref(line)).ok()?.pop();
+        let answers: Vec<Option<Box<RawValue>>> = match bpftool::ask_raw(runner, &lines) {
+            Ok(answers) => answers.into_iter().map(Some).collect(),
+            Err(_) => lines.iter().map(one).collect(),
+        };
+        let (dumps, shown) = answers.split_at(maps.len());
+        for (map, dump) in maps.into_iter().zip(dumps) {
+            there.rows.extend(dump.as_ref().and_then(|dump| rows(dump)).map(|rows| (map, rows)));
+        }
+        for (program, answer) in Program::ALL.into_iter().zip(shown) {
+            let answer = answer.as_ref().and_then(|answer| bpftool::value(answer).ok()).unwrap_or_default();
+            let id = answer["id"].as_u64().filter(|_| answer["name"] == program.name());
+            there.programs.extend(id.map(|id| (program, id as u32)));
+        }
+        there.decode();
+        Ok(there)
+    }
+
+    fn named(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
         let dir = home.session(name);
         let (building, ending) = (home.building(name), home.ending(name));
-        let halves = [&building, &ending].into_iter().filter(|dir| dir.exists()).cloned().collect();
-        let mut there = There {
+        let halves = [&building, &ending].into_iter().filter(|dir| home.has(dir)).cloned().collect();
+        Ok(There {
             name: name.into(),
             links: links.to_vec(),
-            is_published: dir.is_dir(),
+            is_published: home.has(&dir),
             dir: dir.clone(),
             building,
             ending,
@@ -74,12 +166,10 @@ impl There {
             hooks: BTreeMap::new(),
             offloads: None,
             marks: home.clsact_marks().into_iter().collect(),
-        };
-        if there.is_published {
-            there.read_pins(runner, &dir)?;
-            there.decode();
-        }
-        Ok(there)
+            notes: home.clsact_marks().into_iter().collect(),
+            namesakes: Namesakes::find(runner, home, name, links)?,
+            neighbours: Vec::new(),
+        })
     }
 
     fn read_pins(&mut self, runner: &Runner, dir: &Path) -> Result<()> {
@@ -180,6 +270,9 @@ impl There {
         let found: Vec<Link> = self.links.iter().filter(wanted).cloned().collect();
         let names: Vec<&str> = found.iter().map(|link| link.ifname.as_str()).collect();
         for (link, hooks) in found.iter().zip(tc::hooks(runner, &names)?) {
+            if hooks.marked {
+                self.marks.insert(link.ifindex);
+            }
             self.hooks.insert(link.ifindex, hooks);
         }
         if relay {
@@ -201,8 +294,30 @@ impl There {
         Ok(())
     }
 
+    /// Looks at the neighbour table, if the session has entries in it for one of these remotes.
+    pub(crate) fn look_at_neighbours(&mut self, runner: &Runner, of: impl Fn(&IpAddr) -> bool) -> Result<()> {
+        if self.stored.as_ref().is_ok_and(|stored| stored.neighbours.keys().any(of)) {
+            self.neighbours = ip::neighbours(runner)?;
+        }
+        Ok(())
+    }
+
+    /// The entries of the neighbour table that are kept fresh for the session, each once.
+    pub(crate) fn hops(&self) -> Vec<Hop> {
+        self.stored.as_ref().map_or_else(|_| Vec::new(), |stored| stored.hops())
+    }
+
+    /// What the neighbour table has of one of them.
+    pub(crate) fn neighbour(&self, hop: &Hop) -> Option<&Neighbour> {
+        let dev = &self.link(hop.ifindex)?.ifname;
+        self.neighbours.iter().find(|at| at.dst == hop.address && at.dev == *dev)
+    }
+
     /// Is this filter one of the session's?
     pub(crate) fn is_ours(&self, filter: &Filter) -> bool {
+        if self.namesakes.as_ref().is_some_and(|namesakes| namesakes.owns(filter.id())) {
+            return false;
+        }
         let known = Program::of(filter.program()).is_some();
         let is_pinned = filter.id().is_some_and(|id| self.programs.values().any(|known| *known == id));
         // Before iproute2 6.0 `tc` tells no names.
@@ -210,14 +325,17 @@ impl There {
         filter.handle() == Some(handle(&self.name)) && (known || by_id)
     }
 
+    /// Is this filter the session's tap of a direction?
+    pub(crate) fn is_tap(&self, filter: &Filter, direction: Direction) -> bool {
+        let program = Program::tap(direction).name();
+        self.is_ours(filter) && (filter.program().is_empty() || filter.program() == program)
+    }
+
     /// The session's taps at a hook: where each is, and the program that it runs.
     pub(crate) fn taps_at(&self, key: TapKey) -> Vec<(u32, Option<u32>)> {
         let filters = self.hooks.get(&key.ifindex).map_or(&[][..], |hooks| hooks.filters(key.direction));
-        let program = Program::tap(key.direction).name();
-        let ours = filters.iter().filter(|filter| self.is_ours(filter));
-        ours.filter(|filter| filter.program().is_empty() || filter.program() == program)
-            .map(|filter| (filter.pref, filter.id()))
-            .collect()
+        let taps = filters.iter().filter(|filter| self.is_tap(filter, key.direction));
+        taps.map(|filter| (filter.pref, filter.id())).collect()
     }
 
     /// Is the pinned tap at this hook?
@@ -249,12 +367,7 @@ impl There {
     /// The devices that the session's relays have or had, by alias and name.
     pub(crate) fn relays(&self) -> Vec<&Link> {
         let alias = format!("{ALIAS}{}", self.name);
-        // One without an alias was made by a run that ended before it could say whose it is.
-        let is_ours = |link: &&Link| {
-            let nameless = link.ifalias.is_empty() && relay::is_name(&link.ifname);
-            link.ifalias == alias || (nameless && ["veth", "bridge"].contains(&link.kind()))
-        };
-        self.links.iter().filter(is_ours).collect()
+        self.links.iter().filter(|link| link.ifalias == alias || relay::is_nameless(link)).collect()
     }
 
     fn rows_of(&self, map: Map) -> impl Iterator<Item = (&Vec<u8>, &Vec<Vec<u8>>)> {
@@ -285,6 +398,17 @@ impl There {
     /// The row of one of them.
     pub(crate) fn remote_row(&self, slot: u32) -> Option<Remote> {
         Remote::decode(self.value(Map::Remotes, &slot.to_ne_bytes())?).ok()
+    }
+
+    /// Where copies to each remote go now: out interface and link address.
+    pub(crate) fn next_hops(&self) -> BTreeMap<IpAddr, (u32, [u8; 6])> {
+        let Ok(stored) = &self.stored else { return BTreeMap::new() };
+        let hop = |(remote, slot): (&IpAddr, &u32)| {
+            let row = self.remote_row(*slot)?;
+            let is_known = row.ifindex != 0 && !row.has(remote_flag::UNRESOLVED) && !row.has(remote_flag::L3);
+            Some((*remote, (row.ifindex, row.mac().try_into().ok().filter(|_| is_known)?)))
+        };
+        stored.remotes.iter().filter_map(hop).collect()
     }
 
     /// What a remote slot has counted.
@@ -329,7 +453,7 @@ fn rows(dump: &RawValue) -> Option<Rows> {
 }
 
 /// Asks bpftool many questions at once; one by one where one of them fails, which then has no answer.
-fn ask_each(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
+pub(crate) fn ask_each(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
     if lines.is_empty() {
         return Ok(Vec::new());
     }

@@ -230,8 +230,9 @@ fn add(a: &Value, b: &Value, inside: bool) -> Value {
 pub(crate) struct Attachment {
     pub ifindex: u32,
     /// `clsact/ingress`, `tcx/ingress` and the like.
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub name: String,
 }
 
@@ -244,22 +245,19 @@ impl Attachment {
 
 #[derive(Deserialize)]
 struct NetReply {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknowns")]
     tc: Vec<Value>,
 }
 
-/// The question for every TC program of this network namespace.
-pub(crate) const NET_QUESTION: &str = "net show";
-
-/// The question for those of one interface.
+/// The question for the TC programs of one interface.
 pub(crate) fn net_question(dev: &str) -> String {
     format!("net show dev {}", batch::word(dev))
 }
 
 pub(crate) fn attachments(answer: &Value) -> Result<Vec<Attachment>> {
-    let replies: Vec<NetReply> =
-        serde_json::from_value(answer.clone()).with_context(|| json::unexpected("bpftool net"))?;
-    json::known(replies.into_iter().flat_map(|reply| reply.tc).collect(), "bpftool net")
+    let replies = answer.as_array().with_context(|| json::unexpected("bpftool net"))?;
+    let replies: Vec<NetReply> = json::known(replies.clone());
+    Ok(json::known(replies.into_iter().flat_map(|reply| reply.tc).collect()))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use tempfile::TempDir;
@@ -32,6 +32,27 @@ pub(crate) struct Unit {
     pub files: Vec<(&'static str, String)>,
     /// As `NAME` or `NAME=VALUE`.
     pub defines: Vec<String>,
+}
+
+/// Beginning of the names of our temporary directories; the process id follows.
+const TEMPORARY: &str = "snifctl-build-";
+
+/// A process that is not in our /proc may be in another PID namespace: no compilation takes so long.
+const STALE: Duration = Duration::from_secs(60);
+
+/// Removes the directories of our own that runs which were killed have left.
+fn remove_stale(temporary: &Path) {
+    let own = fs::metadata("/proc/self").map(|meta| meta.uid()).ok();
+    for entry in fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next());
+        let is_stale = pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists());
+        let is_old = |meta: &fs::Metadata| meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE));
+        let is_ours = || entry.metadata().is_ok_and(|meta| meta.is_dir() && Some(meta.uid()) == own && is_old(&meta));
+        if is_stale && is_ours() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 impl Unit {
@@ -65,7 +86,9 @@ impl Unit {
     }
 
     fn start(&self, runner: &Runner) -> Result<Job> {
-        let dir = tempfile::Builder::new().prefix("snifctl-").tempdir().context("cannot make a temporary directory")?;
+        remove_stale(&std::env::temp_dir());
+        let prefix = format!("{TEMPORARY}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().context("cannot make a temporary directory")?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
         self.write(dir.path())?;
         let built = dir.path().join("built.o");
@@ -211,6 +234,21 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn what_a_killed_run_has_left_is_removed_once_it_is_old() {
+        let temporary = tempfile::tempdir().unwrap();
+        let make = |pid: u32, is_old: bool| {
+            let dir = temporary.path().join(format!("{TEMPORARY}{pid}-x"));
+            fs::create_dir(&dir).unwrap();
+            let age = if is_old { 2 * STALE } else { Duration::ZERO };
+            File::open(&dir).unwrap().set_modified(SystemTime::now() - age).unwrap();
+            dir
+        };
+        let (dead, alive, young) = (make(u32::MAX, true), make(std::process::id(), true), make(u32::MAX - 1, false));
+        remove_stale(temporary.path());
+        assert_eq!([&dead, &alive, &young].map(|dir| dir.exists()), [false, true, true]);
+    }
 
     #[test]
     fn the_object_that_was_not_used_for_the_longest_time_goes_first() {

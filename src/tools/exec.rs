@@ -3,11 +3,15 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, PipeReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::tools::interrupt::{self, Interrupted};
 
 /// Where tools live besides `PATH`, which lacks the sbin directories for most users.
 const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
@@ -139,7 +143,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 fn write_to(out: &mut impl io::Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        Err(err) => bail!("cannot write to standard output ({err}); send it elsewhere"),
+        Err(err) => bail!("cannot write to standard output: {err}"),
         Ok(()) => Ok(()),
     }
 }
@@ -183,7 +187,7 @@ impl Runner {
 
     fn show(&self, cmd: &Cmd) {
         if self.verbose {
-            cmd.to_string().lines().for_each(|line| eprintln!("+ {line}"));
+            cmd.to_string().lines().for_each(tell);
         }
     }
 
@@ -204,20 +208,20 @@ impl Runner {
             return Ok(());
         }
         if self.verbose {
-            eprintln!("+ {line}");
+            tell(&line);
         }
+        interrupt::check()?;
         change(path).with_context(|| format!("`{line}` failed"))
     }
 }
 
+/// A terminal that is gone is no reason to end in the middle of something.
+fn tell(line: &str) {
+    let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("+ {line}\n"));
+}
+
 fn run(cmd: &Cmd) -> Result<Vec<u8>> {
-    let running = Running::start(cmd)?;
-    if let Some(patience) = cmd.patience
-        && running.handle.wait_timeout(patience)?.is_none()
-    {
-        bail!("{} took longer than {} s", cmd.program, patience.as_secs());
-    }
-    running.wait()
+    Running::start(cmd)?.wait()
 }
 
 fn text(bytes: Vec<u8>) -> String {
@@ -258,13 +262,20 @@ impl Answer {
 pub(crate) struct Running {
     handle: duct::Handle,
     words: String,
+    patience: Option<Duration>,
 }
+
+/// So often a running program is looked after.
+const STEP: Duration = Duration::from_millis(50);
+/// So long a program may go on after a signal.
+const GRACE: Duration = Duration::from_secs(2);
 
 impl Running {
     fn start(cmd: &Cmd) -> Result<Running> {
+        interrupt::check()?;
         let call = expression(cmd)?.stdout_capture().stderr_capture();
         let handle = call.start().with_context(|| format!("could not start {}", cmd.program))?;
-        Ok(Running { handle, words: cmd.words() })
+        Ok(Running { handle, words: cmd.words(), patience: cmd.patience })
     }
 
     /// Its standard output, once it has ended well.
@@ -274,7 +285,7 @@ impl Running {
 
     /// What it said, once it has ended.
     fn answer(&self) -> Result<Answer> {
-        let output = self.handle.wait().with_context(|| format!("could not wait for `{}`", self.words))?;
+        let output = self.output()?;
         Ok(Answer {
             command: self.words.clone(),
             status: output.status,
@@ -284,9 +295,44 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Waits for its end. After a signal it may go on for a while, so that what it does is whole.
+    fn output(&self) -> Result<&std::process::Output> {
+        let (start, mut signalled) = (Instant::now(), None);
+        loop {
+            let output = self.handle.wait_timeout(STEP);
+            if let Some(output) = output.with_context(|| format!("could not wait for `{}`", self.words))? {
+                return Ok(output);
+            }
+            if interrupt::check().is_err() && signalled.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+                self.end();
+                return Err(Interrupted.into());
+            }
+            if let Some(patience) = self.patience.filter(|patience| start.elapsed() >= *patience) {
+                let program = self.words.split(' ').next().unwrap_or_default();
+                bail!("{program} took longer than {} s", patience.as_secs());
+            }
+        }
+    }
+
+    /// Ends it, with all that it has started, and waits until it writes no more.
+    fn end(&self) {
+        if !matches!(self.handle.try_wait(), Ok(None)) {
+            return;
+        }
+        let group = self.handle.pids().first().and_then(|pid| Pid::from_raw(*pid as i32));
+        // Only where it leads a group of its own is there one of this number.
+        if let Some(group) = group {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.handle.kill();
+        let _ = self.handle.wait_timeout(GRACE);
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.handle.kill();
+        self.end();
     }
 }
 
@@ -345,6 +391,16 @@ fn expression(cmd: &Cmd) -> Result<duct::Expression> {
         bail!("{} is not installed; try: snifctl doctor", cmd.program);
     };
     let call = duct::cmd(program, &cmd.args).full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
+    // A terminal sends its ^C to its whole group: a tool that it hit would leave its work half done. One that reads the
+    // terminal must stay in that group.
+    let is_apart = interrupt::is_watched() && !matches!(cmd.stdin, Stdin::Ours);
+    let call = match is_apart {
+        true => call.before_spawn(|command| {
+            command.process_group(0);
+            Ok(())
+        }),
+        false => call,
+    };
     Ok(match &cmd.stdin {
         Stdin::Nothing => call.stdin_null(),
         Stdin::Text(text) => call.stdin_bytes(text.clone()),
@@ -376,9 +432,14 @@ impl Drop for Background {
 
 /// Becomes another program; returns only if that fails.
 pub(crate) fn replace(cmd: &Cmd) -> Result<std::process::ExitCode> {
-    let program = find(&cmd.program).with_context(|| format!("{} is not installed", cmd.program))?;
-    let err = std::os::unix::process::CommandExt::exec(std::process::Command::new(program).args(&cmd.args));
-    Err(err).with_context(|| format!("could not start {}", cmd.program))
+    replace_by(&cmd.program, cmd.args.iter().map(OsString::from))
+}
+
+/// The same with words that need not be text.
+pub(crate) fn replace_by(name: &str, words: impl Iterator<Item = OsString>) -> Result<std::process::ExitCode> {
+    let program = find(name).with_context(|| format!("{name} is not installed"))?;
+    let err = std::os::unix::process::CommandExt::exec(std::process::Command::new(program).args(words));
+    Err(err).with_context(|| format!("could not start {name}"))
 }
 
 /// The path of this very binary.
@@ -422,7 +483,7 @@ mod tests {
         }
         assert!(write_to(&mut Full(io::ErrorKind::BrokenPipe), "x").unwrap_err().is::<ReaderGone>());
         let full = write_to(&mut Full(io::ErrorKind::StorageFull), "x").unwrap_err();
-        assert_eq!(full.to_string(), "cannot write to standard output (no storage space); send it elsewhere");
+        assert_eq!(full.to_string(), "cannot write to standard output: no storage space");
     }
 
     #[test]

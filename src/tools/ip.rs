@@ -13,61 +13,80 @@ use crate::tools::{batch, json};
 pub(crate) struct Link {
     pub ifindex: u32,
     pub ifname: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknowns")]
     pub altnames: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknowns")]
     pub flags: Vec<String>,
     /// Bytes of the largest L3 packet.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub mtu: u32,
     /// The largest that the device takes; 0 where it knows no bound.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub max_mtu: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub link_type: String,
     /// The root qdisc.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub qdisc: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub address: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub ifalias: String,
     /// The interface that this one stands on, or the other end of a veth pair in this namespace.
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub link: Option<String>,
     /// The bridge, bond or the like that this is a port of.
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub master: Option<String>,
     /// The bus of the device, if it is not a virtual one.
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub parentbus: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub linkinfo: LinkInfo,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub stats64: LinkStats,
+    /// Programs that meet packets before the kernel makes them packets.
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub xdp: serde_json::Value,
+    /// The switch whose port this is.
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub phys_switch_id: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct LinkInfo {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub info_kind: String,
     /// What only interfaces of this kind have.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub info_data: serde_json::Value,
     /// What only ports of a bridge, bond or the like have.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub info_slave_data: serde_json::Value,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct LinkStats {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub rx: Counted,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub tx: Lost,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Counted {
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub packets: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub(crate) struct Lost {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub packets: u64,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub dropped: u64,
     /// Of a tunnel, also what the kernel found too deeply nested.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub errors: u64,
 }
 
@@ -79,6 +98,16 @@ impl Link {
     /// Packets wait in a queue, which drops what it cannot hold.
     pub(crate) fn has_queue(&self) -> bool {
         self.qdisc != "noqueue"
+    }
+
+    /// Packets that it has received, and sent.
+    pub(crate) fn passed(&self) -> [u64; 2] {
+        [self.stats64.rx.packets, self.stats64.tx.packets]
+    }
+
+    /// Nobody is asked for link addresses there.
+    pub(crate) fn asks_nobody(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "NOARP")
     }
 
     pub(crate) fn has_carrier(&self) -> bool {
@@ -148,51 +177,100 @@ pub(crate) fn link(runner: &Runner, name: &str) -> Result<Option<Link>> {
 /// Kinds whose MTU may not be larger than that of the interface below.
 const BOUND_BY_LOWER: [&str; 4] = ["vlan", "macvlan", "macvtap", "ipvlan"];
 
+/// Kinds whose packets leave by their ports.
+const PASSED_ON_BY_PORTS: [&str; 3] = ["bridge", "bond", "team"];
+
 /// The shell commands that give an interface this MTU, if the kernel would take it.
-pub(crate) fn raise_mtu(links: &[Link], link: &Link, mtu: u32) -> Option<String> {
-    if link.max_mtu != 0 && link.max_mtu < mtu {
+pub(crate) fn raise_mtu(links: &[Link], watched: &[u32], link: &Link, mtu: u32) -> Option<String> {
+    if (link.max_mtu != 0 && link.max_mtu < mtu) || watched.contains(&link.ifindex) {
         return None;
     }
-    let own = format!("ip link set dev {} mtu {mtu}", quote(&link.ifname));
-    let lower = link.lower().filter(|_| BOUND_BY_LOWER.contains(&link.kind()));
-    match lower.and_then(|name| links.iter().find(|other| other.ifname == name)).filter(|lower| lower.mtu < mtu) {
-        Some(lower) => Some(format!("{} && {own}", raise_mtu(links, lower, mtu)?)),
-        None => Some(own),
-    }
+    let is_bound = |other: &&Link| {
+        let is_lower = BOUND_BY_LOWER.contains(&link.kind()) && link.lower() == Some(&other.ifname);
+        let is_port = PASSED_ON_BY_PORTS.contains(&link.kind()) && other.master.as_ref() == Some(&link.ifname);
+        (is_lower || is_port) && other.mtu < mtu && other.ifindex != link.ifindex
+    };
+    let below = links.iter().filter(is_bound).map(|other| raise_mtu(links, watched, other, mtu));
+    let mut lines: Vec<String> = below.collect::<Option<_>>()?;
+    lines.push(format!("ip link set dev {} mtu {mtu}", quote(&link.ifname)));
+    Some(lines.join(" && "))
 }
 
 /// What the kernel's route lookup answers, from `ip -j route get`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RouteReply {
     /// `local`, `multicast`, `broadcast`; absent for a unicast route.
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type", default, deserialize_with = "json::or_unknown")]
     pub kind: String,
     pub dev: String,
-    pub gateway: Option<IpAddr>,
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    gateway: Option<IpAddr>,
+    /// A gateway of the other family.
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    via: Option<Via>,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub prefsrc: Option<IpAddr>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknowns")]
     pub metrics: Vec<Metrics>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Metrics {
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub mtu: Option<u32>,
 }
 
-/// The route to `address`, or the kernel's reason why there is none.
-pub(crate) fn route_get(
-    runner: &Runner,
-    address: IpAddr,
-    source: Option<IpAddr>,
-) -> Result<Result<RouteReply, String>> {
-    routes(runner, &[(address, source)])?.pop().context("`ip route get` gave no answer; try: snifctl doctor")
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Via {
+    host: Option<IpAddr>,
 }
 
-/// The same for many addresses, each with the source that the packets have, if any. In one process.
-pub(crate) fn routes(runner: &Runner, wanted: &[(IpAddr, Option<IpAddr>)]) -> Result<Vec<Result<RouteReply, String>>> {
-    let from = |source: &Option<IpAddr>| source.map_or_else(String::new, |source| format!(" from {source}"));
-    let line = |(address, source): &(IpAddr, Option<IpAddr>)| format!("route get {address}{}", from(source));
-    let lines: Vec<String> = wanted.iter().map(line).collect();
+impl RouteReply {
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        self.gateway.or_else(|| self.via?.host)
+    }
+
+    /// Who answers for packets to `address` on the interface.
+    pub(crate) fn next_hop(&self, address: IpAddr) -> IpAddr {
+        self.gateway().unwrap_or(address)
+    }
+}
+
+/// A packet whose route is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Packet {
+    pub to: IpAddr,
+    /// Where it is not the route that chooses.
+    pub from: Option<IpAddr>,
+    pub tos: u8,
+    /// Source and destination of UDP.
+    pub ports: Option<(u16, u16)>,
+}
+
+impl Packet {
+    /// One of which nothing else is known.
+    pub(crate) fn to(to: IpAddr) -> Packet {
+        Packet { to, from: None, tos: 0, ports: None }
+    }
+
+    /// The words after `ip`. The two lowest bits of the tos (ECN) choose no route.
+    fn question(&self) -> String {
+        let from = self.from.map_or_else(String::new, |from| format!(" from {from}"));
+        let tos = if self.tos & 0xfc == 0 { String::new() } else { format!(" tos {:#04x}", self.tos & 0xfc) };
+        let udp = |(from, to)| format!(" ipproto udp sport {from} dport {to}");
+        let ports = self.ports.map_or_else(String::new, udp);
+        format!("route get {}{from}{tos}{ports}", self.to)
+    }
+}
+
+/// The route of a packet, or the kernel's reason why there is none.
+pub(crate) fn route_get(runner: &Runner, packet: Packet) -> Result<Result<RouteReply, String>> {
+    routes(runner, &[packet])?.pop().context("`ip route get` gave no answer; try: snifctl doctor")
+}
+
+/// The same of many packets, in one process.
+pub(crate) fn routes(runner: &Runner, packets: &[Packet]) -> Result<Vec<Result<RouteReply, String>>> {
+    let lines: Vec<String> = packets.iter().map(Packet::question).collect();
     batch::ask(runner, "ip", &["-j"], &lines)?.into_iter().map(route).collect()
 }
 
@@ -211,15 +289,43 @@ fn route(reply: batch::Reply) -> Result<Result<RouteReply, String>> {
 pub(crate) struct Neighbour {
     pub dst: IpAddr,
     pub dev: String,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub lladdr: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknowns")]
     pub state: Vec<String>,
+    /// Flags are members without a value.
+    #[serde(flatten)]
+    flags: std::collections::BTreeMap<String, serde_json::Value>,
 }
 
 impl Neighbour {
+    fn is(&self, state: &str) -> bool {
+        self.state.iter().any(|at| at == state)
+    }
+
+    /// The kernel keeps it fresh by itself.
+    pub(crate) fn is_managed(&self) -> bool {
+        self.flags.contains_key("managed")
+    }
+
+    /// Somebody has set it, and answers for it: it is not ours to touch.
+    pub(crate) fn is_set(&self) -> bool {
+        self.flags.contains_key("extern_learn") || self.is("PERMANENT") || self.is("NOARP")
+    }
+
+    /// It has answered just now, or somebody has set it: nobody needs to ask.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.mac().is_some() && (self.is_set() || self.is("REACHABLE"))
+    }
+
+    /// It was asked, and has not answered.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.is("FAILED")
+    }
+
     /// The link-layer address, unless the kernel has given the neighbour up.
     pub(crate) fn mac(&self) -> Option<[u8; 6]> {
-        let usable = !self.state.iter().any(|state| state == "FAILED" || state == "INCOMPLETE");
+        let usable = !self.is("FAILED") && !self.is("INCOMPLETE");
         self.lladdr.as_deref().filter(|_| usable).and_then(parse_mac)
     }
 }
@@ -227,6 +333,26 @@ impl Neighbour {
 /// Every neighbour of this network namespace.
 pub(crate) fn neighbours(runner: &Runner) -> Result<Vec<Neighbour>> {
     json::members(&runner.read(&Cmd::new("ip", ["-j", "neigh", "show"]))?, "ip neigh")
+}
+
+/// Does this `ip` know the word `managed`? Its summary of the subcommand says so, as no version does.
+pub(crate) fn keeps_neighbours(runner: &Runner) -> bool {
+    let answer = runner.answer(&Cmd::new("ip", ["neigh", "help"]));
+    answer.is_ok_and(|answer| answer.stderr.contains("managed"))
+}
+
+/// The line that has the kernel keep a neighbour's address fresh.
+pub(crate) fn keep_neighbour(address: IpAddr, dev: &str) -> String {
+    format!("neigh replace {address} dev {} managed", batch::word(dev))
+}
+
+/// The line after which the kernel keeps it no more. A word for the state would set one that may not be true.
+pub(crate) fn let_neighbour_go(address: IpAddr, dev: &str) -> String {
+    format!("neigh replace {address} dev {} use", batch::word(dev))
+}
+
+pub(crate) fn delete_neighbour(address: IpAddr, dev: &str) -> String {
+    format!("neigh delete {address} dev {}", batch::word(dev))
 }
 
 pub(crate) fn neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<Option<Neighbour>> {
@@ -237,12 +363,13 @@ pub(crate) fn neighbour(runner: &Runner, address: IpAddr, dev: &str) -> Result<O
 
 #[derive(Deserialize)]
 struct AddressReply {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknowns")]
     addr_info: Vec<AddressInfo>,
 }
 
 #[derive(Deserialize)]
 struct AddressInfo {
+    #[serde(default, deserialize_with = "json::or_unknown")]
     local: Option<IpAddr>,
 }
 
@@ -271,8 +398,10 @@ mod tests {
             dev: "eth0".into(),
             lladdr: Some("02:00:00:00:00:01".into()),
             state: vec![state.into()],
+            flags: Default::default(),
         };
         assert_eq!(known("STALE").mac(), Some([2, 0, 0, 0, 0, 1]));
+        assert!(!known("STALE").is_sure() && known("REACHABLE").is_sure());
         assert_eq!(known("FAILED").mac(), None);
     }
 
@@ -355,6 +484,24 @@ mod tests {
     }
 
     #[test]
+    fn a_route_is_asked_for_as_the_packet_will_be() {
+        let to = IpAddr::from([192, 0, 2, 9]);
+        assert_eq!(Packet::to(to).question(), "route get 192.0.2.9");
+        let packet = Packet { to, from: Some([192, 0, 2, 1].into()), tos: 0x2b, ports: Some((49152, 4789)) };
+        let expected = "route get 192.0.2.9 from 192.0.2.1 tos 0x28 ipproto udp sport 49152 dport 4789";
+        assert_eq!(packet.question(), expected);
+    }
+
+    #[test]
+    fn a_gateway_of_the_other_family_is_the_next_hop() {
+        // iproute2 6.1
+        let text = r#"{"dst":"203.0.113.9","via":{"family":"inet6","host":"fe80::5"},"dev":"v0","flags":[],"uid":0,
+            "cache":[],"metrics":[{"mtu":1400}]}"#;
+        let reply: RouteReply = serde_json::from_str(text).unwrap();
+        assert_eq!(reply.next_hop([203, 0, 113, 9].into()).to_string(), "fe80::5");
+    }
+
+    #[test]
     fn every_version_tells_the_neighbours() {
         for (version, text) in fixtures!("ip-neigh.json") {
             let neighbours: Vec<Neighbour> = json::members(text, "ip neigh").unwrap();
@@ -377,7 +524,7 @@ mod tests {
         let tagged = link(value!({"ifindex": 3, "ifname": "o'u", "link": "v0", "mtu": 1500, "max_mtu": 65535,
             "linkinfo": {"info_kind": "vlan"}}));
         let links = [lo, v0, tagged];
-        let advised = |at: usize, mtu| raise_mtu(&links, &links[at], mtu);
+        let advised = |at: usize, mtu| raise_mtu(&links, &[], &links[at], mtu);
         assert_eq!(advised(0, 70_000).unwrap(), "ip link set dev lo mtu 70000");
         assert_eq!(advised(1, 1538).unwrap(), "ip link set dev v0 mtu 1538");
         assert_eq!(advised(1, 65_574), None);

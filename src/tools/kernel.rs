@@ -31,6 +31,11 @@ pub(crate) fn encapsulates_frames() -> bool {
     is_at_least((5, 13))
 }
 
+/// A neighbour entry can be `managed`: the kernel asks for it again and again by itself.
+pub(crate) fn keeps_neighbours() -> bool {
+    is_at_least((5, 16))
+}
+
 /// tcx hooks, whose programs run before those of tc.
 pub(crate) fn has_tcx() -> bool {
     is_at_least((6, 6))

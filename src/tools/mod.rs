@@ -5,9 +5,14 @@ pub(crate) mod bpftool;
 pub(crate) mod clang;
 pub(crate) mod ethtool;
 pub(crate) mod exec;
+pub(crate) mod interrupt;
 pub(crate) mod ip;
 pub(crate) mod json;
 pub(crate) mod kernel;
 pub(crate) mod log;
+pub(crate) mod ping;
 pub(crate) mod requirements;
 pub(crate) mod tc;
+
+#[cfg(test)]
+mod odd_test;

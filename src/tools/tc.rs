@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::tools::batch::{self, Reply, word};
 use crate::tools::exec::{Cmd, Runner};
@@ -11,6 +12,9 @@ use crate::tools::json;
 
 /// Our filters go first: a filter before us that answers OK would hide the packet.
 pub(crate) const FIRST_PREF: u32 = 1;
+
+/// A chain without filters that marks a clsact qdisc as ours, and goes with it. tc shows it to who asks for chains.
+pub(crate) const MARK: u32 = 0x534e49;
 
 /// The two hooks of clsact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,37 +35,47 @@ impl Hook {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Qdisc {
     pub kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub dev: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub root: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub drops: u64,
     /// Packets that stand in it now.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub qlen: u64,
 }
 
 /// One filter of `tc -j filter show`; the rows without options are headers of a preference, not filters.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Filter {
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub pref: u32,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub kind: String,
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub chain: u32,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub options: Option<FilterOptions>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct FilterOptions {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub handle: serde_json::Value,
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub prog: Option<Program>,
+    /// The hardware does what the filter says.
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub in_hw: bool,
 }
 
 /// A loaded program. Its name is missing where tc is older than 6.0.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Program {
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub id: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::or_unknown")]
     pub name: String,
 }
 
@@ -70,6 +84,10 @@ impl Filter {
     pub(crate) fn handle(&self) -> Option<u32> {
         let shown = self.options.as_ref()?.handle.as_str()?;
         u32::from_str_radix(shown.strip_prefix("0x")?, 16).ok()
+    }
+
+    pub(crate) fn is_in_hardware(&self) -> bool {
+        self.options.as_ref().is_some_and(|options| options.in_hw)
     }
 
     /// The kernel's number of the program that this filter runs.
@@ -92,6 +110,8 @@ pub(crate) struct Hooks {
     pub qdiscs: Vec<Qdisc>,
     pub ingress: Vec<Filter>,
     pub egress: Vec<Filter>,
+    /// Its clsact qdisc is one that we have added.
+    pub marked: bool,
 }
 
 impl Hooks {
@@ -133,34 +153,57 @@ pub(crate) fn hooks(runner: &Runner, interfaces: &[&str]) -> Result<Vec<Hooks>> 
     let mut replies = batch::ask(runner, "tc", &["-j", "-s"], &lines)?.into_iter();
     let Some(qdiscs) = replies.next() else { return Ok(Vec::new()) };
     let mut qdiscs_of: HashMap<String, Vec<Qdisc>> = HashMap::new();
-    for qdisc in json::known::<Qdisc>(qdiscs.unwrap_or_default(), "tc")? {
+    for qdisc in json::known::<Qdisc>(qdiscs.unwrap_or_default()) {
         qdiscs_of.entry(qdisc.dev.clone()).or_default().push(qdisc);
     }
     let hooks = |dev: &&str| {
         let no_reply = || Err("it gave no reply".into());
-        let [ingress, egress] = [(); 2].map(|()| replies.next().unwrap_or_else(no_reply));
-        hooks_of(qdiscs_of.get(*dev).cloned().unwrap_or_default(), ingress, egress)
+        let [ingress, egress, chains] = [(); 3].map(|()| replies.next().unwrap_or_else(no_reply));
+        let hooks = hooks_of(qdiscs_of.get(*dev).cloned().unwrap_or_default(), ingress, egress)?;
+        let marked = hooks.has_qdisc("clsact") && has_mark(&chains.unwrap_or_default());
+        Ok(Hooks { marked, ..hooks })
     };
     interfaces.iter().map(hooks).collect()
 }
 
-/// The batch lines that ask for an interface's filters.
-fn questions(dev: &str) -> [String; 2] {
+/// The batch lines that ask for an interface's filters, and for the mark.
+fn questions(dev: &str) -> [String; 3] {
     let dev = word(dev);
-    [format!("filter show dev {dev} ingress"), format!("filter show dev {dev} egress")]
+    let filters = |hook: &str| format!("filter show dev {dev} {hook}");
+    [filters("ingress"), filters("egress"), format!("chain show dev {dev} ingress")]
+}
+
+fn has_mark(chains: &[serde_json::Value]) -> bool {
+    chains.iter().any(|chain| chain["chain"].as_u64() == Some(MARK.into()))
+}
+
+/// The interfaces that have a clsact qdisc.
+pub(crate) fn with_clsact(runner: &Runner) -> Result<Vec<String>> {
+    let qdiscs = batch::ask(runner, "tc", &["-j"], &["qdisc show".to_string()])?.pop();
+    let qdiscs = json::known::<Qdisc>(qdiscs.and_then(Result::ok).unwrap_or_default());
+    Ok(qdiscs.into_iter().filter(|qdisc| qdisc.kind == "clsact").map(|qdisc| qdisc.dev).collect())
 }
 
 /// The hooks of one interface, from its two replies. One that has vanished meanwhile has none.
 fn hooks_of(qdiscs: Vec<Qdisc>, ingress: Reply, egress: Reply) -> Result<Hooks> {
     match (ingress, egress) {
         (Ok(ingress), Ok(egress)) => {
-            Ok(Hooks { gone: false, qdiscs, ingress: json::known(ingress, "tc")?, egress: json::known(egress, "tc")? })
+            Ok(Hooks { gone: false, qdiscs, ingress: filters(ingress), egress: filters(egress), marked: false })
         }
         (Err(reason), _) | (_, Err(reason)) => {
             ensure!(says_gone(&reason), "tc cannot tell what is at the hooks: {reason}; try: snifctl doctor");
             Ok(Hooks { gone: true, ..Hooks::default() })
         }
     }
+}
+
+/// The filters of a list. One that cannot be read is there all the same: a stranger.
+pub(super) fn filters(members: Vec<Value>) -> Vec<Filter> {
+    let filter = |member: Value| match serde_json::from_value::<Filter>(member) {
+        Ok(filter) => filter,
+        Err(_) => Filter { pref: 0, kind: String::new(), chain: 0, options: Some(FilterOptions::default()) },
+    };
+    members.into_iter().filter(|member| *member != json!({})).map(filter).collect()
 }
 
 /// tc's words where the name is unknown, and the kernel's where the index is.
@@ -185,6 +228,15 @@ pub(crate) fn add_clsact(dev: &str) -> String {
 
 pub(crate) fn del_clsact(dev: &str) -> String {
     format!("qdisc del dev {} clsact", word(dev))
+}
+
+/// The batch line that marks a clsact qdisc as ours.
+pub(crate) fn add_mark(dev: &str) -> String {
+    format!("chain add dev {} ingress chain {MARK}", word(dev))
+}
+
+pub(crate) fn del_mark(dev: &str) -> String {
+    format!("chain del dev {} ingress chain {MARK}", word(dev))
 }
 
 /// The batch line that attaches a pinned program.
@@ -234,7 +286,7 @@ mod tests {
             // In the fixtures each interface was asked for its qdiscs.
             let of = |replies: &[Reply]| {
                 let qdiscs = replies[0].clone().unwrap_or_default();
-                let qdiscs = json::known(qdiscs, "tc").unwrap();
+                let qdiscs = json::known(qdiscs);
                 hooks_of(qdiscs, replies[1].clone(), replies[2].clone()).unwrap()
             };
             let [w0, gone, w1, odd] = &replies.chunks_exact(3).map(of).collect::<Vec<_>>()[..] else {
@@ -257,6 +309,15 @@ mod tests {
         let hooks = hooks(&Runner::default(), &["lo", "no-such-device", "lo"]).unwrap();
         assert_eq!(hooks.iter().map(|hooks| hooks.gone).collect::<Vec<_>>(), [false, true, false]);
         assert!(!hooks[2].qdiscs.is_empty());
+    }
+
+    #[test]
+    fn a_mark_is_told_by_its_number_and_nothing_else() {
+        let chains = |text: &str| has_mark(&serde_json::from_str::<Vec<serde_json::Value>>(text).unwrap());
+        assert!(chains(r#"[{"parent":"ffff:","chain":0},{"parent":"ffff:","chain":5459529}]"#));
+        for other in ["[]", "[{}]", r#"[{"chain":6}]"#, r#"[{"chain":null}]"#, "[7]"] {
+            assert!(!chains(other), "{other}");
+        }
     }
 
     #[test]

@@ -8,10 +8,12 @@ use crate::datapath::parts::{Device, Map, Program};
 use crate::datapath::source::Source;
 use crate::datapath::template;
 use crate::request::{Watch, Watched};
+use crate::session::ahead;
 use crate::session::change::{Act, Change, From};
 use crate::session::difference::Wanted;
-use crate::session::difference::hooks::{attach, detach, unmarks};
+use crate::session::difference::hooks::{attach, detach, free_pref, unmarks};
 use crate::session::difference::make::settle;
+use crate::session::difference::neighbours;
 use crate::session::difference::rows::{Expected, ORDER, config, spread_writes, writes, zeros};
 use crate::session::relay;
 use crate::session::stored::{Compiled, Place, Stored};
@@ -31,6 +33,8 @@ impl Alter<'_> {
         self.pins();
         let (target, more) = self.memory();
         self.rows(&target);
+        let has_moved = self.changes.iter().any(|change| change.subject.starts_with("remote "));
+        self.changes.extend(neighbours::keep(self.wanted, self.there, &target, has_moved));
         let target = self.programs(target);
         let spread = spread_writes(&target, &self.wanted.request, Some(self.there));
         self.push("flow table", "it names other remotes", "written", spread);
@@ -121,12 +125,23 @@ impl Alter<'_> {
             }
         }
         more |= self.leaving_remotes(&mut target);
-        if target != *self.stored {
+        target.neighbours = neighbours::wanted_hops(wanted, there);
+        self.changes.extend(neighbours::release(there, &target.hops()));
+        if (Stored { neighbours: target.neighbours.clone(), ..self.stored.clone() }) == target {
+            // A step of what is said of the next hops.
+            let store = (target != *self.stored).then(|| Act::Store(Box::new(target.clone())));
+            self.changes.extend(store.map(|store| Change::silent(vec![store])));
+        } else {
             let subject = |notes: &[(String, String, String)]| match notes {
                 [] => ("counters".into(), "some belong to what is no longer copied".into(), "added up".into()),
                 [only] => only.clone(),
-                [first, ..] => {
-                    let faults: Vec<&str> = notes.iter().map(|(_, fault, _)| fault.as_str()).collect();
+                [first, rest @ ..] => {
+                    // Of another subject, the fault says which.
+                    let other = |(subject, fault, _): &(String, String, String)| match *subject == first.0 {
+                        true => fault.clone(),
+                        false => format!("{subject}: {fault}"),
+                    };
+                    let faults: Vec<String> = [first.1.clone()].into_iter().chain(rest.iter().map(other)).collect();
                     (first.0.clone(), faults.join(", "), first.2.clone())
                 }
             };
@@ -165,6 +180,7 @@ impl Alter<'_> {
             mtu: link.mtu,
             watch: watched.direction,
             before: None,
+            passed: Some(link.passed()),
         });
         if place.ifindex != link.ifindex {
             let counted = |direction| {
@@ -172,8 +188,11 @@ impl Alter<'_> {
                 TapCounts::sum([own, place.before(direction)])
             };
             place.before = Some([counted(Direction::Ingress), counted(Direction::Egress)]);
-            (place.ifindex, place.mtu) = (link.ifindex, link.mtu);
+            (place.ifindex, place.mtu, place.passed) = (link.ifindex, link.mtu, Some(link.passed()));
             notes.push((name.clone(), "it was made again".into(), "watched".into()));
+        }
+        if place.watch.with(watched.direction) != place.watch {
+            place.passed = Some(link.passed());
         }
         place.watch = place.watch.with(watched.direction);
         if place.mtu != link.mtu {
@@ -487,7 +506,7 @@ impl Alter<'_> {
             let mut clsact = Vec::new();
             if lacks_clsact {
                 marks.push(Act::Mark(link.ifindex));
-                clsact.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone() });
+                clsact.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone(), is_ours: true });
             }
             for direction in watched.direction.directions() {
                 let Some(((fault, fix), acts)) = self.tap(link, *direction) else { continue };
@@ -533,7 +552,20 @@ impl Alter<'_> {
         } else {
             ("it is there twice", "one detached")
         };
+        if acts.is_empty() && self.can_be_earlier(link, direction) {
+            let acts =
+                vec![Act::Detach { ifindex, dev, direction, pref }, attach(there, link, direction, From::Session)];
+            return Some((("another filter is before it and can hide packets from it", "put first"), acts));
+        }
         (!acts.is_empty()).then_some((told, acts))
+    }
+
+    /// Would the tap, attached anew, have fewer filters of others before it? Of one preference the newest is the first.
+    fn can_be_earlier(&self, link: &Link, direction: Direction) -> bool {
+        let Some(hooks) = self.there.hooks.get(&link.ifindex) else { return false };
+        let pref = free_pref(self.there, hooks, direction);
+        let before = ahead::filters(hooks, direction, |filter| self.there.is_tap(filter, direction), pref);
+        before.iter().any(|filter| filter.pref >= pref)
     }
 
     /// Filters and rows that nobody wants any more.

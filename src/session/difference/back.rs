@@ -3,6 +3,7 @@
 use crate::datapath::abi::{Config, Direction};
 use crate::datapath::parts::{Map, Program};
 use crate::session::change::{Act, Change, From};
+use crate::session::difference::neighbours;
 use crate::session::difference::rows::ORDER;
 use crate::session::relay;
 use crate::session::there::{There, key};
@@ -25,9 +26,11 @@ pub(crate) fn back(before: &There, now: &There) -> Vec<Change> {
     {
         acts.push(Act::Configure(Box::new(old)));
     }
+    acts.extend(neighbours::release(now, &before.hops()).into_iter().flat_map(|change| change.acts));
     if let (Ok(old), true) = (&before.stored, before.stored != now.stored) {
         acts.push(Act::Store(Box::new(old.clone())));
     }
+    acts.extend(neighbours::back(before, now));
     let moved = before.programs.iter().filter(|(program, id)| now.programs.get(program) != Some(id));
     acts.extend(moved.map(|(program, _)| Act::RestorePin(*program)));
     acts.extend(hooks_back(before, now));
@@ -52,7 +55,7 @@ pub(super) fn hooks_back(before: &There, now: &There) -> Vec<Act> {
         }
         let dev = link.ifname.clone();
         if old.has_qdisc("clsact") && !new.has_qdisc("clsact") {
-            acts.push(Act::AddClsact { ifindex: *ifindex, dev: dev.clone() });
+            acts.push(Act::AddClsact { ifindex: *ifindex, dev: dev.clone(), is_ours: before.marks.contains(ifindex) });
         }
         for direction in [Direction::Ingress, Direction::Egress] {
             let program = Program::tap(direction);
@@ -72,13 +75,15 @@ pub(super) fn hooks_back(before: &There, now: &There) -> Vec<Act> {
                 acts.push(Act::Detach { ifindex: *ifindex, dev: dev.clone(), direction, pref: *pref });
             }
         }
-        if !old.has_qdisc("clsact") && new.has_qdisc("clsact") && now.marks.contains(ifindex) {
-            acts.push(Act::DelClsact { ifindex: *ifindex, dev: dev.clone() });
+        let (ifindex, was_ours) = (*ifindex, before.marks.contains(ifindex));
+        match (old.has_qdisc("clsact"), new.has_qdisc("clsact")) {
+            (false, true) if now.marks.contains(&ifindex) => acts.push(Act::DelClsact { ifindex, dev }),
+            (true, true) if was_ours && !new.marked => acts.push(Act::AddMark { ifindex, dev }),
+            (true, true) if !was_ours && new.marked => acts.push(Act::DelMark { ifindex, dev }),
+            _ => {}
         }
     }
-    let new = now.marks.iter().filter(|mark| !before.marks.contains(mark));
-    acts.extend(new.map(|mark| Act::Unmark(*mark)));
-    let lost = before.marks.iter().filter(|mark| !now.marks.contains(mark));
-    acts.splice(0..0, lost.map(|mark| Act::Mark(*mark)));
+    let new = now.notes.iter().filter(|note| !before.notes.contains(note));
+    acts.extend(new.map(|note| Act::Unmark(*note)));
     acts
 }

@@ -9,7 +9,7 @@ use crate::session::there::{There, key};
 use crate::tools::ip::Link;
 use crate::tools::tc::Hooks;
 
-/// What a tap's slot is made known with.
+/// Notes of the clsact qdiscs that are about to be added.
 pub(super) fn marks(wanted: &Wanted, there: &There) -> Vec<Act> {
     let links = wanted.interfaces.iter().filter_map(|(_, link)| link.as_ref());
     let lacks = |link: &&Link| {
@@ -19,24 +19,36 @@ pub(super) fn marks(wanted: &Wanted, there: &There) -> Vec<Act> {
     links.filter(lacks).map(|link| Act::Mark(link.ifindex)).collect()
 }
 
-/// With [`Clsact::Leave`], the clsact qdiscs of the watched interfaces are not ours any more.
+/// The end of these notes: the qdiscs themselves are marked. With [`Clsact::Leave`], those of the watched interfaces are not
+/// ours any more.
 pub(super) fn unmarks(wanted: &Wanted, there: &There) -> Vec<Act> {
-    if wanted.clsact == Clsact::Remove {
-        return Vec::new();
-    }
     let links = wanted.interfaces.iter().filter_map(|(_, link)| link.as_ref());
-    let marked = |link: &&Link| {
-        let hooks = there.hooks.get(&link.ifindex);
-        hooks.is_some_and(|hooks| there.marks.contains(&link.ifindex) || !hooks.has_qdisc("clsact"))
-    };
-    links.filter(marked).map(|link| Act::Unmark(link.ifindex)).collect()
+    let (mut acts, mut notes) = (Vec::new(), Vec::new());
+    for link in links {
+        let Some(hooks) = there.hooks.get(&link.ifindex).filter(|hooks| !hooks.gone) else { continue };
+        if hooks.has_qdisc("ingress") {
+            continue;
+        }
+        let (ifindex, dev, is_new) = (link.ifindex, link.ifname.clone(), !hooks.has_qdisc("clsact"));
+        let is_noted = there.notes.contains(&ifindex);
+        if wanted.clsact == Clsact::Leave && (is_new || hooks.marked) {
+            acts.push(Act::DelMark { ifindex, dev });
+        } else if wanted.clsact == Clsact::Remove && is_noted && !is_new && !hooks.marked {
+            acts.push(Act::AddMark { ifindex, dev });
+        }
+        if is_new || is_noted {
+            notes.push(Act::Unmark(ifindex));
+        }
+    }
+    acts.append(&mut notes);
+    acts
 }
 
 pub(super) fn attach_all(there: &There, link: &Link, watch: Watch) -> Change {
     let hooks = there.hooks.get(&link.ifindex);
     let mut acts = Vec::new();
     if hooks.is_none_or(|hooks| !hooks.has_qdisc("clsact")) {
-        acts.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone() });
+        acts.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone(), is_ours: true });
     }
     acts.extend(watch.directions().iter().map(|direction| attach(there, link, *direction, From::Session)));
     Change::new(format!("taps of {}", link.ifname), "they are not there", "attached", acts)

@@ -7,18 +7,28 @@ use crate::datapath::source::Source;
 use crate::session::change::{Act, Change};
 use crate::session::difference::hooks::{attach_all, detach, marks, unmarks};
 use crate::session::difference::rows::{Expected, ORDER, config, spread_writes, writes};
-use crate::session::difference::{Clsact, Wanted};
+use crate::session::difference::{Clsact, Wanted, neighbours};
 use crate::session::relay;
 use crate::session::stored::{Place, Stored};
 use crate::session::there::{Rows, There, key};
 
 pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
     let request = &wanted.request;
-    let mut changes = clear(there);
     let mut stored = Stored::new(request.clone());
+    stored.neighbours = neighbours::wanted_hops(wanted, there);
+    // While the old session's memory is there.
+    let mut changes: Vec<Change> = neighbours::release(there, &stored.hops()).into_iter().collect();
+    changes.extend(clear(there));
     let found = wanted.interfaces.iter().filter_map(|(watched, link)| Some((watched, link.as_ref()?)));
     for ((watched, link), number) in found.zip(0..) {
-        let place = Place { ifindex: link.ifindex, number, mtu: link.mtu, watch: watched.direction, before: None };
+        let place = Place {
+            ifindex: link.ifindex,
+            number,
+            mtu: link.mtu,
+            watch: watched.direction,
+            before: None,
+            passed: Some(link.passed()),
+        };
         stored.interfaces.insert(watched.interface.clone(), place);
     }
     for remote in &request.options.remotes {
@@ -48,6 +58,7 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
         Some(attach_all(there, link, watched.direction))
     }));
     changes.push(Change::silent(unmarks(wanted, there)));
+    changes.extend(neighbours::keep(wanted, there, &stored, false));
     changes
 }
 
@@ -94,7 +105,8 @@ pub(super) fn remains(there: &There, why: &str) -> Vec<Change> {
 /// Everything that takes a session away. Its pins leave their place first: so what a process leaves that was killed is
 /// known for the half of a session.
 pub(crate) fn undo(there: &There, clsact: Clsact) -> Vec<Change> {
-    let mut changes = Vec::new();
+    // While it is remembered what they are.
+    let mut changes: Vec<Change> = neighbours::release(there, &[]).into_iter().collect();
     let mut pins = there.halves.clone();
     if there.is_published {
         let stale = pins.iter().filter(|half| **half == there.ending).cloned().map(Act::RemovePins);
@@ -131,8 +143,17 @@ pub(super) fn settle(there: &There, clsact: Clsact, kept: impl Fn(u32) -> Vec<Di
         }
         let left = is_ours(Direction::Ingress) + is_ours(Direction::Egress) > 0;
         let is_given_up = clsact == Clsact::Leave && !stays && (left || !others);
-        if goes || is_given_up {
-            changes.push(Change::silent(vec![Act::Unmark(*ifindex)]));
+        if stays {
+            continue;
+        }
+        let (ifindex, dev, is_there) = (*ifindex, link.ifname.clone(), hooks.has_qdisc("clsact"));
+        if is_given_up && hooks.marked {
+            changes.push(Change::silent(vec![Act::DelMark { ifindex, dev }]));
+        } else if !goes && !is_given_up && is_there && !hooks.marked {
+            changes.push(Change::silent(vec![Act::AddMark { ifindex, dev }]));
+        }
+        if there.notes.contains(&ifindex) {
+            changes.push(Change::silent(vec![Act::Unmark(ifindex)]));
         }
     }
     // Silent ones last: calls of one tool stay together.

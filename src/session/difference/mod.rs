@@ -5,6 +5,7 @@ mod alter;
 mod back;
 mod hooks;
 mod make;
+mod neighbours;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::datapath::parts::Map;
 use crate::datapath::template::Outer;
 use crate::request::{Request, Underlay, Watched};
 use crate::session::change::Change;
+use crate::session::resolve::NextHop;
 use crate::session::there::There;
 use crate::tools::ip::Link;
 
@@ -40,6 +42,8 @@ pub(crate) struct Wanted {
     pub interfaces: Vec<(Watched, Option<Link>)>,
     /// Of those remotes whose way was looked up.
     pub remotes: BTreeMap<IpAddr, Outer>,
+    /// Their next hops that the kernel is to keep fresh.
+    pub hops: BTreeMap<IpAddr, NextHop>,
     pub underlay: Vec<Underlay>,
     /// Nothing else is wanted in the map of underlays.
     pub is_whole_underlay: bool,

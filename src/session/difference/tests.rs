@@ -45,15 +45,15 @@ fn link(ifindex: u32, ifname: &str) -> Link {
 
 /// What the kernel has, and the programs that are being loaded.
 #[derive(Clone)]
-struct Kernel {
-    there: There,
+pub(super) struct Kernel {
+    pub(super) there: There,
     building: BTreeMap<Program, u32>,
     old: BTreeMap<Program, u32>,
     last_id: u32,
 }
 
 impl Kernel {
-    fn new() -> Kernel {
+    pub(super) fn new() -> Kernel {
         let links: Vec<Link> = LINKS.iter().map(|(ifindex, name)| link(*ifindex, name)).collect();
         let there = There {
             name: "default".into(),
@@ -72,6 +72,9 @@ impl Kernel {
             config: None,
             offloads: Some(Vec::new()),
             marks: BTreeSet::new(),
+            notes: BTreeSet::new(),
+            namesakes: None,
+            neighbours: Vec::new(),
         };
         Kernel { there, building: BTreeMap::new(), old: BTreeMap::new(), last_id: 100 }
     }
@@ -167,10 +170,31 @@ impl Kernel {
                 let request = there.config.expect("a config").request;
                 there.config = Some(Config { request, ..**config });
             }
-            Act::Mark(ifindex) => drop(there.marks.insert(*ifindex)),
-            Act::Unmark(ifindex) => drop(there.marks.remove(ifindex)),
-            Act::AddClsact { ifindex, .. } => {
+            Act::Mark(ifindex) => {
+                there.marks.insert(*ifindex);
+                there.notes.insert(*ifindex);
+            }
+            Act::Unmark(ifindex) => {
+                there.notes.remove(ifindex);
+                if !self.hooks(*ifindex).marked {
+                    self.there.marks.remove(ifindex);
+                }
+            }
+            Act::AddMark { ifindex, .. } => {
+                there.marks.insert(*ifindex);
+                self.hooks(*ifindex).marked = true;
+            }
+            Act::DelMark { ifindex, .. } => {
+                there.marks.remove(ifindex);
                 let hooks = self.hooks(*ifindex);
+                assert!(std::mem::take(&mut hooks.marked), "no mark at {ifindex}");
+            }
+            Act::AddClsact { ifindex, is_ours, .. } => {
+                if *is_ours {
+                    there.marks.insert(*ifindex);
+                }
+                let hooks = self.hooks(*ifindex);
+                hooks.marked = *is_ours;
                 assert!(!hooks.has_qdisc("clsact"), "two clsact at {ifindex}");
                 let qdisc = Qdisc { kind: "clsact".into(), dev: String::new(), root: false, drops: 0, qlen: 0 };
                 hooks.qdiscs.push(qdisc);
@@ -179,6 +203,7 @@ impl Kernel {
                 let hooks = self.hooks(*ifindex);
                 assert!(hooks.has_qdisc("clsact"), "no clsact at {ifindex}");
                 *hooks = Hooks::default();
+                self.there.marks.remove(ifindex);
             }
             Act::Attach { ifindex, direction, pref, program, from, .. } => {
                 let id = self.program(*program, *from);
@@ -297,7 +322,7 @@ impl Kernel {
 
 // ---- what is wanted ----
 
-fn wanted(there: &There, request: Request) -> Wanted {
+pub(super) fn wanted(there: &There, request: Request) -> Wanted {
     let named = |watched: &Watched| there.links.iter().find(|link| link.ifname == watched.interface).cloned();
     let interfaces = request.interfaces.iter().map(|watched| (watched.clone(), named(watched))).collect();
     let outer = |remote: &IpAddr| Outer {
@@ -319,6 +344,7 @@ fn wanted(there: &There, request: Request) -> Wanted {
     Wanted {
         interfaces,
         remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
+        hops: BTreeMap::new(),
         underlay: request.options.underlay.clone(),
         is_whole_underlay: true,
         outs: BTreeMap::from([(5, Out::default())]),
@@ -527,11 +553,15 @@ fn what_is_lost_at_the_hooks_comes_back_and_nothing_else_changes() {
         match dice.below(3) {
             0 => hooks.ingress.clear(),
             1 => hooks.egress.clear(),
-            _ => *hooks = Hooks::default(),
+            _ => {
+                *hooks = Hooks::default();
+                kernel.there.marks.remove(&ifindex);
+            }
         }
         let acts = kernel.settle(&wanted, "hooks");
         let is_there = |act: &Act| match act {
-            Act::Attach { ifindex: at, .. } | Act::AddClsact { ifindex: at, .. } | Act::Mark(at) => *at == ifindex,
+            Act::Attach { ifindex: at, .. } | Act::AddClsact { ifindex: at, .. } => *at == ifindex,
+            Act::Mark(at) | Act::Unmark(at) => *at == ifindex,
             _ => false,
         };
         assert!(acts.iter().all(is_there), "{acts:#?}");

@@ -1,0 +1,140 @@
+//! SIGINT, SIGTERM and SIGHUP: what has begun is undone, or ended, before we end.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The first that came, or 0.
+static CAME: AtomicI32 = AtomicI32::new(0);
+/// How many are at work that must not be broken off.
+static HELD: AtomicU32 = AtomicU32::new(0);
+static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// `timeout` and `systemd` send a signal twice: so much later it is another wish, and ends us at once.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A signal has ended the work. Where nothing else is said with it, everything is as it was before.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// What has been done all the same.
+#[derive(Debug)]
+pub(crate) struct Partly(pub String);
+
+impl fmt::Display for Partly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// From now on a signal does not end us: [`check`] tells of it. One that we were started to ignore, as by `nohup`, is
+/// ignored.
+pub(crate) fn watch() {
+    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
+    let Ok(mut signals) = Signals::new(wanted) else { return };
+    IS_WATCHED.store(true, Ordering::SeqCst);
+    std::thread::spawn(move || {
+        let mut first: Option<Instant> = None;
+        for signal in signals.forever() {
+            match first {
+                Some(at) if at.elapsed() >= AGAIN => std::process::exit(128 + signal),
+                Some(_) => {}
+                None => {
+                    first = Some(Instant::now());
+                    CAME.store(signal, Ordering::SeqCst);
+                }
+            }
+        }
+    });
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+pub(crate) fn is_watched() -> bool {
+    IS_WATCHED.load(Ordering::SeqCst)
+}
+
+/// The exit code that tells of the signal that came.
+pub(crate) fn code() -> Option<u8> {
+    let signal = CAME.load(Ordering::SeqCst);
+    (signal != 0).then(|| 128 + signal as u8)
+}
+
+/// # Errors
+/// [`Interrupted`] where a signal came, unless it is [held](hold) off.
+pub(crate) fn check() -> Result<()> {
+    match code().is_some() && HELD.load(Ordering::SeqCst) == 0 {
+        true => Err(Interrupted.into()),
+        false => Ok(()),
+    }
+}
+
+/// As long as this lives a signal breaks nothing off.
+pub(crate) struct Held(());
+
+pub(crate) fn hold() -> Held {
+    HELD.fetch_add(1, Ordering::SeqCst);
+    Held(())
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Did a signal end the work with this error?
+pub(crate) fn is_cause(err: &anyhow::Error) -> bool {
+    err.chain().any(|cause| cause.is::<Interrupted>())
+}
+
+/// Says with it what has been done before, if anything.
+pub(crate) fn partly(err: anyhow::Error, done: Option<String>) -> anyhow::Error {
+    match done {
+        Some(done) if is_cause(&err) && err.downcast_ref::<Partly>().is_none() => err.context(Partly(done)),
+        _ => err,
+    }
+}
+
+/// The line for an error that a signal is the cause of.
+pub(crate) fn line(err: &anyhow::Error) -> String {
+    match err.downcast_ref::<Partly>() {
+        Some(partly) => format!("interrupted; {partly}"),
+        None => "interrupted; nothing was changed".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn what_was_done_before_is_said_and_nothing_else_is() {
+        let interrupted = || anyhow::Error::from(Interrupted).context("`mount` cannot be run");
+        assert_eq!(line(&interrupted()), "interrupted; nothing was changed");
+        let partly = |err| super::partly(err, Some("a is down".into()));
+        assert_eq!(line(&partly(interrupted())), "interrupted; a is down");
+        let other = partly(anyhow::anyhow!("no route"));
+        assert!(!is_cause(&other) && other.to_string() == "no route");
+        let nested: Result<()> = Err(partly(interrupted())).context("more");
+        assert!(is_cause(&nested.unwrap_err()));
+    }
+}
