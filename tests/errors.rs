@@ -810,11 +810,9 @@ fn a_session_without_pins_and_relay_heals() {
 }
 
 #[test]
-fn a_session_without_all_state_heals_but_for_the_qdisc_whose_owner_is_forgotten() {
+fn a_session_without_all_state_heals() {
     let lab = Lab::roomy();
-    lab.host(&["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
     let before = lab.machine();
-    lab.host(&["tc", "qdisc", "del", "dev", "eth0", "clsact"]);
     for heal in [false, true] {
         lab.said(&UP).quietly_ok();
         fs::remove_dir_all(lab.pins()).expect("remove the pins");

@@ -98,10 +98,11 @@ fn status_json_has_the_promised_schema() {
             "interface": "text", "direction": "text", "attached": "bool", "exists": "bool", "stat": stat,
             "seen": "count", "filtered": "count", "skipped": "count", "own": "count",
         }],
-        "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count", "stat": stat}],
+        "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count",
+            "state": "text", "stat": stat}],
         "removed": stat,
         "removed_taps": {"stat": stat, "seen": "count", "filtered": "count", "skipped": "count", "own": "count"},
-        "drops": null, "out_dropped": "count", "faults": [],
+        "drops": null, "out_dropped": "count", "ahead": [], "faults": [],
     }]});
     assert_eq!(shown, expected);
     assert!(drops.as_object().unwrap().values().all(|count| count == "count"), "{drops}");
@@ -121,7 +122,7 @@ fn assert_session_values(session: &Value) {
     assert_eq!(json!(choices), json!(["udp", 1, 1, 9000, "1gbit"]));
     let remote = json!({
         "address": "198.51.100.2", "source": "198.51.100.1", "interface": "out0", "mac": "02:00:00:00:02:02",
-        "mtu": 1600, "stat": stat,
+        "mtu": 1600, "state": "ok", "stat": stat,
     });
     let head = [&session["name"], &session["tunnel"], &session["oversize"]];
     assert_eq!(head, ["mirror-1", "gre", "drop"]);
@@ -533,7 +534,7 @@ fn bpffs_is_mounted_where_it_is_not() {
         up = UP.join(" "),
         fed = fed.display()
     );
-    lab.host(&["unshare", "--mount", "sh", "-exc", &script, "sh", SNIFCTL]);
+    lab.host(&["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-exc", &script, "sh", SNIFCTL]);
     let status: Value = serde_json::from_str(&fs::read_to_string(fed).unwrap()).unwrap();
     assert_eq!(status["sessions"][0]["taps"][0]["attached"], true, "{status:#}");
     lab.assert_as_before(&before);
@@ -545,7 +546,7 @@ fn down_cleans_up_although_bpffs_was_unmounted_meanwhile() {
     lab.host(&["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
     let before = lab.machine();
     let script = format!("umount /sys/fs/bpf; $1 {}; umount /sys/fs/bpf; $1 down", UP.join(" "));
-    lab.host(&["unshare", "--mount", "sh", "-exc", &script, "sh", SNIFCTL]);
+    lab.host(&["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-exc", &script, "sh", SNIFCTL]);
     lab.assert_as_before(&before);
 }
 

@@ -94,3 +94,10 @@ killed!(
     remote_remove REMOTE_REMOVE, filter_set FILTER_SET, filter_clear FILTER_CLEAR, sync_relay SYNC_RELAY, sync_tap SYNC_TAP,
     down DOWN
 );
+
+// ---- namespaces ----
+
+#[test]
+fn a_thousand_namespaces_come_and_go_with_a_session_each() {
+    lab::bare::come_and_go(1000);
+}

@@ -110,3 +110,41 @@ fn a_program_that_goes_while_a_tap_is_added_is_told() {
 fn a_relay_that_goes_while_a_session_is_put_right_is_told() {
     assert_told(&[BOTH], "sync", "ip link del snif0", 2);
 }
+
+/// Really at the same time, at another moment each round.
+#[test]
+fn a_command_that_races_with_the_end_of_an_interface_ends_well() {
+    let lab = lab_of(3);
+    let known = lab.host(&["ip", "-4", "neigh", "show", "dev", "out0", "nud", "permanent"]);
+    let known = String::from_utf8(known.stdout).expect("text");
+    let restore: String = known
+        .lines()
+        .map(|at| format!("neigh replace {at} dev out0\n").replace("PERMANENT", "nud permanent"))
+        .collect();
+    for round in 0..5 {
+        for (command, event) in [
+            ("down", "ip link del eth1"),
+            ("down", "ip link del out0"),
+            ("sync", "ip link del eth1"),
+            ("tap remove eth1", "ip link del eth1"),
+            ("down", "ip link del snif0"),
+        ] {
+            add_link(&lab, 1);
+            lab.said(&words(BOTH)).ok();
+            let later = format!("sleep 0.{:03}; {event}", 24 * round);
+            let event = if event.contains("out0") { later.replace("del out0", "set out0 down") } else { later };
+            let mut racer = lab.command(Ns::Host, &["sh", "-c", &event]).spawn().expect("start the event");
+            let said = lab.said(&words(command));
+            racer.wait().expect("the event");
+            lab.host(&["ip", "link", "set", "out0", "up"]);
+            // They have gone with it.
+            lab.ip_batch(Ns::Host, &restore);
+            assert!(said.status.success(), "{command} and {event}: {said:#?}");
+            lab.said(&["down", "--all"]).ok();
+            lab.assert_no_pins();
+            let left: Vec<String> = lab.interfaces().into_iter().filter(|name| name.starts_with("snif")).collect();
+            assert!(left.is_empty(), "{command} and {event}: {left:?}");
+            let _ = lab.try_host(&["ip", "link", "del", "eth1"]);
+        }
+    }
+}

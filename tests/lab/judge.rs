@@ -153,8 +153,15 @@ impl Lab {
         links.iter().map(|link| link["ifname"].as_str().expect("a name").into()).collect()
     }
 
-    /// Everything of the host namespace that snifctl could leave changed: links, addresses, routes, static neighbours,
-    /// qdiscs, filters, programs.
+    /// The neighbours of the host namespace that its kernel keeps fresh, without their states, which come and go.
+    pub(crate) fn managed_neighbours(&self) -> Vec<String> {
+        let table: Value = serde_json::from_str(&self.shown(&["ip", "-j", "neigh"])).expect("JSON of ip");
+        let managed = table.as_array().expect("a table").iter().filter(|entry| entry.get("managed").is_some());
+        managed.map(|entry| format!("managed {} {}", entry["dst"], entry["dev"])).collect()
+    }
+
+    /// Everything of the host namespace that snifctl could leave changed: links, addresses, routes, static and managed
+    /// neighbours, qdiscs, filters, programs.
     pub(crate) fn machine(&self) -> String {
         let filters: String = self
             .interfaces()
@@ -166,6 +173,7 @@ impl Lab {
             self.shown(&["ip", "address"]),
             self.shown(&["ip", "route", "show", "table", "all"]),
             self.shown(&["ip", "neigh", "show", "nud", "permanent"]),
+            self.managed_neighbours().join("\n"),
             self.shown(&["tc", "qdisc"]),
             self.host_fed(&["tc", "-batch", "-"], &filters),
             self.shown(&["bpftool", "-j", "net", "show"]),

@@ -207,7 +207,7 @@ pub(crate) struct State {
 }
 
 /// Members that count, and numbers of devices of the relay and of halves of the request's map.
-const MOVES: [&str; 18] = [
+const MOVES: [&str; 19] = [
     "stat",
     "seen",
     "filtered",
@@ -226,6 +226,7 @@ const MOVES: [&str; 18] = [
     "last",
     "dropped",
     "ifindex",
+    "passed",
 ];
 
 /// The request of the stored memory, or null.

@@ -15,6 +15,7 @@
 //! (To have it answer, give col0 the address [`COLLECTOR_IP`].)
 #![allow(dead_code)] // every test binary compiles the whole lab and uses a part of it
 
+pub(crate) mod bare;
 pub(crate) mod capture;
 pub(crate) mod check;
 pub(crate) mod corpus;
@@ -33,6 +34,7 @@ pub(crate) mod pcap;
 pub(crate) mod remotes;
 pub(crate) mod sessions;
 pub(crate) mod status;
+pub(crate) mod strangers;
 pub(crate) mod super_packets;
 pub(crate) mod talk;
 pub(crate) mod traffic;

@@ -42,6 +42,8 @@ pub(crate) struct Session {
     pub drops: BTreeMap<String, u64>,
     /// Packets of any sender that the out interfaces have dropped.
     pub out_dropped: u64,
+    /// Who is before the taps.
+    pub ahead: Vec<String>,
     /// What is not as it must be: `SUBJECT: FAULT`.
     pub faults: Vec<String>,
     /// The request, as the session remembers it.
@@ -88,6 +90,8 @@ pub(crate) struct Remote {
     pub interface: Option<String>,
     pub mac: Option<String>,
     pub mtu: u64,
+    /// `ok`, `outdated`, `gone` or `unresolved`.
+    pub state: String,
     pub stat: Stat,
 }
 
