@@ -11,7 +11,7 @@ use lab::decode::{decap_gre, inner_frames};
 use lab::frames::{self, ETH_8021AD, ETH_8021Q, Ends, tagged};
 use lab::order_case::{Case, Out, PLAIN};
 use lab::tunnels::{Kind, Link, decap_on, inner, raw_packets};
-use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll};
+use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll, strangers};
 
 /// A lab whose out link takes every copy whole.
 fn roomy() -> Lab {
@@ -318,4 +318,14 @@ fn a_filter_changes_and_everything_goes_without_a_trace() {
     lab.snifctl(["remote", "add", "198.51.100.3"]).assert().success();
     lab.snifctl(["down"]).assert().success();
     lab.assert_as_before(&before);
+}
+
+#[test]
+fn strangers_of_every_kind_that_were_there_before_stop_nothing() {
+    strangers::there_before();
+}
+
+#[test]
+fn strangers_of_every_kind_that_came_between_stop_nothing() {
+    strangers::come_between();
 }

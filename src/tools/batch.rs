@@ -38,13 +38,32 @@ pub(crate) fn ask(runner: &Runner, program: &str, options: &[&str], lines: &[Str
     }
     let words = options.iter().copied().chain(["-force", "-batch", "-"]);
     let answer = runner.answer(&Cmd::new(program, words).input(lines))?;
-    if answer.has_failed() && failures(&answer.stderr).is_empty() {
+    let mut reasons = failures(&answer.stderr);
+    if answer.has_failed() && reasons.is_empty() {
         return Err(answer.failed().into());
     }
-    replies(program, lines.len(), &String::from_utf8_lossy(&answer.stdout), &answer.stderr)
+    let said = String::from_utf8_lossy(&answer.stdout);
+    match replies(program, lines.len(), &said, &answer.stderr) {
+        Err(_) if lines.len() > 1 => {
+            // Somewhere in it is what is no JSON, or ends early: halves tell where.
+            let (first, second) = lines.split_at(lines.len() / 2);
+            let mut replies = ask(runner, program, options, first)?;
+            replies.extend(ask(runner, program, options, second)?);
+            Ok(replies)
+        }
+        Err(why) => match (json::list(&said, program), reasons.pop()) {
+            (Ok(members), _) if !members.is_empty() => Ok(vec![Ok(members)]),
+            (_, Some((_, reason))) => Ok(vec![Err(reason)]),
+            _ => Err(why),
+        },
+        replies => replies,
+    }
 }
 
 /// One reply for each of `count` lines.
+///
+/// # Errors
+/// The replies cannot be told from one another.
 pub(crate) fn replies(program: &str, count: usize, stdout: &str, stderr: &str) -> Result<Vec<Reply>> {
     let mut reasons = failures(stderr);
     let mut lists = json::lists(stdout, program)?.into_iter();

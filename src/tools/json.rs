@@ -6,9 +6,15 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_json::{Value, json};
 
-/// A list. An empty text is an empty list: `ip` prints nothing where it finds nothing.
-fn list(text: &str, tool: &str) -> Result<Vec<Value>> {
-    Ok(lists(text, tool)?.into_iter().flatten().collect())
+/// One list. An empty text is an empty list: `ip` prints nothing where it finds nothing. What is no JSON is left out.
+///
+/// # Errors
+/// It is no list at all.
+pub(crate) fn list(text: &str, tool: &str) -> Result<Vec<Value>> {
+    match lists(text, tool) {
+        Ok(lists) => Ok(lists.into_iter().flatten().collect()),
+        Err(why) => salvaged(&repaired(text)).ok_or(why),
+    }
 }
 
 /// The members of a list that are of the wanted form, as [`known`] has it.
@@ -39,52 +45,61 @@ pub(crate) fn known<T: DeserializeOwned>(members: Vec<Value>) -> Vec<T> {
 pub(crate) fn lists(text: &str, tool: &str) -> Result<Vec<Vec<Value>>> {
     let read =
         |text: &str| serde_json::Deserializer::from_str(text).into_iter().collect::<serde_json::Result<Vec<_>>>();
-    if let Ok(lists) = read(text) {
-        return Ok(lists);
-    }
-    let text = repaired(text);
-    read(&text).ok().or_else(|| salvaged(&text)).with_context(|| unexpected(tool))
+    read(text).or_else(|_| read(&repaired(text))).ok().with_context(|| unexpected(tool))
 }
 
-/// Lists of which a member is no JSON, as `tc` prints some filters: such a member is null, the others are read.
-fn salvaged(text: &str) -> Option<Vec<Vec<Value>>> {
-    let (mut lists, mut members, mut depth) = (Vec::new(), Vec::new(), 0);
-    let (mut in_string, mut escaped, mut start) = (false, false, 0);
+/// A list of objects of which some are no JSON, or which ends early: `tc` prints so what it does not know well. Each of
+/// them begins with the key of the first; of one that is no JSON the part before the oddity is read.
+fn salvaged(text: &str) -> Option<Vec<Value>> {
+    let text = text.trim().strip_prefix('[')?;
+    let key = &text[..=text.find(':')?];
+    if !key.starts_with("{\"") {
+        return None;
+    }
+    let begins = text.match_indices(key).map(|(at, _)| at).collect::<Vec<_>>();
+    let ends = begins.iter().copied().skip(1).chain([text.len()]);
+    Some(begins.iter().zip(ends).filter_map(|(&begin, end)| first_object(&text[begin..end])).collect())
+}
+
+/// The object that the text begins with, or what can be read of it.
+fn first_object(text: &str) -> Option<Value> {
+    if let Some(Ok(whole)) = serde_json::Deserializer::from_str(text).into_iter().next() {
+        return Some(whole);
+    }
+    let (mut closing, mut in_string, mut escaped, mut read) = (Vec::new(), false, false, None);
     for (at, c) in text.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if in_string => escaped = true,
-            '"' => in_string = !in_string,
-            _ if in_string => {}
-            '[' | '{' => {
-                depth += 1;
-                if depth == 1 {
-                    (members, start) = (Vec::new(), at + 1);
-                }
-                if depth == 1 && c == '{' {
-                    return None;
-                }
+        let end = match c {
+            _ if escaped => {
+                escaped = false;
+                continue;
             }
-            ',' | ']' if depth == 1 => {
-                let member = text[start..at].trim();
-                if !member.is_empty() {
-                    members.push(serde_json::from_str(member).unwrap_or_default());
-                }
-                start = at + 1;
-                if c == ']' {
-                    depth = 0;
-                    lists.push(std::mem::take(&mut members));
-                }
+            '\\' if in_string => {
+                escaped = true;
+                continue;
             }
-            ']' | '}' => depth -= 1,
-            _ if depth == 0 && !c.is_whitespace() => return None,
-            _ => {}
-        }
-        if depth < 0 {
-            return None;
+            '"' => {
+                in_string = !in_string;
+                continue;
+            }
+            _ if in_string => continue,
+            '{' | '[' => {
+                closing.push(if c == '{' { '}' } else { ']' });
+                at + 1
+            }
+            '}' | ']' => {
+                closing.pop();
+                continue;
+            }
+            ',' => at,
+            _ => continue,
+        };
+        let closed = text[..end].chars().chain(closing.iter().rev().copied()).collect::<String>();
+        match serde_json::from_str(&closed) {
+            Ok(value) => read = Some(value),
+            Err(_) => break,
         }
     }
-    (depth == 0 && !in_string).then_some(lists)
+    read
 }
 
 /// A field that is of another type than we know is as one that is missing: it does not spoil the rest.
@@ -147,13 +162,28 @@ mod tests {
         }
     }
 
+    /// As tc of iproute2 6.1 prints basic, simple, fw, skbmod and a `route` of which it knows nothing.
     #[test]
-    fn a_member_that_is_no_json_does_not_spoil_the_others() {
-        let text = "[{\"a\":1},{\"a\":2,match 0/0 at 0},{\"b\":\"]}\"}]\n[]\n[1,,2]";
-        let expected = [vec![json!({"a": 1}), Value::Null, json!({"b": "]}"})], vec![], vec![1.into(), 2.into()]];
-        assert_eq!(lists(text, "tc").unwrap(), expected);
-        for text in ["[{\"a\":1}", "[}]", "x[1,,2]", "{,}", "[\"a]"] {
-            assert!(lists(text, "tc").is_err(), "{text}");
+    fn what_tc_prints_that_is_no_json_spoils_nothing_else() {
+        let head = |pref: u32| json!({"protocol": "all", "pref": pref, "kind": "x", "chain": 0});
+        let ours = r#"{"protocol":"all","pref":9,"kind":"bpf","options":{"handle":"0x5","prog":{"id":7}}}"#;
+        let odd = [
+            ("{\"handle\":\"1\"\n  meta(priority eq 5)\n,\"actions\":[{\"order\":1}]}}", json!({})),
+            ("{\"fh\":\"800:\",\"actions\":[{\"order\":1Simple <{\"[>\n\t index 1", json!({"fh": "800:", "actions": [{}]})),
+            ("{\"actions\":[{\"order\":1skbmod ,\"type\":{\"a\":1}swap mac \n", json!({"actions": [{}]})),
+            ("{,\"fh\":0x1}}", json!({})),
+        ];
+        for (odd, options) in odd {
+            let first = r#"{"protocol":"all","pref":3,"kind":"x","chain":0"#;
+            let text = format!("[{first}}},{first},\"options\":{odd},{ours}]\n");
+            let seen = list(&text, "tc").unwrap();
+            let mut stranger = head(3);
+            stranger["options"] = options;
+            assert_eq!(seen, [head(3), stranger, serde_json::from_str(ours).unwrap()], "{text}");
+        }
+        assert_eq!(list(&format!("[{ours},{ours}"), "tc").unwrap().len(), 2, "the list ends early");
+        for text in ["[}]", "x[1,,2]", "{,}", "[1,,2]"] {
+            assert!(list(text, "tc").is_err(), "{text}");
         }
     }
 

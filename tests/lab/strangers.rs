@@ -20,7 +20,12 @@ for dev in v0 v1 "$@"; do for hook in ingress egress; do
     $filter pref 106 flower dst_mac 02:00:00:00:00:99 action drop
     $filter pref 107 fw
     $filter pref 108 u32 match u32 0 0 action pedit ex munge ip ttl set 5
-    $filter pref 109 u32 match u32 0 0 action simple sdata hi
+    $filter pref 109 u32 match u32 0 0 action simple sdata '{"[hi'
+    $filter pref 110 basic match 'nbyte("A[{" at 0)' action ok
+    $filter pref 111 matchall action skbmod swap mac
+    $filter pref 112 matchall action tunnel_key unset
+    $filter pref 113 route from 5
+    $filter pref 114 flower ip_proto tcp dst_port 80 action pass
 done; done
 for kind in "bridge" "ifb" "vxlan id 5 dstport 4789" "bond" "team" "dummy" "netkit" "wireguard" "gre" "vrf table 5"; do
     n=$((n + 1)); try ip link add t$n type $kind
