@@ -9,6 +9,7 @@ mod session;
 mod tools;
 mod tunnel;
 mod usage;
+mod wildcard;
 
 use std::io::Write;
 use std::process::ExitCode;

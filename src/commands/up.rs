@@ -10,18 +10,19 @@ use crate::datapath::abi::{Direction, Remote};
 use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::output::{json, text};
-use crate::request::Request;
+use crate::request::{Request, Watched};
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home;
 use crate::session::machine::Machine;
-use crate::session::resolve;
+use crate::session::resolve::{self, Absent};
 use crate::session::stats::{self, Status};
 use crate::session::stored::{Stored, Unreadable};
 use crate::session::there::There;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
+use crate::tools::ip::Link;
 
 pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let request = args.request()?;
@@ -46,7 +47,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
         Err(_) => (request, None),
     };
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
-    let scope = scope(&request, known.as_ref(), &open.machine)?;
+    let scope = scope(&request, known.as_ref(), &open.machine, args.absent.absent())?;
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
     let is_anew = known.is_none() && (there.is_published || !there.halves.is_empty());
     if is_anew && !runner.dry_run {
@@ -60,7 +61,11 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
         return shown(&request.name, &done, known.is_some());
     }
     match known {
-        None => warn(&done.warnings),
+        None => {
+            warn(&done.warnings);
+            let notes = done.told().filter(|change| change.acts.is_empty());
+            notes.for_each(|note| eprintln!("snifctl: {}: {}", request.name, note.line()));
+        }
         Some(_) => tell(&request.name, &done, is_replaced),
     }
     let code = finish(&open, &request, &done, args.json)?;
@@ -82,6 +87,8 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
     let mut asked = asked.clone();
     for watched in &mut asked.interfaces {
         let place = machine.named(&watched.interface).and_then(|link| stored.place(link.ifindex));
+        // What came by a pattern goes by the name that is asked for now.
+        let place = place.filter(|(_, place)| place.pattern.is_none());
         let name = place.and_then(|(name, place)| {
             let at = known.interfaces.iter().find(|at| at.interface == *name);
             at.map(|at| at.interface.clone()).or_else(|| machine.indexed(place.ifindex).map(|link| link.ifname.clone()))
@@ -104,17 +111,23 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
 }
 
 /// Everything is asked; what is new in the request is told apart.
-fn scope(request: &Request, known: Option<&Stored>, machine: &Machine) -> Result<Scope> {
+fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, absent: Absent) -> Result<Scope> {
     let mut scope = Scope::all(request);
-    for watched in &request.interfaces {
-        if known.is_none_or(|stored| !stored.interfaces.contains_key(&watched.interface)) {
-            let renamed = known.zip(machine.named(&watched.interface)).and_then(|(known, at)| known.place(at.ifindex));
-            if renamed.is_none() {
-                resolve::ensure_watchable(&watched.interface, machine)?;
-                scope.asked.interfaces.push(watched.interface.clone());
-            }
-        }
+    let has = |watched: &Watched| {
+        let by_name = |stored: &Stored| stored.request.interfaces.iter().any(|at| at.interface == watched.interface);
+        let renamed = || known.zip(machine.named(&watched.interface)).and_then(|(known, at)| known.place(at.ifindex));
+        known.is_some_and(by_name) || renamed().is_some()
+    };
+    for watched in request.interfaces.iter().filter(|watched| !has(watched)) {
+        resolve::ensure_there(&watched.interface, known, machine, absent)?;
     }
+    let is_known = |link: &Link| known.is_some_and(|stored| stored.place(link.ifindex).is_some());
+    let new = resolve::interfaces(request, known, machine).into_iter();
+    let new = new.filter(|(watched, link)| match link {
+        Some(link) => !is_known(link) && known.is_none_or(|stored| !stored.interfaces.contains_key(&watched.interface)),
+        None => false,
+    });
+    scope.asked.interfaces = new.map(|(watched, _)| watched.interface).collect();
     let is_known = |remote| known.is_some_and(|stored| stored.request.options.remotes.contains(remote));
     // With another source each remote has another way.
     let is_same = known.is_some_and(|stored| stored.request.options.sources == request.options.sources);

@@ -323,8 +323,7 @@ impl Kernel {
 // ---- what is wanted ----
 
 pub(super) fn wanted(there: &There, request: Request) -> Wanted {
-    let named = |watched: &Watched| there.links.iter().find(|link| link.ifname == watched.interface).cloned();
-    let interfaces = request.interfaces.iter().map(|watched| (watched.clone(), named(watched))).collect();
+    let expanded = pattern::expand(&request, there.stored.as_ref().ok(), &there.links);
     let outer = |remote: &IpAddr| Outer {
         tunnel: request.options.tunnel,
         source: [10, 0, 0, 1].into(),
@@ -342,7 +341,8 @@ pub(super) fn wanted(there: &There, request: Request) -> Wanted {
         }),
     };
     Wanted {
-        interfaces,
+        interfaces: expanded.interfaces,
+        left_out: expanded.left_out,
         remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
         hops: BTreeMap::new(),
         underlay: request.options.underlay.clone(),

@@ -1,0 +1,1 @@
+//! What a request stands for, on machines in memory.
