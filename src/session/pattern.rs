@@ -69,7 +69,9 @@ pub(crate) fn expand(request: &Request, stored: Option<&Stored>, links: &[Link])
     let mut matched: BTreeMap<u32, &Link> = free.filter(is_matched).map(|link| (link.ifindex, link)).collect();
     let room = MOST.saturating_sub(closed.len());
     let left_out = matched.len().saturating_sub(room);
-    (0..left_out).for_each(|_| drop(matched.pop_last()));
+    while matched.len() > room {
+        matched.pop_last();
+    }
     let mut interfaces = Vec::new();
     for watched in &request.interfaces {
         if !is_open(&watched) {
