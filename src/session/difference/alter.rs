@@ -727,7 +727,11 @@ pub(super) fn remote_of_device(act: &Act, target: &Stored) -> Option<(u32, IpAdd
 pub(super) fn forget_direction(target: &mut Stored, name: &str, direction: Direction) {
     let Some(place) = target.interfaces.get_mut(name) else { return };
     match place.watch.without(Watch::of(&[direction]).expect("one direction has a name")) {
-        Some(left) => place.watch = left,
+        Some(left) => {
+            place.watch = left;
+            // They are among the removed ones now.
+            place.before.iter_mut().for_each(|before| before[direction as usize] = TapCounts::default());
+        }
         None => {
             target.interfaces.remove(name);
         }
