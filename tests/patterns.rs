@@ -156,6 +156,12 @@ fn an_interface_of_that_very_name_wins() {
     assert!(code == Some(1) && told.starts_with("default: eth*: it is gone"), "{told}");
     assert_eq!(watched(&lab), "eth* ingress");
     down(&lab);
+    // But never a relay: this name was free when it was asked for.
+    up(&lab, &["eth0", "snif0", "--wait-for-interface"]).quietly_ok();
+    lab.said(&["sync"]).ok_noting("snif0: it is a relay of snifctl");
+    assert_eq!(watched(&lab), "eth0 ingress, eth0 egress");
+    assert_copied_on(&lab, ETH0, "both");
+    down(&lab);
 }
 
 #[test]
@@ -173,6 +179,8 @@ fn what_is_not_there_yet_is_waited_for_where_that_is_asked() {
     assert!(said.stdout.starts_with("default: eth1 (waiting), pod*:ingress (waiting) -> gre"), "{said:#?}");
     lab.said(&["tap", "add", "late0"]).refused(1, "--wait-for-interface", ": ip link");
     tap(&lab, "add late0 --wait-for-interface");
+    let again = ["tap", "add", "late0", "--wait-for-interface"];
+    lab.said(&again).refused(1, "late0 is already watched", "snifctl tap list --name default");
     assert_whole(&lab);
     let status = lab.status();
     assert_eq!(status["sessions"][0]["waiting"], serde_json::json!(["eth1", "pod*:ingress", "late0"]));

@@ -73,8 +73,6 @@ fn add(context: &Context, args: &TapArgs, absent: Absent) -> Result<ExitCode> {
     let (there, stored, mut request) = edited(&open, args)?;
     let (asked, direction) = (&args.interface.interface, args.direction()?);
     let known = known_name(&request, &stored, &open, asked);
-    let is_waited_for = request.interfaces.iter().any(|watched| watched.interface == *asked);
-    let absent = if is_waited_for { Absent::Waits } else { absent };
     resolve::ensure_there(asked, Some(&stored), &open.machine, absent)?;
     let name = known.clone().unwrap_or_else(|| asked.clone());
     let before = request.clone();
@@ -109,13 +107,13 @@ fn add(context: &Context, args: &TapArgs, absent: Absent) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Are the session's taps at these hooks?
+/// Are the session's taps at these hooks, as far as they are there?
 fn is_attached(open: &Open, there: &There, interfaces: &[String], direction: Watch) -> Result<bool> {
     let links: Vec<u32> = interfaces.iter().filter_map(|name| Some(open.machine.named(name)?.ifindex)).collect();
     let mut there = there.clone();
     there.look(open.runner, &links.iter().copied().collect(), false)?;
     let has = |ifindex: &u32| direction.directions().iter().all(|way| there.is_attached(key(*ifindex, *way)));
-    Ok(links.len() == interfaces.len() && links.iter().all(has))
+    Ok(links.iter().all(has))
 }
 
 fn remove(context: &Context, args: &TapArgs) -> Result<ExitCode> {

@@ -111,7 +111,7 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
 }
 
 /// Everything is asked; what is new in the request is told apart.
-fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, absent: Absent) -> Result<Scope> {
+pub(super) fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, absent: Absent) -> Result<Scope> {
     let mut scope = Scope::all(request);
     let has = |watched: &Watched| {
         let by_name = |stored: &Stored| stored.request.interfaces.iter().any(|at| at.interface == watched.interface);

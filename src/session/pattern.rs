@@ -60,7 +60,9 @@ pub(crate) fn expand(request: &Request, stored: Option<&Stored>, links: &[Link])
         let link = links.iter().find(|link| link.ifindex == ifindex)?;
         (link.ifname == name || link.altnames.iter().any(|alt| alt == name)).then_some(link)
     };
-    let link = |name: &str| known(name).or_else(|| named(links, name)).filter(|link| link.is_ethernet());
+    // One that was waited for can be anything.
+    let is_fit = |link: &&Link| link.is_ethernet() && !relay::is_one(link);
+    let link = |name: &str| known(name).or_else(|| named(links, name)).filter(is_fit);
     let is_open = |watched: &&Watched| is_open(&watched.interface, stored, links);
     let (open, closed): (Vec<&Watched>, Vec<&Watched>) = request.interfaces.iter().partition(is_open);
     let taken: BTreeSet<u32> = closed.iter().filter_map(|at| Some(link(&at.interface)?.ifindex)).collect();

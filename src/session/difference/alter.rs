@@ -19,6 +19,7 @@ use crate::session::pattern;
 use crate::session::relay;
 use crate::session::stored::{Compiled, Place, Stored};
 use crate::session::there::{Rows, There, key};
+use crate::tools::exec::quote;
 use crate::tools::ip::{Link, mac_text};
 
 pub(super) struct Alter<'a> {
@@ -109,13 +110,8 @@ impl Alter<'_> {
             let Some(link) = link else {
                 // What the request names came by no pattern, whatever was before.
                 target.interfaces.get_mut(name).into_iter().for_each(|place| place.pattern = None);
-                if let Some(why) = self.unfit(name) {
-                    self.changes.push(Change::new(
-                        name.clone(),
-                        why,
-                        "watch the Ethernet interface beneath it",
-                        Vec::new(),
-                    ));
+                if let Some((why, fix)) = self.unfit(name) {
+                    self.changes.push(Change::new(name.clone(), why, fix, Vec::new()));
                 } else if self.stored.interfaces.contains_key(name) {
                     self.changes.push(Change::new(
                         name.clone(),
@@ -163,9 +159,16 @@ impl Alter<'_> {
     }
 
     /// Why a name that is waited for is not watched although it is there.
-    fn unfit(&self, name: &str) -> Option<String> {
-        let link = pattern::named(&self.there.links, name).filter(|link| !link.is_ethernet())?;
-        Some(format!("it has no Ethernet header (link type {}), which is not supported yet", link.link_type))
+    fn unfit(&self, name: &str) -> Option<(String, String)> {
+        let link = pattern::named(&self.there.links, name)?;
+        let told = match (relay::is_one(link), link.is_ethernet()) {
+            (true, _) => "it is a relay of snifctl, which carries copies only".into(),
+            (_, false) => {
+                format!("it has no Ethernet header (link type {}), which is not supported yet", link.link_type)
+            }
+            _ => return None,
+        };
+        Some((told, format!("take it out with: snifctl tap remove {} --name {}", quote(name), self.there.name)))
     }
 
     /// The places that are known, by the names that the request has for them now; of a pattern's, by their own.

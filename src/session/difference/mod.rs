@@ -81,8 +81,8 @@ pub(crate) fn difference(wanted: &Wanted, there: &There) -> (Vec<Change>, bool) 
     }
 }
 
-/// Without the new interfaces that a pattern matches and whose hooks nobody has asked about, and those for which there is no
-/// room until others have left; whether there are any of the latter.
+/// Without the new interfaces whose hooks nobody has asked about, which are for `sync`, and those for which there is no room
+/// until others have left; whether there are any of the latter.
 fn trimmed(wanted: &Wanted, there: &There, stored: &Stored) -> (Option<Wanted>, bool) {
     let mut room = pattern::MOST.saturating_sub(stored.interfaces.len());
     let mut is_full = false;
@@ -91,8 +91,7 @@ fn trimmed(wanted: &Wanted, there: &There, stored: &Stored) -> (Option<Wanted>, 
         if stored.interfaces.contains_key(&watched.interface) || stored.place(link.ifindex).is_some() {
             return true;
         }
-        let is_matched = pattern::of(&wanted.request, &watched.interface, link).is_some();
-        if is_matched && !there.hooks.contains_key(&link.ifindex) {
+        if !there.hooks.contains_key(&link.ifindex) {
             return false;
         }
         is_full |= room == 0;

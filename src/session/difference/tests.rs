@@ -670,9 +670,8 @@ fn happens(dice: &mut Dice, kernel: &mut Kernel, last: &mut u32) -> String {
         (2, Some(at)) => {
             let link = &mut kernel.there.links[at];
             let alt = format!("alt-of-{}", link.ifindex);
-            match link.altnames.pop() {
-                None => link.altnames.push(alt),
-                Some(_) => {}
+            if link.altnames.pop().is_none() {
+                link.altnames.push(alt);
             }
             format!("{} is called otherwise too, or no more", link.ifname)
         }
