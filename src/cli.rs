@@ -118,6 +118,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// Keep mirrors right while the machine changes: a process that syncs whenever something happens
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl watch
+          sudo snifctl watch --name both --interval 10
+          sudo snifctl watch --down-on-exit
+    "})]
+    Watch(WatchArgs),
     /// Show what is watched, where copies go, and what became of them
     #[command(after_help = indoc! {"
         Examples:
@@ -247,6 +255,28 @@ impl UpArgs {
     pub(crate) fn request(&self) -> Result<Request, Usage> {
         Request::new(self.name.clone(), self.interfaces.clone(), self.direction, self.options.clone())
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Only this session; repeat it for several [default: all of this network namespace]
+    #[arg(long = "name", value_name = "NAME", value_parser = request::name_option)]
+    pub names: Vec<String>,
+    /// Look at everything so often, for what tells nobody that it changes
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = interval, allow_negative_numbers = true)]
+    pub interval: Duration,
+    /// Take the sessions down at the end; without it they run on
+    #[arg(long)]
+    pub down_on_exit: bool,
+    /// Log as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Seconds, also as `1s`.
+fn interval(text: &str) -> Result<Duration, Usage> {
+    let seconds = number::<u32>("--interval", text.strip_suffix('s').unwrap_or(text), 1..=86400, "--interval 30")?;
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 #[derive(Debug, Subcommand)]

@@ -12,6 +12,7 @@ mod status;
 mod sync;
 mod tap;
 mod up;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -39,7 +40,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         outside::enter()?;
     }
     // The demo's sandbox ends with it, however it ends.
-    if !matches!(cli.command, Command::Demo { .. }) {
+    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_)) {
         interrupt::watch();
     }
     match cli.command {
@@ -50,6 +51,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Sync { session, all, json, dry_run } => {
             sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
         }
+        Command::Watch(args) => watch::run(&context, &args),
         Command::Status { check, name, json } => status::run(&context, name.as_deref(), check, json.json),
         Command::Filter(command) => filter::run(&context, command),
         Command::Tap(command) => tap::run(&context, command),

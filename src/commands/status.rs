@@ -26,8 +26,8 @@ pub(super) fn run(context: &Context, name: Option<&str>, check: bool, as_json: b
     Ok(if check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What is not as it must be with a session, a line for each.
-fn problems(session: &Session) -> Vec<String> {
+/// What is not as it must be with a session, a line for each, with its name.
+pub(crate) fn problems(session: &Session) -> Vec<String> {
     let mut lines = session.faults.clone();
     for remote in &session.remotes {
         let subject = format!("remote {}: ", remote.address);

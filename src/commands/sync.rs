@@ -9,7 +9,7 @@ use crate::commands::{news, warn};
 use crate::output::json;
 use crate::session::change::Change;
 use crate::session::difference::Clsact;
-use crate::session::engine::{self, Context, Edit, Open, Scope};
+use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
 use crate::session::resolve;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
@@ -22,7 +22,8 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     let (mut sessions, mut failed) = (Vec::new(), false);
     for name in &names {
         match session(&open, name) {
-            Ok(changes) => {
+            Ok(Put { changes, done }) => {
+                warn(done.iter().flat_map(news));
                 let (changes, notes): (Vec<Change>, Vec<Change>) =
                     changes.into_iter().partition(|change| !change.acts.is_empty());
                 if !as_json && !context.runner.dry_run {
@@ -67,12 +68,19 @@ fn names(open: &Open, name: Option<&str>, all: bool) -> Result<Vec<String>> {
     }
 }
 
-/// Brings one session in order; answers what was to be done.
-fn session(open: &Open, name: &str) -> Result<Vec<Change>> {
+/// What was done about one session.
+pub(crate) struct Put {
+    pub changes: Vec<Change>,
+    /// `None` where only a half of it was left, which has been taken away.
+    pub done: Option<Done>,
+}
+
+/// Brings one session in order.
+pub(crate) fn session(open: &Open, name: &str) -> Result<Put> {
     let there = open.read(name)?;
     if !there.is_published {
         let changes = engine::take_down(open, name, Clsact::Remove)?;
-        return Ok(changes.into_iter().filter(|change| !change.is_silent()).collect());
+        return Ok(Put { changes: changes.into_iter().filter(|change| !change.is_silent()).collect(), done: None });
     }
     let stored = match &there.stored {
         Ok(stored) => stored,
@@ -83,6 +91,5 @@ fn session(open: &Open, name: &str) -> Result<Vec<Change>> {
     let request = resolve::follow(stored, &open.machine);
     let scope = Scope::all(&request);
     let done = engine::carry_out(open, there, Edit::new(request, scope))?;
-    warn(news(&done));
-    Ok(done.told().cloned().collect())
+    Ok(Put { changes: done.told().cloned().collect(), done: Some(done) })
 }

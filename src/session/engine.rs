@@ -276,8 +276,12 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     let (mut changes, mut more) = difference::difference(&wanted, &there);
     let queues = queue_warnings(&there, &changes, edit.clsact);
     let bypassed = bypassed::of(&open.machine, &flows(&resolved, &edit));
-    let bypassed =
-        bypassed.into_iter().map(|found| Warning { remote: None, text: found.to_string(), is_of_now: false });
+    let bypassed = bypassed.into_iter().map(|found| Warning {
+        remote: None,
+        text: found.to_string(),
+        is_of_now: false,
+        is_once: true,
+    });
     let hidden = hidden(open, &there, &wanted, &edit.scope.asked.interfaces);
     let mut executor = Executor::new(runner, &open.home, &there.name, initial(&there));
     executor.compiling = compiling;
@@ -592,7 +596,7 @@ fn hidden(open: &Open, there: &There, wanted: &Wanted, interfaces: &[String]) ->
         directions.flat_map(|at| ahead::of(&open.machine, there, link, *at)).collect::<Vec<_>>()
     };
     let found = new.iter().flat_map(of);
-    found.map(|ahead| Warning { remote: None, text: ahead.warning(), is_of_now: false }).collect()
+    found.map(|ahead| Warning { remote: None, text: ahead.warning(), is_of_now: false, is_once: true }).collect()
 }
 
 /// What adding a clsact qdisc has cost, where packets stood in the interface's queue.
@@ -615,7 +619,7 @@ fn queue_warnings(there: &There, changes: &[Change], clsact: Clsact) -> Vec<Warn
             if clsact == Clsact::Leave { "" } else { help }
         )
     };
-    standing.map(|found| Warning { remote: None, text: text(found), is_of_now: false }).collect()
+    standing.map(|found| Warning { remote: None, text: text(found), is_of_now: false, is_once: true }).collect()
 }
 
 /// Nanoseconds from the time since boot, which the programs can read, to the time since 1970. Good to 10 ms, the

@@ -75,6 +75,8 @@ pub(crate) struct Warning {
     pub text: String,
     /// Said each time, not only with a change of the remote.
     pub is_of_now: bool,
+    /// Of one change: it is not said again when the machine is looked at anew.
+    pub is_once: bool,
 }
 
 /// The way to one remote.
@@ -214,13 +216,13 @@ impl Resolved {
         let outer = Outer { tunnel: options.tunnel, source: unspecified, remote, options: options.outer, path: None };
         self.remotes.insert(remote, RemoteRoute { out: None, outer, hop: None });
         let text = format!("{}; until then its copies are counted as drops (unresolved)", problem.text);
-        self.warnings.push(Warning { remote: Some(remote), text, is_of_now: false });
+        self.warnings.push(Warning { remote: Some(remote), text, is_of_now: false, is_once: false });
         Ok(())
     }
 
     fn reach(&mut self, machine: &Machine, request: &Request, remote: IpAddr, way: Way) -> Result<()> {
         let mut warn = |text: String, is_of_now| {
-            self.warnings.push(Warning { remote: Some(remote), text, is_of_now });
+            self.warnings.push(Warning { remote: Some(remote), text, is_of_now, is_once: false });
         };
         if !way.out.is_up() {
             warn(
@@ -269,7 +271,12 @@ impl Resolved {
         if !asked.new.is_empty() || !asked.interfaces.is_empty() {
             texts.extend(rate_warning(request, &watched, outs));
         }
-        self.warnings.extend(texts.into_iter().map(|text| Warning { remote: None, text, is_of_now: false }));
+        self.warnings.extend(texts.into_iter().map(|text| Warning {
+            remote: None,
+            text,
+            is_of_now: false,
+            is_once: false,
+        }));
         let mut seen: Vec<String> = Vec::new();
         self.warnings.retain(|warning| {
             let is_new = !seen.contains(&warning.text);
