@@ -65,6 +65,15 @@ pub(crate) const TCPDUMP: Tool = Tool {
     prevents: "filters cannot be read (only --filter and `filter` need it)",
 };
 
+/// Needed only where remotes are pinged.
+pub(crate) const PING: Tool = Tool {
+    name: "ping",
+    version: &["-V"],
+    minimum: (0, 0),
+    package: "iputils-ping",
+    prevents: "remotes cannot be asked whether they are there (only --probe icmp needs it)",
+};
+
 /// What a session needs once its programs are compiled.
 pub(crate) const SESSION_TOOLS: [&str; 4] = ["bpftool", "tc", "ip", "ethtool"];
 
@@ -148,6 +157,11 @@ pub(crate) fn ensure_tools(runner: &Runner, is_compiled: bool) -> Result<()> {
 pub(crate) fn ensure_present(names: &[&str]) -> Result<()> {
     let lacking = TOOLS.iter().filter(|tool| names.contains(&tool.name) && exec::find(tool.name).is_none());
     refuse(lacking.map(missing).collect())
+}
+
+/// Refuses to begin without this tool.
+pub(crate) fn ensure_there(tool: &Tool) -> Result<()> {
+    refuse(exec::find(tool.name).is_none().then(|| missing(tool)).into_iter().collect())
 }
 
 fn refuse(lacking: Vec<Finding>) -> Result<()> {
