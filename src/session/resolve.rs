@@ -486,26 +486,7 @@ fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &As
     }
     let before = ip::neighbours(runner)?;
     let is_asking = !asked.passive && !runner.dry_run;
-    for (_, way) in ways.iter_mut().filter(|(remote, _)| asked.unanswered.contains(remote)) {
-        way.patience = match way.neighbour(&before).is_some_and(|at| at.is_unanswered() && !at.has_failed()) {
-            true => SECOND_QUESTION,
-            false => QUICK_ANSWER,
-        };
-    }
-    let now = match is_asking {
-        // What does not answer at its old address is asked for by everybody. Nobody is given up after one question: what the
-        // kernel has asked in vain was asked once.
-        true => {
-            let had_one = |remote: &IpAddr, way: &Way| {
-                let entry = way.neighbour(&before);
-                let was_asked = entry.is_some_and(Neighbour::is_unanswered) || asked.unanswered.contains(remote);
-                entry.is_some_and(|at| at.mac().is_some()) || (asked.known.contains_key(remote) && !was_asked)
-            };
-            let now = ask_open(runner, ways, before.clone(), |_, _| true)?;
-            ask_open(runner, ways, now, had_one)?
-        }
-        false => before.clone(),
-    };
+    let now = if is_asking { ask_twice(runner, ways, asked, &before)? } else { before.clone() };
     if runner.dry_run && !asked.passive {
         let lines = questions(ways, &now, |_, _| true);
         lines.iter().try_for_each(|line| exec::print(&format!("ip {line}\n")))?;
@@ -522,6 +503,31 @@ fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &As
         hops.iter_mut().for_each(|next| next.is_unkept = false);
     }
     Ok(Some(now))
+}
+
+/// Asks the next hops that are not sure, and those again that were not asked by all of it: what does not answer at its old
+/// address is asked for by everybody, and nobody who has answered is given up after one question. What the kernel has asked
+/// in vain was asked once; what it was asking may have been at its end.
+fn ask_twice(
+    runner: &Runner,
+    ways: &mut BTreeMap<IpAddr, Way>,
+    asked: &Asked,
+    before: &[Neighbour],
+) -> Result<Vec<Neighbour>> {
+    let was_being_asked =
+        |way: &Way| way.neighbour(before).is_some_and(|at| at.is_unanswered() && !at.has_failed());
+    for (_, way) in ways.iter_mut().filter(|(remote, _)| asked.unanswered.contains(remote)) {
+        way.patience = if was_being_asked(way) { SECOND_QUESTION } else { QUICK_ANSWER };
+    }
+    let now = ask_open(runner, ways, before.to_vec(), |_, _| true)?;
+    let again = |remote: &IpAddr, way: &Way| {
+        let entry = way.neighbour(before);
+        let has_answered = asked.known.contains_key(remote) && !asked.unanswered.contains(remote);
+        entry.is_some_and(|at| at.mac().is_some())
+            || was_being_asked(way)
+            || (has_answered && !entry.is_some_and(Neighbour::has_failed))
+    };
+    ask_open(runner, ways, now, again)
 }
 
 /// Asks those of the next hops that are not sure, and waits for their answers. Answers the table of then.
