@@ -107,6 +107,11 @@ fn a_remote_whose_next_hop_fails_costs_no_clone_until_it_answers_again() {
     let said = lab.said(&["status", "--check"]);
     let line = "default: remote 198.51.100.11: its next hop does not answer: it is down, and gets no copies\n";
     assert_eq!((said.status.code(), said.stdout.as_str()), (Some(1), line));
+    let doctor = lab.said(&["doctor"]).stdout;
+    assert!(
+        doctor.contains("default: remote 198.51.100.11: its next hop does not answer: it is down; try:"),
+        "{doctor}"
+    );
     assert_replicated(&lab, &[0], &[1], "down");
 
     // The next one does not wait long for it, and edits of something else leave it as it is.

@@ -17,10 +17,16 @@ pub(crate) fn answers(runner: &Runner, remotes: &[(IpAddr, IpAddr)], tos: u8) ->
     })
 }
 
-/// Those that are silent twice in a row: one packet can be lost on the way.
-pub(crate) fn silent(runner: &Runner, remotes: &[(IpAddr, IpAddr)], tos: u8) -> Vec<IpAddr> {
-    let once = answers(runner, remotes, tos);
-    let again: Vec<(IpAddr, IpAddr)> = remotes.iter().copied().filter(|(remote, _)| !once[remote]).collect();
-    let twice = answers(runner, &again, tos);
-    twice.into_iter().filter(|(_, answers)| !answers).map(|(remote, _)| remote).collect()
+/// Those that are silent twice in a row, as one packet can be lost on the way. Once is enough for those that `were_silent`.
+pub(crate) fn silent(
+    runner: &Runner,
+    remotes: &[(IpAddr, IpAddr)],
+    tos: u8,
+    were_silent: impl Fn(&IpAddr) -> bool,
+) -> Vec<IpAddr> {
+    let mut answers = self::answers(runner, remotes, tos);
+    let again = remotes.iter().copied().filter(|(remote, _)| !answers[remote] && !were_silent(remote));
+    let again: Vec<(IpAddr, IpAddr)> = again.collect();
+    answers.extend(self::answers(runner, &again, tos));
+    answers.into_iter().filter(|(_, answers)| !answers).map(|(remote, _)| remote).collect()
 }

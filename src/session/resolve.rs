@@ -49,6 +49,8 @@ pub(crate) struct Asked {
     pub down: BTreeMap<IpAddr, Silence>,
     /// Those whose next hops have not answered when they were asked last.
     pub unanswered: BTreeSet<IpAddr>,
+    /// Which remotes answer ping, where somebody has asked just now: then nobody is pinged.
+    pub pinged: Option<BTreeMap<IpAddr, bool>>,
 }
 
 impl Asked {
@@ -514,8 +516,7 @@ fn ask_twice(
     asked: &Asked,
     before: &[Neighbour],
 ) -> Result<Vec<Neighbour>> {
-    let was_being_asked =
-        |way: &Way| way.neighbour(before).is_some_and(|at| at.is_unanswered() && !at.has_failed());
+    let was_being_asked = |way: &Way| way.neighbour(before).is_some_and(|at| at.is_unanswered() && !at.has_failed());
     for (_, way) in ways.iter_mut().filter(|(remote, _)| asked.unanswered.contains(remote)) {
         way.patience = if was_being_asked(way) { SECOND_QUESTION } else { QUICK_ANSWER };
     }
@@ -573,14 +574,18 @@ fn ping(runner: &Runner, request: &Request, ways: &mut BTreeMap<IpAddr, Way>, as
     if request.options.probe == Probe::None || probed.is_empty() {
         return Ok(());
     }
-    let silent = match asked.passive || runner.dry_run {
-        true => {
-            let was_silent = |remote: &IpAddr| asked.down.get(remote) == Some(&Silence::Ping);
+    let was_silent = |remote: &IpAddr| asked.down.get(remote) == Some(&Silence::Ping);
+    let silent = match &asked.pinged {
+        Some(pinged) => {
+            let is_silent = |remote: &IpAddr| pinged.get(remote).map_or(was_silent(remote), |answers| !answers);
+            probed.into_iter().map(|(remote, _)| remote).filter(is_silent).collect()
+        }
+        None if asked.passive || runner.dry_run => {
             probed.into_iter().map(|(remote, _)| remote).filter(was_silent).collect()
         }
-        false => {
+        None => {
             requirements::ensure_there(&requirements::PING)?;
-            probe::silent(runner, &probed, request.options.outer.tos)
+            probe::silent(runner, &probed, request.options.outer.tos, was_silent)
         }
     };
     interrupt::check()?;

@@ -187,6 +187,14 @@ mod tests {
     }
 
     #[test]
+    fn what_only_an_option_needs_is_named_with_it() {
+        let lacking = Tool { name: "no-such-ping", ..PING };
+        let text = ensure_there(&lacking).unwrap_err().to_string();
+        assert!(text.starts_with("no-such-ping: missing: ") && text.contains("only --probe icmp"), "{text}");
+        assert!(text.ends_with("; try: apt-get install iputils-ping"), "{text}");
+    }
+
+    #[test]
     fn a_version_is_judged_by_the_least_that_is_needed() {
         let bpftool = &TOOLS[1];
         for (said, state, detail) in [
