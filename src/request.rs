@@ -40,6 +40,23 @@ pub(crate) enum Spread {
     Flow = 1,
 }
 
+/// How remotes are asked whether they are there. Of their next hops the neighbour table tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Probe {
+    /// Not at all
+    #[default]
+    None,
+    /// By ping
+    Icmp,
+}
+
+impl Probe {
+    fn is_none(&self) -> bool {
+        *self == Probe::None
+    }
+}
+
 /// Which packets of an interface are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -340,6 +357,10 @@ pub(crate) struct Options {
     #[arg(long, value_enum, default_value_t = Spread::Replicate)]
     #[serde(default)]
     pub spread: Spread,
+    /// Ask remotes, too, whether they are there: one that does not answer is down, and gets no copies
+    #[arg(long, value_enum, default_value_t = Probe::None)]
+    #[serde(default, skip_serializing_if = "Probe::is_none")]
+    pub probe: Probe,
     /// Copy only what this pcap-filter(7) expression takes
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -481,6 +502,7 @@ impl Request {
             ("--remote", any(&options.remotes)),
             ("--name", one(&self.name, self.name == DEFAULT)),
             ("--spread", one(spelled(options.spread), options.spread == Spread::default())),
+            ("--probe", one(spelled(options.probe), options.probe.is_none())),
             ("--id", any(tunnel.id)),
             ("--egress-id", any(tunnel.egress_id)),
             ("--port", any(tunnel.port)),

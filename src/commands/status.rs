@@ -33,7 +33,11 @@ pub(crate) fn problems(session: &Session) -> Vec<String> {
         let subject = format!("remote {}: ", remote.address);
         let is_told = lines.iter().any(|line| line.starts_with(&subject));
         if remote.state != RemoteState::Ok && !is_told {
-            lines.push(format!("{subject}it has no route, or its next hop does not answer"));
+            let why = match remote.silence {
+                Some(silence) => format!("{silence}: it is down, and gets no copies"),
+                None => "it has no route, or its next hop does not answer".into(),
+            };
+            lines.push(format!("{subject}{why}"));
         }
     }
     lines.iter().map(|line| format!("{}: {line}", session.name)).collect()

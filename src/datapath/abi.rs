@@ -91,6 +91,8 @@ pub(crate) struct Config {
     pub gre: u16,
     /// GRE keys, by direction.
     pub keys: Option<[u32; 2]>,
+    /// Bit n: remote slot n is in use and gets no copies.
+    pub down: u64,
 }
 
 impl Config {
@@ -110,11 +112,12 @@ impl Config {
         for word in self.keys.unwrap_or_default().into_iter().chain([0]) {
             bytes.extend(word.to_ne_bytes());
         }
+        bytes.extend(self.down.to_ne_bytes());
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Config> {
-        let mut cursor = Cursor::new(bytes, 72, "config")?;
+        let mut cursor = Cursor::new(bytes, 80, "config")?;
         Ok(Config {
             remotes: cursor.u64(),
             clock: cursor.u64(),
@@ -140,7 +143,8 @@ impl Config {
 impl Config {
     fn decode_gre(cursor: &mut Cursor) -> Config {
         let (keyed, gre, keys) = (cursor.u8() != 0, cursor.u16(), [cursor.u32(), cursor.u32()]);
-        Config { gre, keys: keyed.then_some(keys), ..Config::default() }
+        let (_unused, down) = (cursor.u32(), cursor.u64());
+        Config { gre, keys: keyed.then_some(keys), down, ..Config::default() }
     }
 }
 

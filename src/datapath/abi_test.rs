@@ -30,6 +30,7 @@ fn what_is_encoded_is_decoded() {
         rate_packets: true,
         gre: 0x6558,
         keys: Some([13, 14]),
+        down: 4,
     };
     assert_eq!(Config::decode(&config.encode()).unwrap(), config);
     let key = TapKey { ifindex: 3, direction: Direction::Egress };
@@ -123,7 +124,8 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("gre", 58),
         ("key", 60),
         ("unused", 68),
-        ("", 72),
+        ("down", 72),
+        ("", 80),
     ];
     expect("config", &config);
     expect("request", &[("json", 0), ("", REQUEST_BYTES as u64)]);

@@ -203,6 +203,7 @@ pub(crate) fn remotes(remotes: &[RemoteStatus]) -> String {
         let source = remote.source.map_or_else(|| "-".into(), |source| source.to_string());
         let out = match (&remote.interface, remote.state) {
             (Some(out), RemoteState::Outdated) => format!("{out} (outdated)"),
+            (Some(out), RemoteState::Down) => format!("{out} (down)"),
             (Some(out), _) => out.clone(),
             (None, RemoteState::Gone) => "(gone)".into(),
             (None, _) => "(no route)".into(),

@@ -257,7 +257,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     let interfaces = resolve::interfaces(&edit.request, stored.as_ref(), &open.machine);
     resolve::ensure_distinct(&interfaces)?;
     let outs = outs_of(&there, &edit.request, &edit.scope);
-    edit.scope.asked.known = there.next_hops();
+    edit.scope.asked = remembered(&there, edit.scope.asked);
     let mut resolved = resolve::resolve(&open.machine, &edit.request, &interfaces, &edit.scope.asked, &outs)?;
     match resolved.neighbours.take() {
         Some(table) => there.neighbours = table,
@@ -511,6 +511,12 @@ fn outs_of(there: &There, request: &Request, scope: &Scope) -> Vec<(IpAddr, Link
         .collect()
 }
 
+/// With what the session knows of its remotes.
+fn remembered(there: &There, asked: Asked) -> Asked {
+    let down = there.stored.as_ref().map_or_else(|_| BTreeMap::new(), |stored| stored.down.clone());
+    Asked { known: there.next_hops(), down, unanswered: there.unanswered(), ..asked }
+}
+
 /// The interfaces whose hooks are looked at: those in question, and the out interfaces.
 fn hooks_asked(
     there: &There,
@@ -550,6 +556,7 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
         interfaces,
         remotes: resolved.remotes.iter().map(|(remote, route)| (*remote, route.outer)).collect(),
         hops: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.hop.clone()?))).collect(),
+        down: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.silence?))).collect(),
         underlay: resolved.underlay.clone(),
         is_whole_underlay: all.iter().all(|remote| edit.scope.asked.remotes.contains(remote)),
         outs: outs.filter_map(counted).collect(),
@@ -565,7 +572,7 @@ pub(crate) fn expected(there: &There, machine: &Machine) -> Option<Result<Wanted
     let request = resolve::follow(stored, machine);
     let interfaces = resolve::interfaces(&request, Some(stored), machine);
     let scope = Scope::all(&request);
-    let asked = Asked { passive: true, known: there.next_hops(), ..scope.asked };
+    let asked = remembered(there, Asked { passive: true, ..scope.asked });
     let resolved = resolve::resolve(machine, &request, &interfaces, &asked, &[]);
     let edit = Edit::new(request, Scope { asked, ..scope });
     Some(resolved.map(|resolved| wanted(there, &edit, interfaces, &resolved)))

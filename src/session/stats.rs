@@ -17,7 +17,7 @@ use crate::session::difference;
 use crate::session::engine::{self, Open};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home::Home;
-use crate::session::stored::{Place, Stored};
+use crate::session::stored::{Place, Silence, Stored};
 use crate::session::there::{There, index, key};
 use crate::tools::bpftool;
 use crate::tools::exec::Runner;
@@ -100,6 +100,9 @@ pub(crate) struct RemoteStatus {
     /// Bytes of the largest outer IP packet.
     pub mtu: u32,
     pub state: RemoteState,
+    /// Why it is down, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
     pub stat: Stat,
 }
 
@@ -112,8 +115,10 @@ pub(crate) enum RemoteState {
     Outdated,
     /// Its out interface no longer exists.
     Gone,
-    /// It has no route, or its next hop does not answer.
+    /// It has no route, or its next hop has never answered.
     Unresolved,
+    /// It does not answer: no copies are made for it.
+    Down,
 }
 
 /// These sessions, as the kernel has them.
@@ -269,14 +274,21 @@ fn remotes(there: &There, changes: &[Change]) -> Vec<RemoteStatus> {
         if stored.request.options.remotes.contains(address) {
             let subject = format!("remote {address}");
             let differs = changes.iter().any(|change| change.subject == subject);
-            found.push((*slot, remote(there, *address, *slot, rows.get(slot), differs)));
+            let silence = stored.down.get(address).copied();
+            found.push((*slot, remote(there, (*address, *slot), rows.get(slot), differs, silence)));
         }
     }
     found.sort_by_key(|(slot, _)| *slot);
     found.into_iter().map(|(_, remote)| remote).collect()
 }
 
-fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>, differs: bool) -> RemoteStatus {
+fn remote(
+    there: &There,
+    (address, slot): (IpAddr, u32),
+    row: Option<&Remote>,
+    differs: bool,
+    silence: Option<Silence>,
+) -> RemoteStatus {
     let has = |flag| row.is_none_or(|row| row.has(flag));
     let ifindex = row.map_or(0, |row| row.ifindex);
     let out = there.link(ifindex).filter(|_| ifindex != 0);
@@ -289,10 +301,12 @@ fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>, diffe
         mac: row.filter(|_| has_mac).map(|row| mac_text(row.mac())),
         mtu: row.map_or(0, |row| row.mtu),
         stat: there.remote_stat(slot),
+        silence,
         state: match has(remote_flag::UNRESOLVED) {
             _ if ifindex != 0 && out.is_none() => RemoteState::Gone,
             _ if differs => RemoteState::Outdated,
             true => RemoteState::Unresolved,
+            false if silence.is_some() => RemoteState::Down,
             false => RemoteState::Ok,
         },
     }

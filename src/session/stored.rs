@@ -26,11 +26,33 @@ pub(crate) struct Stored {
     /// The next hops that the kernel keeps fresh for us, by remote.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub neighbours: BTreeMap<IpAddr, Hop>,
+    /// The remotes that are down: they get no copies until they answer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub down: BTreeMap<IpAddr, Silence>,
     /// The counters of the remotes, and of the taps, that were removed.
     #[serde(default)]
     pub removed: Stat,
     #[serde(default)]
     pub removed_taps: TapCounts,
+}
+
+/// Why a remote is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Silence {
+    /// Its next hop was asked twice, and has not answered.
+    Neighbour,
+    /// The same of the remote itself, and ping.
+    Ping,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Silence::Neighbour => "its next hop does not answer",
+            Silence::Ping => "it does not answer ping",
+        })
+    }
 }
 
 /// An entry of the neighbour table.
@@ -137,6 +159,7 @@ impl Stored {
             interfaces: BTreeMap::new(),
             remotes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
+            down: BTreeMap::new(),
             removed: Stat::default(),
             removed_taps: TapCounts::default(),
         }
@@ -205,6 +228,7 @@ mod tests {
         stored.remotes.insert([10, 0, 0, 7].into(), 3);
         let hop = Hop { address: [10, 0, 0, 1].into(), ifindex: 2, made: true };
         stored.neighbours.insert([10, 0, 0, 7].into(), hop);
+        stored.down.insert([10, 0, 0, 7].into(), Silence::Ping);
         assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
     }
 

@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 
 use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey, remote_flag};
 use crate::datapath::parts::{Device, Map, Program};
+use crate::request::Probe;
 use crate::session::home::{ALIAS, Home, handle};
 use crate::session::relay;
-use crate::session::stored::{Hop, Stored, Unreadable};
+use crate::session::stored::{Hop, Silence, Stored, Unreadable};
 use crate::tools::bpftool;
 use crate::tools::ethtool;
 use crate::tools::exec::{Failed, Runner};
@@ -409,6 +410,35 @@ impl There {
             Some((*remote, (row.ifindex, row.mac().try_into().ok().filter(|_| is_known)?)))
         };
         stored.remotes.iter().filter_map(hop).collect()
+    }
+
+    /// The remotes that are down.
+    #[allow(dead_code)] // for who asks them from time to time
+    pub(crate) fn down(&self) -> BTreeSet<IpAddr> {
+        self.stored.as_ref().map_or_else(|_| BTreeSet::new(), |stored| stored.down.keys().copied().collect())
+    }
+
+    /// The remotes that ping is to ask, each with the source of its copies.
+    #[allow(dead_code)] // for who asks them from time to time
+    pub(crate) fn probed(&self) -> Vec<(IpAddr, IpAddr)> {
+        let Ok(stored) = &self.stored else { return Vec::new() };
+        let options = &stored.request.options;
+        let remotes = options.remotes.iter().filter(|_| options.probe == Probe::Icmp);
+        let probed = |remote: &IpAddr| {
+            let row = self.remote_row(*stored.remotes.get(remote)?)?;
+            (!row.has(remote_flag::UNRESOLVED)).then_some((*remote, row.addresses().0))
+        };
+        remotes.filter_map(probed).collect()
+    }
+
+    /// The remotes whose next hops are known not to answer, down or without an address.
+    pub(crate) fn unanswered(&self) -> BTreeSet<IpAddr> {
+        let Ok(stored) = &self.stored else { return BTreeSet::new() };
+        let is_silent = |(remote, slot): &(&IpAddr, &u32)| {
+            let is_unresolved = |row: Remote| row.ifindex != 0 && row.has(remote_flag::UNRESOLVED);
+            stored.down.get(remote) == Some(&Silence::Neighbour) || self.remote_row(**slot).is_some_and(is_unresolved)
+        };
+        stored.remotes.iter().filter(is_silent).map(|(remote, _)| *remote).collect()
     }
 
     /// What a remote slot has counted.

@@ -18,6 +18,7 @@ use crate::datapath::template::Outer;
 use crate::request::{Request, Underlay, Watched};
 use crate::session::change::Change;
 use crate::session::resolve::NextHop;
+use crate::session::stored::Silence;
 use crate::session::there::There;
 use crate::tools::ip::Link;
 
@@ -44,6 +45,8 @@ pub(crate) struct Wanted {
     pub remotes: BTreeMap<IpAddr, Outer>,
     /// Their next hops that the kernel is to keep fresh.
     pub hops: BTreeMap<IpAddr, NextHop>,
+    /// Those of them that are down.
+    pub down: BTreeMap<IpAddr, Silence>,
     pub underlay: Vec<Underlay>,
     /// Nothing else is wanted in the map of underlays.
     pub is_whole_underlay: bool,
@@ -85,5 +88,7 @@ pub(crate) fn is_alterable(there: &There) -> bool {
     there.stored.is_ok() && there.is_published && there.config.is_some() && has_all_maps(there)
 }
 
+#[cfg(test)]
+mod down_test;
 #[cfg(test)]
 mod tests;

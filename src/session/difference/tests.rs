@@ -20,10 +20,10 @@ use crate::tools::tc::{Filter as TcFilter, Qdisc};
 const LINKS: [(u32, &str); 5] = [(2, "eth0"), (3, "eth1"), (4, "eth2"), (5, "out0"), (6, "out1")];
 
 /// Random enough, and the same each time (xorshift).
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -300,13 +300,13 @@ impl Kernel {
         rows.retain(|_, value| value[0] != gone.ifindex.to_ne_bytes());
     }
 
-    fn apply_all(&mut self, changes: &[Change]) {
+    pub(super) fn apply_all(&mut self, changes: &[Change]) {
         changes.iter().flat_map(|change| &change.acts).for_each(|act| self.apply(act));
     }
 
     /// Applies differences until there is none; the acts of the first round. Panics if that takes more than three.
     #[track_caller]
-    fn settle(&mut self, wanted: &Wanted, what: &str) -> Vec<Act> {
+    pub(super) fn settle(&mut self, wanted: &Wanted, what: &str) -> Vec<Act> {
         let mut first = None;
         for _ in 0..3 {
             let (changes, _) = difference(wanted, &self.there);
@@ -345,6 +345,7 @@ pub(super) fn wanted(there: &There, request: Request) -> Wanted {
         interfaces,
         remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
         hops: BTreeMap::new(),
+        down: BTreeMap::new(),
         underlay: request.options.underlay.clone(),
         is_whole_underlay: true,
         outs: BTreeMap::from([(5, Out::default())]),
@@ -380,7 +381,7 @@ fn any_request(dice: &mut Dice) -> Request {
 }
 
 /// A session that has just been made.
-fn made(request: Request) -> (Kernel, Wanted) {
+pub(super) fn made(request: Request) -> (Kernel, Wanted) {
     let mut kernel = Kernel::new();
     let wanted = wanted(&kernel.there, request);
     let (changes, more) = difference(&wanted, &kernel.there);
@@ -523,7 +524,7 @@ fn a_damaged_config_is_written_again_and_nothing_else() {
     for _ in 0..31 {
         let (mut kernel, wanted) = made(any_request(&mut dice));
         let before = kernel.there.config.unwrap();
-        let damages: [fn(&mut Config); 9] = [
+        let damages: [fn(&mut Config); 10] = [
             |config| config.remotes ^= 1 << 5,
             |config| config.rate ^= 1,
             |config| config.sample ^= 4,
@@ -533,6 +534,7 @@ fn a_damaged_config_is_written_again_and_nothing_else() {
             |config| config.spread ^= 1,
             |config| config.underlay ^= true,
             |config| config.gre ^= 1,
+            |config| config.down ^= 1,
         ];
         dice.one(&damages)(kernel.there.config.as_mut().unwrap());
         let acts = kernel.settle(&wanted, "config");
