@@ -1,5 +1,7 @@
 //! `sync`: make the kernel agree with what was asked for.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -11,6 +13,7 @@ use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
 use crate::session::resolve;
+use crate::session::there::There;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
 
@@ -21,8 +24,8 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     })?;
     let (mut sessions, mut failed) = (Vec::new(), false);
     for name in &names {
-        match session(&open, name) {
-            Ok(Put { changes, done }) => {
+        match session(&open, name, None) {
+            Ok(Put { changes, done, .. }) => {
                 warn(done.iter().flat_map(news));
                 let (changes, notes): (Vec<Change>, Vec<Change>) =
                     changes.into_iter().partition(|change| !change.acts.is_empty());
@@ -73,14 +76,17 @@ pub(crate) struct Put {
     pub changes: Vec<Change>,
     /// `None` where only a half of it was left, which has been taken away.
     pub done: Option<Done>,
+    /// How it was before.
+    pub there: Option<There>,
 }
 
-/// Brings one session in order.
-pub(crate) fn session(open: &Open, name: &str) -> Result<Put> {
+/// Brings one session in order. Who has `pinged` its remotes says which of them answer; else they are asked.
+pub(crate) fn session(open: &Open, name: &str, pinged: Option<BTreeMap<IpAddr, bool>>) -> Result<Put> {
     let there = open.read(name)?;
     if !there.is_published {
         let changes = engine::take_down(open, name, Clsact::Remove)?;
-        return Ok(Put { changes: changes.into_iter().filter(|change| !change.is_silent()).collect(), done: None });
+        let changes = changes.into_iter().filter(|change| !change.is_silent()).collect();
+        return Ok(Put { changes, done: None, there: None });
     }
     let stored = match &there.stored {
         Ok(stored) => stored,
@@ -89,7 +95,8 @@ pub(crate) fn session(open: &Open, name: &str) -> Result<Put> {
         }
     };
     let request = resolve::follow(stored, &open.machine);
-    let scope = Scope::all(&request);
-    let done = engine::carry_out(open, there, Edit::new(request, scope))?;
-    Ok(Put { changes: done.told().cloned().collect(), done: Some(done) })
+    let mut scope = Scope::all(&request);
+    scope.asked.pinged = pinged;
+    let done = engine::carry_out(open, there.clone(), Edit::new(request, scope))?;
+    Ok(Put { changes: done.told().cloned().collect(), done: Some(done), there: Some(there) })
 }

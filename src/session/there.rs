@@ -412,14 +412,7 @@ impl There {
         stored.remotes.iter().filter_map(hop).collect()
     }
 
-    /// The remotes that are down.
-    #[allow(dead_code)] // for who asks them from time to time
-    pub(crate) fn down(&self) -> BTreeSet<IpAddr> {
-        self.stored.as_ref().map_or_else(|_| BTreeSet::new(), |stored| stored.down.keys().copied().collect())
-    }
-
     /// The remotes that ping is to ask, each with the source of its copies.
-    #[allow(dead_code)] // for who asks them from time to time
     pub(crate) fn probed(&self) -> Vec<(IpAddr, IpAddr)> {
         let Ok(stored) = &self.stored else { return Vec::new() };
         let options = &stored.request.options;

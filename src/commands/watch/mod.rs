@@ -3,6 +3,7 @@
 mod log;
 mod monitor;
 mod notify;
+mod probes;
 mod timing;
 
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ use crate::tools::requirements;
 use log::{Level, Log};
 use monitor::Event;
 use notify::Notify;
+use probes::Probes;
 use timing::Timing;
 
 /// Another snifctl may be at work for so long before a look is given up, and tried again later.
@@ -48,6 +50,8 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         log: Log::new(args.json),
         notify,
         timing: Timing::new(args.interval),
+        probes: Probes::default(),
+        waits: false,
         monitors: Monitors { sender, started: [None; monitor::COMMANDS.len()] },
     };
     watcher.go_on(&events)?;
@@ -70,6 +74,9 @@ struct Watcher<'a> {
     log: Log,
     notify: Notify,
     timing: Timing,
+    probes: Probes,
+    /// A next hop of theirs does not answer, and no event tells when it does.
+    waits: bool,
     monitors: Monitors,
 }
 
@@ -88,14 +95,16 @@ impl Watcher<'_> {
             let now = Instant::now();
             if self.timing.due(now) <= now {
                 let has_failed = self.look(now)?;
-                self.timing.end(Instant::now(), has_failed);
+                self.timing.end(Instant::now(), has_failed, self.waits);
                 if !is_ready {
                     self.notify.say("READY=1");
                     is_ready = true;
                 }
                 continue;
             }
-            next = next.into_iter().chain([self.timing.due(now)]).chain(self.notify.feed(now)).min();
+            let round = self.probes.go_on(&self.context.runner, now, &self.monitors.sender);
+            let dues = next.into_iter().chain([self.timing.due(now)]).chain(self.notify.feed(now)).chain(round);
+            next = dues.min();
             let wait = next.map_or(RESTART, |next| next.saturating_duration_since(Instant::now()));
             let event = match events.recv_timeout(wait) {
                 Ok(event) => event,
@@ -106,6 +115,11 @@ impl Watcher<'_> {
                 match event {
                     Event::Changed => self.timing.event(Instant::now()),
                     Event::Ended(at) => ended[at] = Some(Instant::now()),
+                    Event::Answered(answers) => {
+                        if self.probes.answered(answers) {
+                            self.timing.event(Instant::now());
+                        }
+                    }
                     Event::Signal => {}
                 }
             }
@@ -163,6 +177,7 @@ impl Watcher<'_> {
             missing.map(|name| (Level::Warning, format!("no session {name} is up; it is waited for"))).collect();
         self.log.standing("", &missing);
         self.log.keep_only(&names);
+        self.probes.keep_only(|name| names.contains(name));
         let sessions = if names.len() == 1 { "1 session".into() } else { format!("{} sessions", names.len()) };
         let state = match self.log.problems() {
             0 => "in order".into(),
@@ -185,10 +200,15 @@ impl Watcher<'_> {
         let open = Open::to_write(&context)?;
         let names: BTreeSet<String> = engine::everything(&open).into_iter().filter(is_meant).collect();
         let mut has_failed = false;
+        self.waits = false;
         for name in &names {
             let mut standing = Vec::new();
-            match sync::session(&open, name) {
-                Ok(Put { changes, done }) => {
+            match sync::session(&open, name, self.probes.of(name)) {
+                Ok(Put { changes, done, there }) => {
+                    if let Some(there) = there {
+                        self.probes.ask(name, &there);
+                        self.waits |= !there.unanswered().is_empty();
+                    }
                     let made = changes.iter().filter(|change| !change.acts.is_empty());
                     made.for_each(|change| self.log.say(Level::Info, name, "changed", &change.line()));
                     let warnings = done.map(|done| done.warnings).unwrap_or_default();

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::probes::Answers;
 use crate::tools::exec::{Cmd, Runner};
 
 /// What wakes the watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Changed,
+    /// Remotes were asked.
+    Answered(Answers),
     /// A monitor, by its place among [`COMMANDS`], has ended.
     Ended(usize),
     Signal,

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_millis(100);
 /// An event is followed after so long at most, and there is one look in so long.
 const SECOND: Duration = Duration::from_secs(1);
+/// How often it is looked for what tells nobody that it has come.
+const WAITING: Duration = Duration::from_secs(5);
 /// The longest wait after failures.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -19,11 +21,13 @@ pub(super) struct Timing {
     looked: Option<(Instant, Instant)>,
     /// Looks in a row that have failed.
     failures: u32,
+    /// Something is waited for of which no event tells.
+    is_waiting: bool,
 }
 
 impl Timing {
     pub(super) fn new(interval: Duration) -> Timing {
-        Timing { interval, events: None, looked: None, failures: 0 }
+        Timing { interval, events: None, looked: None, failures: 0, is_waiting: false }
     }
 
     /// Something has changed.
@@ -38,7 +42,8 @@ impl Timing {
         self.looked = Some((now, now));
     }
 
-    pub(super) fn end(&mut self, now: Instant, has_failed: bool) {
+    pub(super) fn end(&mut self, now: Instant, has_failed: bool, is_waiting: bool) {
+        self.is_waiting = is_waiting;
         self.looked = self.looked.map(|(begun, _)| (begun, now));
         self.failures = if has_failed { self.failures + 1 } else { 0 };
     }
@@ -61,6 +66,7 @@ impl Timing {
     /// From one look to the next without an event.
     fn pause(&self) -> Duration {
         match self.failures {
+            0 if self.is_waiting => self.interval.min(WAITING),
             0 => self.interval,
             n => SECOND.saturating_mul(1 << (n - 1).min(6)).min(LONGEST),
         }
@@ -84,7 +90,7 @@ mod tests {
                 timing.event(now);
             }
             if ends == Some(at) {
-                timing.end(now, fails(begun.len() - 1));
+                timing.end(now, fails(begun.len() - 1), false);
                 ends = None;
             }
             if ends.is_none() && timing.due(now) <= now {
