@@ -26,14 +26,15 @@ impl Notify {
         // Twice as often as it wants it, as sd_watchdog_enabled(3) advises.
         let watchdog = number("WATCHDOG_USEC").filter(|usec| is_ours && *usec > 0);
         let watchdog = watchdog.map(|usec| (Duration::from_micros(usec / 2), Instant::now()));
-        Notify { socket: UnixDatagram::unbound().ok().zip(address), watchdog }
+        let socket = UnixDatagram::unbound().ok().filter(|socket| socket.set_nonblocking(true).is_ok());
+        Notify { socket: socket.zip(address), watchdog }
     }
 
     pub(super) fn is_heard(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Lines such as `READY=1`. Whether they arrive is not ours to care for.
+    /// Lines such as `READY=1`. A manager that does not read them holds nothing up.
     pub(super) fn say(&self, lines: &str) {
         if let Some((socket, address)) = &self.socket {
             let _ = socket.send_to_addr(lines.as_bytes(), address);
