@@ -9,34 +9,10 @@ use std::time::Instant;
 use lab::capture::Capture;
 use lab::decode::decap_gre;
 use lab::frames::{self, Ends};
-use lab::remotes::{assert_no_counter_went_back, collector, listed, remote, remotes, said_up};
+use lab::remotes::{answering, assert_no_counter_went_back, collector, listed, mac, remote, remotes, said_up};
 use lab::status::Session;
 use lab::talk::{Flow, flows, untagged};
 use lab::{COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, PATIENCE, mac_text, poll};
-
-/// A lab whose collector answers for so many remotes, each by a device and a link address of its own: nothing of them in
-/// the neighbour table is permanent. The kernel asks five times a second instead of once.
-fn answering(n: u8) -> Lab {
-    let lab = Lab::roomy();
-    let host = format!("neigh replace {OUT_IP} lladdr {} nud permanent dev col0", mac_text(OUT_MAC));
-    lab.ip_batch(Ns::Collector, &format!("address add 198.51.100.200/24 dev col0\n{host}"));
-    lab.collector(&["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"]);
-    lab.host(&["sysctl", "-qw", "net.ipv4.neigh.out0.retrans_time_ms=200"]);
-    for n in 0..n {
-        let lines = [
-            format!("link add link col0 name m{n} address {} type macvlan mode bridge", mac(n)),
-            format!("link set m{n} addrgenmode none"),
-            format!("address add {}/32 dev m{n}", remote(n)),
-            format!("link set m{n} up"),
-        ];
-        lab.ip_batch(Ns::Collector, &lines.join("\n"));
-    }
-    lab
-}
-
-fn mac(n: u8) -> String {
-    mac_text([2, 0, 0, 0, 4, n])
-}
 
 /// Has a remote answer, or nobody.
 fn answers(lab: &Lab, n: u8, does: bool) {

@@ -17,6 +17,7 @@
 
 pub(crate) mod bare;
 pub(crate) mod capture;
+pub(crate) mod chaos;
 pub(crate) mod check;
 pub(crate) mod corpus;
 pub(crate) mod decode;
