@@ -104,7 +104,7 @@ pub(crate) fn parse(texts: &[Text]) -> Result<Vec<Entry>, Mistakes> {
     for Entry { request, place, .. } in &entries {
         if let Some(other) = seen.get(request.name.as_str()) {
             let name = &request.name;
-            mistakes.push(place.said(&format!("--name {name} is also the session at {other}; try: --name OTHER")));
+            mistakes.push(place.said(&format!("--name {name} is also the session at {other}; try: --name other")));
         }
         seen.entry(&request.name).or_insert_with(|| format!("{}:{}", place.file, place.line));
     }

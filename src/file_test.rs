@@ -31,7 +31,7 @@ fn assert_mistakes(more: &str, lines: &[&str]) {
 fn a_file_says_all_that_the_command_line_does() {
     let found = requests(
         "# two sessions\n[[session]]\nname = \"web\"\ninterfaces = [\"eth0:ingress\", \"eth1\"]\ndirection = \"egress\"\n\
-         tunnel = \"vxlan\"\nremote = [\"10.0.0.7\", \"2001:db8::7\"]\nid = 0x10\negress-id = \"0x11\"\nport = 4790\n\
+         tunnel = \"vxlan\"\nremote = [\"10.0.0.7\", \"2001:db8::7\"]\nid = 0x10\negress-id = \"0x11\"\nport = 4_790\n\
          udp-checksum = true\ndf = false\nfilter = '''tcp port 443\n and not host 10.0.0.1'''\nmax-rate = \"200mbit\"\n\
          sample = \"1/2\"\nsource = [\"10.0.0.1\", \"2001:db8::1\"]\nunderlay = \"none\"\nttl = 3\n\n\
          [[session]]\ninterfaces = \"eth2\"\ntunnel = \"gre\"\nremote = \"10.0.0.7\"\nsequence = true\n",
@@ -147,8 +147,8 @@ fn all_mistakes_of_all_files_are_told_at_once() {
     assert_eq!(
         twice.0,
         [
-            "b.toml:3: name: web is also the session at a.toml:1; try: name = \"OTHER\"",
-            "b.toml:8: name: web is also the session at a.toml:1; try: name = \"OTHER\"",
+            "b.toml:3: name: web is also the session at a.toml:1; try: name = \"other\"",
+            "b.toml:8: name: web is also the session at a.toml:1; try: name = \"other\"",
         ]
     );
     assert_eq!(
@@ -205,4 +205,14 @@ fn a_difference_is_told_by_taps_remotes_and_keys() {
         ]
     );
     assert_eq!(words(&own), "eth0 eth1:ingress --tunnel gre --remote 10.0.0.7 --remote 10.0.0.8 --filter tcp");
+}
+
+#[test]
+fn the_file_of_the_manual_is_taken() {
+    let page = include_str!("../docs/apply.md").lines();
+    let block = page
+        .skip_while(|line| !line.starts_with("    [[session]]"))
+        .take_while(|line| line.is_empty() || line.starts_with("    "));
+    let found = requests(&block.map(|line| format!("{}\n", line.trim_start())).collect::<String>());
+    assert_eq!(found.iter().map(|request| request.name.as_str()).collect::<Vec<_>>(), ["web", "db"]);
 }

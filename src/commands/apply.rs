@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 
 use crate::commands::up::Found;
@@ -169,23 +169,25 @@ pub(crate) fn read(sources: &[PathBuf]) -> Result<Vec<Entry>> {
     for source in sources {
         if source == Path::new("-") {
             let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).context("-f -: standard input cannot be read")?;
+            std::io::stdin().read_to_end(&mut bytes).map_err(|err| unreadable(source, &err))?;
             texts.push(text("stdin".into(), bytes)?);
             continue;
         }
-        let cannot = |path: &Path| {
-            format!(
-                "-f {} cannot be read; name a file, a directory of *.toml files, or - for standard input",
-                path.display()
-            )
+        let paths = match source.is_dir() {
+            true => files(source).map_err(|err| unreadable(source, &err))?,
+            false => vec![source.clone()],
         };
-        let paths = if source.is_dir() { files(source).with_context(|| cannot(source))? } else { vec![source.clone()] };
         for path in paths {
-            let bytes = fs::read(&path).with_context(|| cannot(&path))?;
+            let bytes = fs::read(&path).map_err(|err| unreadable(&path, &err))?;
             texts.push(text(path.display().to_string(), bytes)?);
         }
     }
     Ok(file::parse(&texts)?)
+}
+
+fn unreadable(path: &Path, err: &std::io::Error) -> anyhow::Error {
+    let path = path.display();
+    anyhow!("-f {path} cannot be read ({err}); name a file, a directory of *.toml files, or - for standard input")
 }
 
 fn text(name: String, bytes: Vec<u8>) -> Result<Text> {
@@ -301,11 +303,13 @@ impl<'a> Prepared<'a> {
             if work.applied.error.is_none() {
                 // What was looked up is no more of use once another session was changed.
                 let found = work.found.take().filter(|_| !is_changed);
-                let done = made(context, &open, &mut work, found).map_err(|err| so_far(err, &sessions));
-                is_changed |= !work.applied.changes.is_empty() || done.is_err();
-                match done {
+                match made(context, &open, &mut work, found).map_err(|err| so_far(err, &sessions)) {
+                    Ok(is_nothing) => is_changed |= !is_nothing,
                     Err(err) if interrupt::is_cause(&err) => return Err(err),
-                    done => work.applied.error = done.err(),
+                    Err(err) => {
+                        work.applied.error = Some(err);
+                        is_changed = true;
+                    }
                 }
             }
             sessions.push(work.applied);
@@ -336,7 +340,8 @@ impl<'a> Prepared<'a> {
 
 /// With an interrupt it is said what was done before.
 fn so_far(err: anyhow::Error, sessions: &[Applied]) -> anyhow::Error {
-    let names: Vec<&str> = sessions.iter().map(|session| session.name.as_str()).collect();
+    let done = sessions.iter().filter(|session| !session.changes.is_empty());
+    let names: Vec<&str> = done.map(|session| session.name.as_str()).collect();
     let before =
         (!names.is_empty()).then(|| format!("applied before: {}; apply again for the others", names.join(", ")));
     interrupt::partly(err, before)
@@ -372,7 +377,8 @@ fn surplus(open: &Open, named: &BTreeSet<&str>) -> Result<Vec<String>> {
     Ok(surplus)
 }
 
-fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -> Result<()> {
+/// Makes one session, or changes it; answers whether there was nothing to do.
+fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -> Result<bool> {
     let now;
     let (open, found) = match found {
         Some(found) => (open, found),
@@ -391,6 +397,9 @@ fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -
     }
     let scope = found.scope(&open.machine, WAITS_FOR_INTERFACES)?;
     let is_new = found.known.is_none();
+    if !applied.differences.is_empty() {
+        applied.notes.extend(absent(open, &found));
+    }
     let clsact = work.clsact();
     let filter = work.filter.take();
     let edit = Edit { applied: true, clsact, filter, ..Edit::new(found.request, scope) };
@@ -406,7 +415,21 @@ fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -
         applied.what = What::Repaired;
     }
     applied.changes = changes;
-    Ok(())
+    Ok(done.is_nothing())
+}
+
+/// The interfaces that the session has to wait for.
+fn absent(open: &Open, found: &Found) -> Vec<String> {
+    let is_known = |name: &String| found.known.as_ref().is_some_and(|stored| stored.interfaces.contains_key(name));
+    let names = found.request.interfaces.iter().map(|watched| &watched.interface);
+    let absent = names.filter(|name| open.machine.named(name).is_none() && !is_known(name));
+    let name = &found.request.name;
+    let note = |absent| {
+        format!(
+            "{name}: IFACE {absent} does not exist here yet; once it does, have it watched with: snifctl sync --name {name}"
+        )
+    };
+    absent.map(note).collect()
 }
 
 fn removed(context: &Context, open: &Open, name: &str) -> Result<Vec<Change>> {
