@@ -100,13 +100,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         dry_run: DryRun,
     },
-    /// Make sessions as files have them, by the smallest change; see docs/apply.md
+    /// Make sessions as files have them, by the smallest change
     #[command(after_help = indoc! {"
         Examples:
           sudo snifctl apply -f web.toml
           sudo snifctl apply -f /etc/snifctl.d --prune
           snifctl apply -f web.toml --dry-run
           sudo snifctl export | sed s/10.0.0.7/10.0.0.8/ | sudo snifctl apply -f -
+
+        The file is TOML: a table for each session, a key for each option of `up`:
+          [[session]]
+          name = \"web\"
+          interfaces = [\"eth0:ingress\", \"eth1\"]
+          tunnel = \"gre\"
+          remote = [\"10.0.0.7\"]
+          filter = \"tcp port 443\"
     "})]
     Apply {
         /// A TOML file, a directory of *.toml files, or - for standard input; may be repeated
@@ -123,7 +131,7 @@ pub(crate) enum Command {
     /// Print the running sessions as a file for apply
     #[command(after_help = indoc! {"
         Examples:
-          sudo snifctl export > /etc/snifctl.d/all.toml
+          sudo snifctl export > all.toml
           sudo snifctl export --name both
     "})]
     Export {

@@ -52,19 +52,11 @@ fn a_file_is_applied_by_the_smallest_change() {
     let lab = lab_of(3);
     add_link(&lab, 1);
     let before = lab.machine();
-    lab.said(&[
-        "up",
-        "eth1:ingress",
-        "--tunnel",
-        "gre",
-        "--remote",
-        "198.51.100.12",
-        "--name",
-        "hand",
-        "--filter",
-        "ip6",
-    ])
-    .quietly_ok();
+    // Of every kind of option one.
+    let hand = "up eth1:ingress --name hand --tunnel vxlan --remote 198.51.100.12,2001:db8:1::2 --id 7 --egress-id 8 --port 4790 \
+                --udp-checksum --filter ip6 --spread flow --sample 1/2 --sample-flows 1/3 --snaplen 100 --max-rate 200mbit \
+                --oversize truncate --source 198.51.100.1 --underlay none --ttl 9 --tos 0x10 --df";
+    lab.said(&hand.split_whitespace().collect::<Vec<_>>()).ok();
     let all = file(&lab, "all.toml", &format!("{WEB}{DB}"));
     let said = apply(&lab, &all, &[]).quietly_ok();
     let made = "+ session web: eth0:ingress --tunnel gre --remote 198.51.100.10\n\
@@ -207,6 +199,20 @@ fn an_interface_may_come_later_and_one_session_that_fails_stops_no_other() {
     let said = apply(&lab, &file(&lab, "db.toml", DB), &[]).quietly_ok();
     assert!(said.stdout.contains("db: tap eth1 ingress: "), "{said:#?}");
     assert_copied_on(&lab, ETH1, "both");
+    // One that was renamed is exported by the name that it has.
+    for line in ["down", "name lan1", "up"] {
+        lab.host(
+            &[
+                &["ip", "link", "set", "dev", if line == "up" { "lan1" } else { "eth1" }],
+                &line.split(' ').collect::<Vec<_>>()[..],
+            ]
+            .concat(),
+        );
+    }
+    let exported = lab.said(&["export", "--name", "db"]).quietly_ok().stdout;
+    assert!(exported.contains("\ninterfaces = [\"lan1\"]\n"), "{exported}");
+    applied_from_stdin(&lab, &exported, &[]).ok();
+    assert_eq!(applied_from_stdin(&lab, &exported, &[]).quietly_ok().stdout, "");
     // A session that failed keeps from being pruned what it may be to take the place of.
     let other = file(&lab, "other.toml", &blocked);
     let said = apply(&lab, &other, &["--prune"]);
@@ -219,6 +225,6 @@ fn an_interface_may_come_later_and_one_session_that_fails_stops_no_other() {
         said["sessions"].as_array().unwrap().iter().filter_map(|one| one["result"].as_str()).collect();
     assert_eq!(results, ["added", "removed"], "{said:#}");
     lab.said(&["down", "--all"]).quietly_ok();
-    lab.host(&["ip", "link", "del", "dev", "eth1"]);
+    lab.host(&["ip", "link", "del", "dev", "lan1"]);
     lab.assert_as_before(&bare);
 }

@@ -193,7 +193,7 @@ fn unreadable(path: &Path, err: &std::io::Error) -> anyhow::Error {
 fn text(name: String, bytes: Vec<u8>) -> Result<Text> {
     let text = String::from_utf8(bytes).map_err(|err| {
         let line = 1 + err.as_bytes()[..err.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-        Mistakes(vec![format!("{name}:{line}: is not UTF-8 text; look at it with: file {name}")])
+        Mistakes(vec![format!("{name}:{line}: is not UTF-8 text; save it as UTF-8")])
     })?;
     Ok(Text { name, text })
 }
