@@ -100,6 +100,45 @@ pub(crate) enum Command {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// Make sessions as files have them, by the smallest change
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl apply -f web.toml
+          sudo snifctl apply -f /etc/snifctl.d --prune
+          snifctl apply -f web.toml --dry-run
+          sudo snifctl export | sed s/10.0.0.7/10.0.0.8/ | sudo snifctl apply -f -
+
+        The file is TOML: a table for each session, a key for each option of `up`:
+          [[session]]
+          name = \"web\"
+          interfaces = [\"eth0:ingress\", \"eth1\"]
+          tunnel = \"gre\"
+          remote = [\"10.0.0.7\"]
+          filter = \"tcp port 443\"
+    "})]
+    Apply {
+        /// A TOML file, a directory of *.toml files, or - for standard input; may be repeated
+        #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
+        files: Vec<PathBuf>,
+        /// Take down the sessions that apply has made and the files no longer have
+        #[arg(long)]
+        prune: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Print the running sessions as a file for apply
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl export > all.toml
+          sudo snifctl export --name both
+    "})]
+    Export {
+        /// Only this session
+        #[arg(long, value_name = "NAME", value_parser = request::name_option)]
+        name: Option<String>,
+    },
     /// Make the kernel agree with what was asked for: after a change of routes, interfaces, or damage
     #[command(after_help = indoc! {"
         Examples:

@@ -488,7 +488,7 @@ impl Request {
     }
 
     /// Every option by its flag.
-    fn flags(&self) -> Vec<(&'static str, Values)> {
+    pub(crate) fn flags(&self) -> Vec<(&'static str, Values)> {
         fn one(value: impl ToString, default: bool) -> Values {
             Values::Some(vec![value.to_string()], if default { Said::ByDefault } else { Said::Needed })
         }
@@ -548,19 +548,19 @@ impl Request {
 
 /// The values of one flag.
 #[derive(Debug, PartialEq, Eq)]
-enum Values {
+pub(crate) enum Values {
     Switch(bool),
     Some(Vec<String>, Said),
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+pub(crate) enum Said {
     ByDefault,
     Needed,
 }
 
 impl Values {
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         match self {
             Values::Switch(on) => (if *on { "on" } else { "off" }).into(),
             Values::Some(values, _) if values.is_empty() => "none".into(),

@@ -1,10 +1,12 @@
 //! One file a verb or noun of the command line: each runs what was asked and prints the result. Results go to stdout, all
 //! else to stderr.
 
+pub(crate) mod apply;
 mod capture;
 mod demo;
 mod doctor;
 mod down;
+mod export;
 mod filter;
 mod map;
 mod remote;
@@ -48,6 +50,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Down { name, all, clsact, dry_run } => {
             down::run(&context.dry(&dry_run), name.as_deref(), all, clsact.keep_clsact)
         }
+        Command::Apply { files, prune, json, dry_run } => apply::run(&context.dry(&dry_run), &files, prune, json.json),
+        Command::Export { name } => export::run(&context, name.as_deref()),
         Command::Sync { session, all, json, dry_run } => {
             sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
         }

@@ -55,7 +55,7 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn shown(change: &Change) -> Value {
+pub(super) fn shown(change: &Change) -> Value {
     json!({ "subject": change.subject, "fault": change.fault, "fix": change.fix })
 }
 

@@ -36,25 +36,17 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     // clang may run while routes and links are looked up.
     let compiling = source.clone().begin(runner)?;
     let open = Open::to_write(context)?;
-    let there = open.read(&request.name)?;
-    let (request, known) = match &there.stored {
-        Ok(stored) => (agreed(stored, &request, &open.machine, args.replace)?, Some(stored.clone())),
-        // Its counters are not ours to throw away.
-        Err(why @ Unreadable::OtherVersion(_)) => {
-            bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", request.name)
-        }
-        Err(_) => (request, None),
-    };
+    let found = Found::of(&open, &request, args.replace)?;
+    let (request, known) = (found.request.clone(), found.known.clone());
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
-    let scope = scope(&request, known.as_ref(), &open.machine)?;
+    let scope = found.scope(&open.machine, false)?;
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
-    let is_anew = known.is_none() && (there.is_published || !there.halves.is_empty());
-    if is_anew && !runner.dry_run {
-        eprintln!("snifctl: {}; making it anew", broken(&there));
+    if let Some(broken) = found.broken().filter(|_| !runner.dry_run) {
+        eprintln!("snifctl: {broken}; making it anew");
     }
     let compiling = Started(Some((source, compiling)));
-    let edit = Edit { request: request.clone(), scope, clsact, filter, compiling };
-    let done = engine::carry_out(&open, there, edit)?;
+    let edit = Edit { clsact, filter, compiling, ..Edit::new(request.clone(), scope) };
+    let done = engine::carry_out(&open, found.there, edit)?;
     if runner.dry_run {
         open.sweep_dead();
         return shown(&request.name, &done, known.is_some());
@@ -68,11 +60,42 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Why a session is not taken for one.
-fn broken(there: &There) -> String {
-    match &there.stored {
-        Err(why) if there.is_published => format!("session {}: {why}", there.name),
-        _ => format!("session {} was only half there", there.name),
+/// A session as it is found, and the request that is to be in force.
+pub(super) struct Found {
+    pub there: There,
+    pub request: Request,
+    /// What it remembers, if it is there.
+    pub known: Option<Stored>,
+}
+
+impl Found {
+    /// `replaces`: it may have another request.
+    pub(super) fn of(open: &Open, asked: &Request, replaces: bool) -> Result<Found> {
+        let there = open.read(&asked.name)?;
+        let (request, known) = match &there.stored {
+            Ok(stored) => (agreed(stored, asked, &open.machine, replaces)?, Some(stored.clone())),
+            // Its counters are not ours to throw away.
+            Err(why @ Unreadable::OtherVersion(_)) => {
+                bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", asked.name)
+            }
+            Err(_) => (asked.clone(), None),
+        };
+        Ok(Found { there, request, known })
+    }
+
+    /// Everything is asked; what is new in the request is told apart. `waits`: an interface may be absent.
+    pub(super) fn scope(&self, machine: &Machine, waits: bool) -> Result<Scope> {
+        scope(&self.request, self.known.as_ref(), machine, waits)
+    }
+
+    /// Why what is there of it is not taken for a session.
+    pub(super) fn broken(&self) -> Option<String> {
+        let there = &self.there;
+        let is_anew = self.known.is_none() && (there.is_published || !there.halves.is_empty());
+        is_anew.then(|| match &there.stored {
+            Err(why) if there.is_published => format!("session {}: {why}", there.name),
+            _ => format!("session {} was only half there", there.name),
+        })
     }
 }
 
@@ -103,13 +126,13 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
     Ok(asked)
 }
 
-/// Everything is asked; what is new in the request is told apart.
-fn scope(request: &Request, known: Option<&Stored>, machine: &Machine) -> Result<Scope> {
+fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, waits: bool) -> Result<Scope> {
     let mut scope = Scope::all(request);
     for watched in &request.interfaces {
         if known.is_none_or(|stored| !stored.interfaces.contains_key(&watched.interface)) {
             let renamed = known.zip(machine.named(&watched.interface)).and_then(|(known, at)| known.place(at.ifindex));
-            if renamed.is_none() {
+            let is_awaited = waits && machine.named(&watched.interface).is_none();
+            if renamed.is_none() && !is_awaited {
                 resolve::ensure_watchable(&watched.interface, machine)?;
                 scope.asked.interfaces.push(watched.interface.clone());
             }

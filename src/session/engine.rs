@@ -178,6 +178,8 @@ impl Scope {
 pub(crate) struct Edit {
     pub request: Request,
     pub scope: Scope,
+    /// A session that is made is one of `apply`.
+    pub applied: bool,
     pub clsact: Clsact,
     /// Compiled already, to see whether it can be.
     pub filter: Option<Filter>,
@@ -196,7 +198,7 @@ impl Clone for Started {
 
 impl Edit {
     pub(crate) fn new(request: Request, scope: Scope) -> Edit {
-        Edit { request, scope, clsact: Clsact::Remove, filter: None, compiling: Started::default() }
+        Edit { request, scope, applied: false, clsact: Clsact::Remove, filter: None, compiling: Started::default() }
     }
 }
 
@@ -553,6 +555,7 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
     let all = &edit.request.options.remotes;
     Wanted {
         request: edit.request.clone(),
+        applied: edit.applied,
         interfaces,
         remotes: resolved.remotes.iter().map(|(remote, route)| (*remote, route.outer)).collect(),
         hops: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.hop.clone()?))).collect(),

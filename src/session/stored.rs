@@ -18,6 +18,9 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) struct Stored {
     pub version: u32,
     pub request: Request,
+    /// `apply` has made it: so `apply --prune` takes it away once no file has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub applied: bool,
     /// The watched interfaces whose rows the maps have, by the name that the request has for them.
     pub interfaces: BTreeMap<String, Place>,
     /// The slot of each remote that has a row.
@@ -156,6 +159,7 @@ impl Stored {
             version: VERSION,
             compiled: Compiled::of(&request),
             request,
+            applied: false,
             interfaces: BTreeMap::new(),
             remotes: BTreeMap::new(),
             neighbours: BTreeMap::new(),

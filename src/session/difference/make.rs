@@ -14,7 +14,7 @@ use crate::session::there::{Rows, There, key};
 
 pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
     let request = &wanted.request;
-    let mut stored = Stored::new(request.clone());
+    let mut stored = Stored { applied: wanted.applied, ..Stored::new(request.clone()) };
     stored.neighbours = neighbours::wanted_hops(wanted, there);
     stored.down = down(wanted, None);
     // While the old session's memory is there.

@@ -39,6 +39,8 @@ pub(crate) enum Clsact {
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub request: Request,
+    /// A session that is made is one of `apply`.
+    pub applied: bool,
     /// The interfaces of the request, in its order; no link where it is gone.
     pub interfaces: Vec<(Watched, Option<Link>)>,
     /// Of those remotes whose way was looked up.

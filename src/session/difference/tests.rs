@@ -342,6 +342,7 @@ pub(super) fn wanted(there: &There, request: Request) -> Wanted {
         }),
     };
     Wanted {
+        applied: false,
         interfaces,
         remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
         hops: BTreeMap::new(),
