@@ -162,6 +162,7 @@ pub(crate) enum Command {
         Examples:
           sudo snifctl watch
           sudo snifctl watch --name both --interval 10
+          sudo snifctl watch --apply /etc/snifctl.d
           sudo snifctl watch --down-on-exit
     "})]
     Watch(WatchArgs),
@@ -304,6 +305,10 @@ pub(crate) struct WatchArgs {
     /// Look at everything so often, for what tells nobody that it changes
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = interval, allow_negative_numbers = true)]
     pub interval: Duration,
+    /// Make the sessions that the *.toml files of this directory have, as `apply --prune` does; again at SIGHUP, and
+    /// where one is down
+    #[arg(long, value_name = "DIR", conflicts_with = "names")]
+    pub apply: Option<PathBuf>,
     /// Take the sessions down at the end; without it they run on
     #[arg(long)]
     pub down_on_exit: bool,

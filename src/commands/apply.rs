@@ -142,7 +142,7 @@ pub(super) fn run(context: &Context, sources: &[PathBuf], prune: bool, as_json: 
 }
 
 /// Mistakes in files are of the user's making.
-fn usage(err: anyhow::Error) -> anyhow::Error {
+pub(crate) fn usage(err: anyhow::Error) -> anyhow::Error {
     match err.downcast::<Mistakes>() {
         Ok(mistakes) => Usage::from(mistakes).into(),
         Err(err) => err,
@@ -153,11 +153,9 @@ fn usage(err: anyhow::Error) -> anyhow::Error {
 /// run, and can be called again and again: what is as it is to be is left alone.
 ///
 /// # Errors
-/// A [`Usage`] with all mistakes in the files; files that cannot be read; a signal. Then no session was changed, but by a
-/// signal those before. What a single session meets is in the [`Outcome`].
-#[allow(dead_code, reason = "`watch` calls it")]
-pub(crate) fn apply(context: &Context, sources: &[PathBuf], prune: bool) -> Result<Outcome> {
-    let entries = read(sources).map_err(usage)?;
+/// A [`Usage`] with all mistakes that only show on the machine; a signal. Then no session was changed, but by a signal those
+/// before. What a single session meets is in the [`Outcome`].
+pub(crate) fn apply(context: &Context, entries: Vec<Entry>, prune: bool) -> Result<Outcome> {
     let filters = filters(context, &entries)?;
     Prepared::new(context, entries, filters, prune)?.carry_out()
 }

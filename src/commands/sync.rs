@@ -1,7 +1,5 @@
 //! `sync`: make the kernel agree with what was asked for.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -12,7 +10,7 @@ use crate::output::json;
 use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
-use crate::session::resolve;
+use crate::session::resolve::{self, Asked};
 use crate::session::there::There;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
@@ -24,7 +22,7 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     })?;
     let (mut sessions, mut failed) = (Vec::new(), false);
     for name in &names {
-        match session(&open, name, None) {
+        match session(&open, name, |_| ()) {
             Ok(Put { changes, done, .. }) => {
                 warn(done.iter().flat_map(news));
                 let (changes, notes): (Vec<Change>, Vec<Change>) =
@@ -80,8 +78,8 @@ pub(crate) struct Put {
     pub there: Option<There>,
 }
 
-/// Brings one session in order. Who has `pinged` its remotes says which of them answer; else they are asked.
-pub(crate) fn session(open: &Open, name: &str, pinged: Option<BTreeMap<IpAddr, bool>>) -> Result<Put> {
+/// Brings one session in order. `how` may change what is asked for it.
+pub(crate) fn session(open: &Open, name: &str, how: impl FnOnce(&mut Asked)) -> Result<Put> {
     let there = open.read(name)?;
     if !there.is_published {
         let changes = engine::take_down(open, name, Clsact::Remove)?;
@@ -96,7 +94,7 @@ pub(crate) fn session(open: &Open, name: &str, pinged: Option<BTreeMap<IpAddr, b
     };
     let request = resolve::follow(stored, &open.machine);
     let mut scope = Scope::all(&request);
-    scope.asked.pinged = pinged;
+    how(&mut scope.asked);
     let done = engine::carry_out(open, there.clone(), Edit::new(request, scope))?;
     Ok(Put { changes: done.told().cloned().collect(), done: Some(done), there: Some(there) })
 }

@@ -43,6 +43,8 @@ pub(crate) struct Asked {
     pub interfaces: Vec<String>,
     /// Only look: no neighbour is asked, nothing is waited for.
     pub passive: bool,
+    /// With it: they are asked, and nobody waits for the answers.
+    pub sends: bool,
     /// Where the session's rows send copies now, by remote: out interface and link address.
     pub known: BTreeMap<IpAddr, (u32, [u8; 6])>,
     /// The remotes that are down.
@@ -496,6 +498,14 @@ fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &As
     let before = ip::neighbours(runner)?;
     let is_asking = !asked.passive && !runner.dry_run;
     let now = if is_asking { ask_twice(runner, ways, asked, &before)? } else { before.clone() };
+    if asked.passive && asked.sends && !runner.dry_run {
+        let is_being_asked = |way: &Way| way.neighbour(&now).is_some_and(Neighbour::is_being_asked);
+        let lines = questions(ways, &now, |_, way| !is_being_asked(way));
+        // That one cannot be asked is seen by what becomes of it.
+        if !lines.is_empty() && ip::batch(runner, &lines).is_err() {
+            interrupt::check()?;
+        }
+    }
     if runner.dry_run && !asked.passive {
         let lines = questions(ways, &now, |_, _| true);
         lines.iter().try_for_each(|line| exec::print(&format!("ip {line}\n")))?;

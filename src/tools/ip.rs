@@ -323,6 +323,11 @@ impl Neighbour {
         self.is("FAILED")
     }
 
+    /// The kernel asks it now, or is about to: its answer, or that there is none, will be told.
+    pub(crate) fn is_being_asked(&self) -> bool {
+        ["INCOMPLETE", "DELAY", "PROBE"].into_iter().any(|state| self.is(state))
+    }
+
     /// Nobody has answered so far.
     pub(crate) fn is_unanswered(&self) -> bool {
         self.is("FAILED") || self.is("INCOMPLETE")

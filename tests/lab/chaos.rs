@@ -154,6 +154,9 @@ impl Chaos {
             last: None,
             event: (0, Instant::now()),
         };
+        // The collector knows each address of ours: its questions would tell another link address of its own.
+        let own = super::mac_text(super::OUT_MAC);
+        chaos.lab.ip_batch(Ns::Collector, &format!("neigh replace 198.51.100.44 lladdr {own} nud permanent dev col0"));
         chaos.sh(MAKE_OUT1);
         let remotes = format!("{},{FAR}", remote(0));
         chaos.lab.said(&["up", "eth0", "eth1", "--tunnel", "gre", "--remote", &remotes, "--spread", "flow"]).ok();

@@ -1,6 +1,6 @@
 //! The log: one line, or one JSON object, for each thing that begins, changes or ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
@@ -81,8 +81,8 @@ impl Log {
     }
 
     /// Sessions that are no longer there have no problem any more.
-    pub(super) fn keep_only(&mut self, sessions: &BTreeSet<String>) {
-        self.standing.retain(|name, _| name.is_empty() || sessions.contains(name));
+    pub(super) fn keep_only(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.standing.retain(|name, _| name.is_empty() || is_there(name));
     }
 
     /// How many things are not as they must be.
@@ -92,7 +92,7 @@ impl Log {
 }
 
 /// The same line with other numbers in it tells the same.
-fn numberless(text: &str) -> String {
+pub(super) fn numberless(text: &str) -> String {
     let is_number =
         |word: &str| word.trim_matches(|c: char| c.is_ascii_punctuation()).bytes().all(|b| b.is_ascii_digit());
     text.split_whitespace().map(|word| if is_number(word) { "#" } else { word }).collect::<Vec<_>>().join(" ")

@@ -6,7 +6,7 @@ mod notify;
 mod probes;
 mod timing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::cli::WatchArgs;
-use crate::commands::status;
 use crate::commands::sync::{self, Put};
+use crate::commands::{apply, status};
+use crate::file::Entry;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Open};
 use crate::session::home::{self, Wait};
-use crate::session::resolve::Warning;
+use crate::session::resolve::{Asked, Warning};
 use crate::session::stats;
 use crate::tools::interrupt;
 use crate::tools::requirements;
@@ -40,7 +41,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
     let (sender, events) = mpsc::channel();
     let notify = Notify::from_environment();
     let wake = sender.clone();
-    interrupt::serve(notify.is_heard(), move || {
+    interrupt::serve(notify.is_heard() || args.apply.is_some(), move || {
         let _ = wake.send(Event::Signal);
     });
     let wait = Wait(context.wait.0.or(Some(PATIENCE)));
@@ -51,9 +52,12 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         notify,
         timing: Timing::new(args.interval),
         probes: Probes::default(),
+        files: Files::default(),
+        suspects: BTreeMap::new(),
         waits: false,
         monitors: Monitors { sender, started: [None; monitor::COMMANDS.len()] },
     };
+    watcher.read_files().map_err(apply::usage)?;
     watcher.go_on(&events)?;
     watcher.notify.say("STOPPING=1");
     if args.down_on_exit {
@@ -68,6 +72,23 @@ struct Monitors {
     started: [Option<Instant>; monitor::COMMANDS.len()],
 }
 
+/// What is said of all files.
+const FILES: &str = "files";
+
+/// The sessions of the directory.
+#[derive(Default)]
+struct Files {
+    entries: Vec<Entry>,
+    /// They are to be applied, and those pruned that the files no longer have.
+    is_due: bool,
+}
+
+impl Files {
+    fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.request.name == name)
+    }
+}
+
 struct Watcher<'a> {
     context: Context,
     args: &'a WatchArgs,
@@ -75,6 +96,9 @@ struct Watcher<'a> {
     notify: Notify,
     timing: Timing,
     probes: Probes,
+    files: Files,
+    /// What was not as it must be after the last look, by session: most of it comes from a change in between.
+    suspects: BTreeMap<String, BTreeSet<String>>,
     /// A next hop of theirs does not answer, and no event tells when it does.
     waits: bool,
     monitors: Monitors,
@@ -88,7 +112,18 @@ impl Watcher<'_> {
         while interrupt::code().is_none() {
             if interrupt::is_reload() {
                 self.notify.reloading();
-                self.timing.event(Instant::now());
+                match self.read_files() {
+                    Ok(()) => self.timing.event(Instant::now()),
+                    Err(err) => {
+                        let text = format!("{err:#}").replace('\n', "; ");
+                        self.log.say(
+                            Level::Error,
+                            "",
+                            "reload",
+                            &format!("{text}; what was read before stays in force"),
+                        );
+                    }
+                }
                 is_ready = false;
             }
             let mut next = self.start_monitors(&mut ended)?;
@@ -125,6 +160,36 @@ impl Watcher<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Reads the directory.
+    fn read_files(&mut self) -> Result<()> {
+        if let Some(dir) = &self.args.apply {
+            self.files = Files { entries: apply::read(std::slice::from_ref(dir))?, is_due: true };
+        }
+        Ok(())
+    }
+
+    /// Makes the sessions of the files, all of them or those that are not up. Has one failed?
+    fn apply(&mut self, prune: bool, is_meant: impl Fn(&str) -> bool) -> Result<bool> {
+        let entries = self.files.entries.iter().filter(|entry| is_meant(&entry.request.name)).cloned().collect();
+        let outcome = match apply::apply(&self.context, entries, prune) {
+            Err(err) if interrupt::is_cause(&err) => return Err(err),
+            // What is up is kept in order all the same.
+            outcome => outcome,
+        };
+        let failed = outcome.as_ref().err().map(|err| (Level::Error, format!("{err:#}").replace('\n', "; ")));
+        self.log.standing(FILES, &failed.into_iter().collect::<Vec<_>>());
+        let Ok(outcome) = outcome else { return Ok(true) };
+        for session in &outcome.sessions {
+            let name = &session.name;
+            session.lines().iter().for_each(|line| self.log.say(Level::Info, name, "applied", line));
+            session.notes.iter().for_each(|note| self.log.say(Level::Warning, name, "warning", note));
+            let failed = session.error.iter().map(|err| (Level::Error, format!("{err:#}")));
+            self.log.standing(&format!("{name} of a file"), &failed.collect::<Vec<_>>());
+        }
+        outcome.notes.iter().for_each(|note| self.log.say(Level::Warning, "", "warning", note));
+        Ok(outcome.has_failed())
     }
 
     /// Starts those that have ended; answers when the next may be.
@@ -176,7 +241,11 @@ impl Watcher<'_> {
         let missing: Vec<(Level, String)> =
             missing.map(|name| (Level::Warning, format!("no session {name} is up; it is waited for"))).collect();
         self.log.standing("", &missing);
-        self.log.keep_only(&names);
+        let files = &self.files;
+        self.log.keep_only(|name| {
+            name == FILES || names.contains(name) || name.strip_suffix(" of a file").is_some_and(|name| files.has(name))
+        });
+        self.suspects.retain(|name, _| names.contains(name));
         self.probes.keep_only(|name| names.contains(name));
         let sessions = if names.len() == 1 { "1 session".into() } else { format!("{} sessions", names.len()) };
         let state = match self.log.problems() {
@@ -193,17 +262,27 @@ impl Watcher<'_> {
     fn sessions(&mut self, is_for_all: bool) -> Result<(BTreeSet<String>, bool)> {
         let context = self.context;
         let is_meant = |name: &String| self.args.names.is_empty() || self.args.names.contains(name);
-        // Where there is nothing, nothing is made for the lock.
-        if engine::everything(&Open::to_read(&context)?).is_empty() {
-            return Ok((BTreeSet::new(), false));
+        let mut has_failed = false;
+        if self.files.is_due {
+            has_failed |= self.apply(true, |_| true)?;
+            self.files.is_due = has_failed;
+        }
+        let up: BTreeSet<String> = engine::everything(&Open::to_read(&context)?).into_iter().collect();
+        if self.files.entries.iter().any(|entry| !up.contains(&entry.request.name)) {
+            has_failed |= self.apply(false, |name| !up.contains(name))?;
+        } else if up.is_empty() {
+            // Where there is nothing, nothing is made for the lock.
+            return Ok((BTreeSet::new(), has_failed));
         }
         let open = Open::to_write(&context)?;
         let names: BTreeSet<String> = engine::everything(&open).into_iter().filter(is_meant).collect();
-        let mut has_failed = false;
         self.waits = false;
         for name in &names {
             let mut standing = Vec::new();
-            match sync::session(&open, name, self.probes.of(name)) {
+            let pinged = self.probes.of(name);
+            // Nothing is waited for: an answer is an event.
+            let how = |asked: &mut Asked| (asked.passive, asked.sends, asked.pinged) = (true, true, pinged);
+            match sync::session(&open, name, how) {
                 Ok(Put { changes, done, there }) => {
                     if let Some(there) = there {
                         self.probes.ask(name, &there);
@@ -227,8 +306,14 @@ impl Watcher<'_> {
                 let subject = line.split(": ").next().unwrap_or_default();
                 standing.iter().any(|(_, said): &(Level, String)| said.starts_with(&format!("{subject} ")))
             };
-            let left: Vec<(Level, String)> = left.into_iter().filter(|(_, line)| !is_said(line)).collect();
-            standing.extend(left);
+            let left: Vec<String> = left.into_iter().filter(|line| !is_said(line)).collect();
+            let suspects: BTreeSet<String> = left.iter().map(|line| log::numberless(line)).collect();
+            let before = self.suspects.insert(name.clone(), suspects.clone()).unwrap_or_default();
+            if !suspects.is_subset(&before) {
+                self.timing.event(Instant::now());
+            }
+            let lasting = left.into_iter().filter(|line| before.contains(&log::numberless(line)));
+            standing.extend(lasting.map(|line| (Level::Warning, line)));
             self.log.standing(name, &standing);
         }
         if is_for_all {
@@ -238,7 +323,7 @@ impl Watcher<'_> {
     }
 
     /// What is still not as it must be with a session.
-    fn left(&self, open: &Open, name: &str) -> Result<Vec<(Level, String)>> {
+    fn left(&self, open: &Open, name: &str) -> Result<Vec<String>> {
         let open = open.again(open.runner)?;
         let session = match stats::session(&open, name) {
             Ok(session) => session,
@@ -246,7 +331,7 @@ impl Watcher<'_> {
             Err(_) => return Ok(Vec::new()),
         };
         let bare = |line: String| line.strip_prefix(&format!("{name}: ")).map_or(line.clone(), String::from);
-        Ok(status::problems(&session).into_iter().map(|line| (Level::Warning, bare(line))).collect())
+        Ok(status::problems(&session).into_iter().map(bare).collect())
     }
 
     /// Takes down what was watched.
