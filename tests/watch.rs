@@ -200,3 +200,52 @@ fn a_remote_that_stops_answering_pings_is_down_until_it_does() {
     let log = watch.log();
     assert!(log.contains("down") && log.contains("over: "), "{log}");
 }
+
+#[test]
+fn the_sessions_of_a_directory_are_made_and_made_again() {
+    let lab = Lab::roomy();
+    let before = lab.machine();
+    let dir = lab.dir().join("d");
+    fs::create_dir(&dir).expect("a directory");
+    let session = |name: &str, more: &str| {
+        format!(
+            "[[session]]\nname = \"{name}\"\ninterfaces = [\"eth0\"]\ntunnel = \"gre\"\nremote = [\"198.51.100.2\"]\n{more}"
+        )
+    };
+    let write = |name: &str, text: &str| fs::write(dir.join(name), text).expect("write a file");
+    let shown = dir.to_string_lossy().into_owned();
+    write("a.toml", &session("a", "").replace("gre", "gree"));
+    let wrong = lab.said(&["watch", "--apply", &shown]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:#?}");
+    assert!(wrong.stderr.contains("a.toml:4") && wrong.stderr.contains("try: "), "{wrong:#?}");
+
+    write("a.toml", &session("a", ""));
+    write("b.toml", &session("b", "filter = \"udp\"\n"));
+    let mut watch = Watcher::start(&lab, &["--apply", &shown, "--interval", "1"]);
+    lab.assert_up(&["a", "b"]);
+    lab.assert_copied(2);
+    // What a user changes by hand stays until a reload; a session that is down is made again.
+    lab.said(&["filter", "set", "tcp", "--name", "b"]).ok();
+    lab.said(&["down", "--name", "a"]).ok();
+    let is_up = || lab.status().sessions.iter().any(|session| session.name == "a");
+    assert!(poll(SOON, || is_up().then_some(())).is_some(), "{}", watch.log());
+    let filter = |lab: &Lab| lab.session_called("b").filter;
+    assert_eq!(filter(&lab).as_deref(), Some("tcp"));
+    // With a mistake nothing changes; without, the files are in force, and what they no longer have goes.
+    let said = watch.log().lines().count();
+    write("a.toml", "[[session]]\nname = 5\n");
+    watch.signal("HUP");
+    watch.wait_said(said, "a.toml:1");
+    watch.wait_told("READY=1");
+    lab.assert_up(&["a", "b"]);
+    assert_eq!(filter(&lab).as_deref(), Some("tcp"));
+    fs::remove_file(dir.join("a.toml")).expect("remove a file");
+    watch.signal("HUP");
+    watch.wait_said(said, "- session a");
+    let is_right = || filter(&lab).as_deref() == Some("udp");
+    assert!(poll(SOON, || is_right().then_some(())).is_some(), "{}", watch.log());
+    lab.assert_up(&["b"]);
+    assert!(watch.end("TERM").0.success());
+    lab.said(&["down", "--all"]).ok();
+    lab.assert_as_before(&before);
+}

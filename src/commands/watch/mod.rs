@@ -115,7 +115,7 @@ impl Watcher<'_> {
                 match self.read_files() {
                     Ok(()) => self.timing.event(Instant::now()),
                     Err(err) => {
-                        let text = format!("{err:#}").replace('\n', "; ");
+                        let text = format!("{err:#}").replace("\nsnifctl: ", "; ");
                         self.log.say(
                             Level::Error,
                             "",
@@ -178,7 +178,7 @@ impl Watcher<'_> {
             // What is up is kept in order all the same.
             outcome => outcome,
         };
-        let failed = outcome.as_ref().err().map(|err| (Level::Error, format!("{err:#}").replace('\n', "; ")));
+        let failed = outcome.as_ref().err().map(|err| (Level::Error, format!("{err:#}").replace("\nsnifctl: ", "; ")));
         self.log.standing(FILES, &failed.into_iter().collect::<Vec<_>>());
         let Ok(outcome) = outcome else { return Ok(true) };
         for session in &outcome.sessions {
