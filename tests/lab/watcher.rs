@@ -104,7 +104,7 @@ impl Watcher {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        super::signal(&self.pid(), name);
+        super::signal(self.pid(), name);
     }
 
     /// Ends it by a signal; how it ended, and its log.
