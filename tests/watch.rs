@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use lab::judge::UP;
 use lab::links::add_link;
+use lab::remotes::{answering, assert_replicated, listed, remotes};
 use lab::watcher::{SOON, Watcher};
 use lab::{Lab, Ns, PATIENCE, poll};
 
@@ -248,4 +249,30 @@ fn the_sessions_of_a_directory_are_made_and_made_again() {
     assert!(watch.end("TERM").0.success());
     lab.said(&["down", "--all"]).ok();
     lab.assert_as_before(&before);
+}
+
+#[test]
+fn a_next_hop_that_goes_and_comes_back_elsewhere_is_followed() {
+    let lab = answering(2);
+    lab.said(&["up", "eth0", "--tunnel", "gre", "--remote", &listed(&remotes(2))]).ok();
+    let watch = Watcher::start(&lab, &[]);
+    let state = |wanted: &str| {
+        let is_so = || {
+            let check = lab.said(&["status", "--check"]);
+            (lab.session().remotes[0].state == wanted && (check.status.success() == (wanted == "ok"))).then_some(())
+        };
+        poll(PATIENCE * 2, is_so).unwrap_or_else(|| panic!("never {wanted}: {:#}\n{}", lab.session(), watch.log()))
+    };
+    for notify in ["1", "0"] {
+        lab.collector(&["sysctl", "-qw", &format!("net.ipv4.conf.m0.arp_notify={notify}")]);
+        lab.ip_batch(Ns::Collector, "link set dev m0 down");
+        // The kernel would doubt it by itself after half a minute.
+        let old = lab.session().remotes[0].mac.clone().expect("a link address");
+        lab.ip_batch(Ns::Host, &format!("neigh replace {} lladdr {old} dev out0 nud stale", remotes(1)[0]));
+        state("down");
+        lab.ip_batch(Ns::Collector, &format!("link set dev m0 address 02:00:00:00:04:a{notify}\nlink set dev m0 up"));
+        state("ok");
+        assert_eq!(lab.session().remotes[0].mac, Some(format!("02:00:00:00:04:a{notify}")));
+        assert_replicated(&lab, &remotes(2));
+    }
 }

@@ -48,7 +48,7 @@ const EVENTS: [(&str, &str); 34] = [
     ("out MTU up", "ip link set dev out0 mtu 1600"),
     ("out interface down!", "ip link set dev out1 down || true"),
     ("out interface up", "ip link set dev out1 up && ip addr replace 203.0.113.1/24 dev out1 || true"),
-    ("watched interface deleted!", "ip link del eth1 || PEER ip link del peer1 || true"),
+    ("watched interface deleted!", "ip link del eth1 || true"),
     ("watched interface made", "MAKE_ETH1"),
     ("watched interface renamed!", "ip link set dev eth1 down name eth9 && ip link set dev eth9 up || true"),
     ("watched interface named back", "ip link set dev eth9 down name eth1 && ip link set dev eth1 up || true"),
