@@ -262,7 +262,15 @@ impl Chaos {
         let right = poll(SOON, is_right);
         eprintln!("{count} events, in order {:?} after the last", begun.elapsed());
         let log = |chaos: &Chaos| chaos.logs.clone() + &chaos.watch.as_ref().map(Watcher::log).unwrap_or_default();
-        assert!(right.is_some(), "{:#?}\n{}", self.lab.said(&["status"]), log(&self));
+        if right.is_none() {
+            let told = self.watch.as_mut().map(|watch| watch.told().to_vec()).unwrap_or_default();
+            panic!(
+                "{:#?}\n{}\n{:?}",
+                self.lab.said(&["status"]),
+                log(&self),
+                told.iter().rev().take(8).collect::<Vec<_>>()
+            );
+        }
         drop(traffic);
         let status = self.lab.said(&["status", "--json"]).json();
         assert_eq!(status["sessions"][0]["taps"].as_array().map(Vec::len), Some(4), "{status:#}");
