@@ -78,7 +78,7 @@ bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
-SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root $(wildcard packaging/debian/p*)
+SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root $(wildcard packaging/debian/p*)
 OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 check: deps ## formatting, lints, and a build with the oldest Rust (needs root where something is missing)
