@@ -101,7 +101,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     ] {
         assert!(root.path(file).exists(), "{file}");
     }
-    assert_eq!(root.ok(None, "dpkg-query -W -f '${Conffiles}' snifctl | wc -l").trim(), "1");
+    assert_eq!(root.ok(None, "dpkg-query -W -f '${Conffiles}' snifctl | grep -c example").trim(), "1");
     assert!(!root.path("etc/systemd/system/multi-user.target.wants/snifctl.service").exists(), "not enabled");
     let said = root.run(None, "systemd-analyze verify snifctl.service 2>&1");
     let said = text(&said.stdout);
