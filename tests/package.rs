@@ -118,7 +118,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     assert!(root.ok(Some(&lab), "snifctl status --json").contains("\"eth0\""));
     assert!(root.path("var/cache/snifctl").exists());
 
-    // Removed from this namespace, it takes down its mirror; and from another one, that of a named one.
+    // Removed from this namespace, it takes down its mirror; and from another one, that of one in which a process runs.
     root.ok(Some(&lab), "dpkg -r snifctl");
     lab.assert_as_before(&before);
     root.ok(Some(&lab), "dpkg -i /snifctl.deb");
