@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use indoc::indoc;
 
 use crate::request::{self, DEFAULT, Named, Options, Request, Watch};
@@ -254,6 +255,22 @@ pub(crate) enum Command {
         /// A pcap-filter(7) expression, written beside them as C
         #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
         filter: Option<String>,
+    },
+    /// Print a shell's script that completes commands and options
+    #[command(after_help = indoc! {"
+        Examples:
+          snifctl completions bash > ~/.local/share/bash-completion/completions/snifctl
+          snifctl completions fish > ~/.config/fish/completions/snifctl.fish
+    "})]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Made where it is not there
+        dir: PathBuf,
     },
 }
 

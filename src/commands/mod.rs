@@ -3,11 +3,13 @@
 
 pub(crate) mod apply;
 mod capture;
+mod completions;
 mod demo;
 mod doctor;
 mod down;
 mod export;
 mod filter;
+mod manual;
 mod map;
 mod remote;
 mod status;
@@ -38,7 +40,7 @@ pub(crate) use doctor::{Check, Level};
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let runner = Runner { dry_run: false, verbose: cli.verbose };
     let context = Context { runner, wait: Wait(cli.wait) };
-    if !matches!(cli.command, Command::Demo { .. } | Command::Source { .. }) {
+    if !cli.command.only_writes() && !matches!(cli.command, Command::Demo { .. }) {
         outside::enter()?;
     }
     // The demo's sandbox ends with it, however it ends.
@@ -72,6 +74,15 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             let filter = filter.as_ref().map(compile).transpose()?;
             Source::datapath(filter, &[]).write(&dir).map(|()| ExitCode::SUCCESS)
         }
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man { dir } => manual::run(&dir),
+    }
+}
+
+impl Command {
+    /// Does it only write files or text, and look at nothing of the machine?
+    fn only_writes(&self) -> bool {
+        matches!(self, Command::Source { .. } | Command::Completions { .. } | Command::Man { .. })
     }
 }
 
