@@ -11,6 +11,7 @@ use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Edit, Open, Scope};
 use crate::session::resolve;
+use crate::session::upgrade;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
 
@@ -74,15 +75,14 @@ fn session(open: &Open, name: &str) -> Result<Vec<Change>> {
         let changes = engine::take_down(open, name, Clsact::Remove)?;
         return Ok(changes.into_iter().filter(|change| !change.is_silent()).collect());
     }
+    let (there, moved) = upgrade::moved(open, there)?;
     let stored = match &there.stored {
         Ok(stored) => stored,
-        Err(why) => {
-            bail!("session {name}: {why}; take it down, and start it again: snifctl down --name {name}")
-        }
+        Err(why) => bail!("session {name}: {why}; {}", why.help(name)),
     };
     let request = resolve::follow(stored, &open.machine);
     let scope = Scope::all(&request);
     let done = engine::carry_out(open, there, Edit::new(request, scope))?;
     warn(news(&done));
-    Ok(done.told().cloned().collect())
+    Ok(moved.into_iter().chain(done.told().cloned()).collect())
 }

@@ -20,6 +20,7 @@ use crate::session::resolve;
 use crate::session::stats::{self, Status};
 use crate::session::stored::{Stored, Unreadable};
 use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
 
@@ -38,13 +39,19 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
     let there = open.read(&request.name)?;
     let (request, known) = match &there.stored {
-        Ok(stored) => (agreed(stored, &request, &open.machine, args.replace)?, Some(stored.clone())),
+        Ok(stored) => {
+            upgrade::ensure_known(&there)?;
+            (agreed(stored, &request, &open.machine, args.replace)?, Some(stored.clone()))
+        }
         // Its counters are not ours to throw away.
         Err(why @ Unreadable::OtherVersion(_)) => {
-            bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", request.name)
+            bail!("session {}: {why}; {}", request.name, why.help(&request.name))
         }
         Err(_) => (request, None),
     };
+    let (there, moved) = upgrade::moved(&open, there)?;
+    let known = known.map(|known| there.stored.clone().unwrap_or(known));
+    moved.iter().for_each(|change| eprintln!("snifctl: {}: {}", request.name, change.line()));
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
     let scope = scope(&request, known.as_ref(), &open.machine)?;
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };

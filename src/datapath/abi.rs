@@ -464,24 +464,24 @@ pub(crate) fn decode_request(chunks: &[Vec<u8>]) -> Result<String> {
     Ok(std::str::from_utf8(text.split(|byte| *byte == 0).next().unwrap_or_default())?.to_string())
 }
 
-/// Reads fixed-size fields in host byte order off the front of a value whose length was checked.
+/// Reads fixed-size fields in host byte order off the front of a value. Structs grow at their ends: what an older version
+/// did not have is 0, what a newer one has more is passed over.
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
-    fn new(bytes: &'a [u8], expected: usize, what: &str) -> Result<Cursor<'a>> {
+    /// `oldest`: the bytes of the first version that is read.
+    fn new(bytes: &'a [u8], oldest: usize, what: &str) -> Result<Cursor<'a>> {
         let len = bytes.len();
-        ensure!(
-            len == expected,
-            "{what} in the kernel has {len} bytes, not {expected}: another version of snifctl made it; remove it with that \
-             version's: snifctl down"
-        );
+        ensure!(len >= oldest, "{what} in the kernel has {len} bytes, not {oldest}: an older snifctl made it");
         Ok(Cursor(bytes))
     }
 
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (head, rest) = self.0.split_at(N);
+        let (head, rest) = self.0.split_at(N.min(self.0.len()));
         self.0 = rest;
-        head.try_into().expect("split_at gives N bytes")
+        let mut bytes = [0; N];
+        bytes[..head.len()].copy_from_slice(head);
+        bytes
     }
 
     fn u8(&mut self) -> u8 {

@@ -70,7 +70,9 @@ fn a_request_survives_its_chunks() {
 
 #[test]
 fn a_value_of_another_length_is_refused() {
-    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("another version"));
+    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("an older snifctl"));
+    let grown = [config.encode(), vec![7; 9]].concat();
+    assert_eq!(Config::decode(&grown).unwrap(), config, "what a newer version has more is passed over");
     assert!(Stat::decode(&[0; 25]).is_err());
 }
 

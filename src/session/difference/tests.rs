@@ -68,6 +68,7 @@ impl Kernel {
             unpinned_programs: BTreeMap::new(),
             unpinned_maps: BTreeMap::new(),
             rows: BTreeMap::new(),
+            earlier_drops: Vec::new(),
             stored: Err(crate::session::stored::Unreadable::Gone),
             config: None,
             offloads: Some(Vec::new()),
