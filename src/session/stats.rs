@@ -216,7 +216,7 @@ fn faults(open: &Open, there: &There) -> (Vec<Change>, Vec<String>, Option<Strin
     let name = &there.name;
     let broken = |why: String, fix: &str| (Vec::new(), vec![why], Some(format!("snifctl {fix} --name {name}")));
     let newer = |foreign: &Foreign| {
-        let fix = foreign.is_newer().then(|| "that one, or take it down with: ").unwrap_or_default();
+        let fix = if foreign.is_newer() { "that one, or take it down with: " } else { "" };
         (Vec::new(), vec![foreign.to_string()], Some(format!("{fix}snifctl down --name {name}")))
     };
     match &there.stored {

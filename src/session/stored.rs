@@ -254,10 +254,14 @@ mod tests {
             other => panic!("{to}: {other:?}"),
         };
         let (version, ours) = ("\"version\":1", version::OURS);
-        let newer = format!("made by a newer snifctl ({ours}; this is {ours}, and does not know form 2 of what it stores)");
+        let newer =
+            format!("made by a newer snifctl ({ours}; this is {ours}, and does not know form 2 of what it stores)");
         assert_eq!(told(version, "\"version\":2"), newer);
         for none in ["\"version\":0", "\"version\":null", "\"plan\":1"] {
-            assert_eq!(told(version, none), format!("made by an older snifctl, in a form that this one ({ours}) cannot read"));
+            assert_eq!(
+                told(version, none),
+                format!("made by an older snifctl, in a form that this one ({ours}) cannot read")
+            );
         }
         let unknown = stored.replacen(&format!("\"snifctl\":\"{ours}\""), "\"snifctl\":\"99.1.0\"", 1);
         assert!(Stored::decode(&unknown).is_ok_and(|stored| stored.newer().is_some()));

@@ -77,9 +77,9 @@ pub(crate) fn note(there: &There) -> Result<Option<String>> {
         Err(_) => Ok(None),
         Ok(stored) => Ok(match (stored.newer(), version::of_others(stored)) {
             (Some(newer), _) => Some(format!("session {name}: {newer}; {}", newer.help(name))),
-            (None, Some(others)) => {
-                Some(format!("session {name}: its programs are {others}; move it to this one: snifctl sync --name {name}"))
-            }
+            (None, Some(others)) => Some(format!(
+                "session {name}: its programs are {others}; move it to this one: snifctl sync --name {name}"
+            )),
             (None, None) => None,
         }),
     }

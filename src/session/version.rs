@@ -55,7 +55,11 @@ impl fmt::Display for Foreign {
         }
         match (self.by.as_str(), self.form > u64::from(VERSION)) {
             ("", _) => {
-                write!(f, "made by a newer snifctl (this is {OURS}, and does not know form {} of what it stores)", self.form)
+                write!(
+                    f,
+                    "made by a newer snifctl (this is {OURS}, and does not know form {} of what it stores)",
+                    self.form
+                )
             }
             (by, true) => write!(
                 f,

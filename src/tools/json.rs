@@ -169,7 +169,10 @@ mod tests {
         let ours = r#"{"protocol":"all","pref":9,"kind":"bpf","options":{"handle":"0x5","prog":{"id":7}}}"#;
         let odd = [
             ("{\"handle\":\"1\"\n  meta(priority eq 5)\n,\"actions\":[{\"order\":1}]}}", json!({})),
-            ("{\"fh\":\"800:\",\"actions\":[{\"order\":1Simple <{\"[>\n\t index 1", json!({"fh": "800:", "actions": [{}]})),
+            (
+                "{\"fh\":\"800:\",\"actions\":[{\"order\":1Simple <{\"[>\n\t index 1",
+                json!({"fh": "800:", "actions": [{}]}),
+            ),
             ("{\"actions\":[{\"order\":1skbmod ,\"type\":{\"a\":1}swap mac \n", json!({"actions": [{}]})),
             ("{,\"fh\":0x1}}", json!({})),
         ];
