@@ -10,6 +10,8 @@ pub(crate) const MAX_TAPS: u32 = 2048;
 /// Bytes of `struct request`, and how many of them one request may take: half of what the map holds.
 pub(crate) const REQUEST_BYTES: usize = 256;
 pub(crate) const REQUEST_CHUNKS: usize = 1024;
+/// Bytes of the first `struct config` that is read; it has grown since. The same holds for the other structs.
+const OLDEST_CONFIG: usize = 72;
 /// Bytes of room for a template.
 pub(crate) const HEADER_BYTES: usize = 96;
 /// Offset of the outer IP header in a template.
@@ -114,7 +116,7 @@ impl Config {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Config> {
-        let mut cursor = Cursor::new(bytes, 72, "config")?;
+        let mut cursor = Cursor::new(bytes, OLDEST_CONFIG, "config")?;
         Ok(Config {
             remotes: cursor.u64(),
             clock: cursor.u64(),
