@@ -2,7 +2,7 @@
 //! with all its counters, and taken down; newer ones are told and taken down whole.
 //!
 //! A recorded session is a directory `tests/fixtures/session-N`: the object, and the commands that made the session, as
-//! `up --dry-run` prints them. How to record another: docs/development.md.
+//! `up --dry-run` prints them. How to record another: tests/fixtures/README.
 
 mod lab;
 
@@ -229,6 +229,29 @@ fn maps_of_another_form_are_made_anew_where_nothing_is_lost_by_it() {
     assert!(pins.join("drops_before_1").exists());
     lab.said(&["down"]).quietly_ok();
     lab.assert_as_before(&before);
+}
+
+#[test]
+fn a_move_that_is_killed_anywhere_loses_nothing_and_is_ended_by_the_next() {
+    let lab = sandbox();
+    let before = lab.machine();
+    let sizes = [("drops", "percpu_array", 200), ("config", "array", 160)];
+    // After the load, within the maps and after them, within the hooks, within the pins, and after it is remembered.
+    for (at, again) in [3, 5, 6, 8, 13, 17].into_iter().zip([&["sync"][..], &UP].into_iter().cycle()) {
+        make_recorded(&lab, |script| with_larger_values(script, &lab, &sizes));
+        assert_copies(&lab);
+        let mut killed = lab.command(Ns::Host, &[env!("CARGO_BIN_EXE_snifctl"), "sync"]);
+        let output = killed.env("SNIFCTL_INTERRUPT", format!("{at} before")).output().expect("run snifctl");
+        assert!(!output.status.success(), "the move has fewer than {at} steps: {output:?}");
+        let counted = counters(&lab.session());
+        assert_copies(&lab);
+        lab.said(again).ok();
+        let now = lab.session();
+        assert_eq!((now.faults.len(), now.drops()), (0, 12), "{at}: {counted} {now:#}");
+        assert_copies(&lab);
+        lab.said(&["down"]).quietly_ok();
+        lab.assert_as_before(&before);
+    }
 }
 
 #[test]

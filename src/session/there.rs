@@ -255,15 +255,24 @@ impl There {
     fn decode(&mut self) {
         let config = self.rows.get(&Map::Config).and_then(|rows| rows.values().next()?.first());
         self.config = config.and_then(|bytes| Config::decode(bytes).ok());
+        let halves = [0, abi::REQUEST_CHUNKS as u16];
         self.stored = match (&self.config, self.rows.get(&Map::Config)) {
-            (Some(config), _) => self.memory(config.request),
+            (Some(config), _) if halves.contains(&config.request) => self.memory(config.request),
+            (None, rows) if rows.is_none_or(Rows::is_empty) => self.memory_of(halves),
             // The layout of another version, which may still say which.
-            (None, Some(rows)) if !rows.is_empty() => match self.memory(0) {
-                Ok(_) | Err(Unreadable::Gone) => Err(Unreadable::OtherVersion(Foreign::default())),
-                why => why,
+            _ => match self.memory_of(halves) {
+                Err(why @ Unreadable::OtherVersion(_)) => Err(why),
+                _ => Err(Unreadable::OtherVersion(Foreign::default())),
             },
-            (None, _) => self.memory(0).or_else(|_| self.memory(abi::REQUEST_CHUNKS as u16)),
         };
+    }
+
+    /// Where nothing says which half is in force.
+    fn memory_of(&self, [first, second]: [u16; 2]) -> Result<Stored, Unreadable> {
+        match self.memory(first) {
+            Err(Unreadable::Gone | Unreadable::Damaged(_)) => self.memory(second),
+            read => read,
+        }
     }
 
     fn memory(&self, first: u16) -> Result<Stored, Unreadable> {

@@ -139,12 +139,12 @@ fn pinned(open: &Open, there: There) -> Result<There> {
 }
 
 fn fits(map: Map, shapes: &BTreeMap<Map, Shape>) -> bool {
-    map.shape().is_some_and(|shape| shapes.get(&map) == Some(&shape))
+    shapes.get(&map) == Some(&map.shape())
 }
 
-/// Can programs of this build go on with the map, or with another one in its place?
+/// Can programs of this build go on with the map, or with another one in its place? Working memory can be made anew.
 fn is_movable(map: Map, shapes: &BTreeMap<Map, Shape>) -> bool {
-    let is_replaced = matches!(map, Map::Config | Map::Drops) || map.shape().is_none();
+    let is_replaced = matches!(map, Map::Config | Map::Drops | Map::Bucket | Map::Rest | Map::Scratch);
     is_replaced || !shapes.contains_key(&map) || fits(map, shapes)
 }
 

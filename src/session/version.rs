@@ -26,9 +26,15 @@ pub(crate) struct Foreign {
 impl Foreign {
     /// What can be told of it in any form.
     pub(crate) fn of(stored: &Value) -> Foreign {
-        let hops = BTreeMap::<IpAddr, Hop>::deserialize(&stored["neighbours"]).unwrap_or_default();
+        let known = BTreeMap::<IpAddr, Hop>::deserialize(&stored["neighbours"]).unwrap_or_default();
+        let mut hops: Vec<Hop> = Vec::new();
+        for hop in known.into_values() {
+            if !hops.iter().any(|other| other.is_of(&hop)) {
+                hops.push(hop);
+            }
+        }
         let by = stored["snifctl"].as_str().unwrap_or_default();
-        Foreign { form: stored["version"].as_u64().unwrap_or(0), hops: hops.into_values().collect(), ..Foreign::by(by) }
+        Foreign { form: stored["version"].as_u64().unwrap_or(0), hops, ..Foreign::by(by) }
     }
 
     pub(crate) fn by(version: &str) -> Foreign {
@@ -112,5 +118,14 @@ mod tests {
         assert_eq!(order("1.2.3+build"), order("1.2.3"));
         assert!(Foreign::by("99.0.0").is_newer() && !Foreign::by(OURS).is_newer() && !Foreign::by("").is_newer());
         assert!(!Foreign::of(&serde_json::json!({ "version": "2" })).is_newer());
+    }
+
+    #[test]
+    fn the_next_hops_of_a_newer_session_are_known_each_once() {
+        let hop = serde_json::json!({ "address": "10.0.0.1", "ifindex": 2, "made": true, "later": [] });
+        let stored = serde_json::json!({ "version": 2, "neighbours": { "10.0.0.7": hop, "10.0.0.8": hop } });
+        let known = Hop { address: [10, 0, 0, 1].into(), ifindex: 2, made: true };
+        assert_eq!(Foreign::of(&stored).hops, [known]);
+        assert_eq!(Foreign::of(&serde_json::json!({ "version": 2, "neighbours": [7] })).hops, []);
     }
 }
