@@ -386,6 +386,7 @@ fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -
             (&now, found)
         }
     };
+    let (found, moved) = found.moved(open)?;
     let applied = &mut work.applied;
     if let Some(broken) = found.broken().filter(|_| !context.runner.dry_run) {
         applied.notes.push(format!("{broken}; making it anew"));
@@ -409,6 +410,7 @@ fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -
     // What cannot be done from here is said, and is no change.
     let (changes, left): (Vec<Change>, Vec<Change>) = done.told().cloned().partition(|change| !change.acts.is_empty());
     applied.notes.extend(left.iter().map(|change| format!("{}: {}", applied.name, change.line())));
+    let changes: Vec<Change> = moved.into_iter().chain(changes).collect();
     if applied.what == What::Same && !changes.is_empty() {
         applied.what = What::Repaired;
     }

@@ -20,6 +20,7 @@ use crate::session::firewall;
 use crate::session::home::{self, Home};
 use crate::session::resolve;
 use crate::session::stats::{self, RemoteState};
+use crate::session::version;
 use crate::tools::bpftool::{self, Attachment};
 use crate::tools::exec::{self, Cmd, Runner, quote};
 use crate::tools::ip::{self, Link};
@@ -173,7 +174,10 @@ fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
 fn check_session(open: &Open, name: &str) -> Vec<Check> {
     match stats::session(open, name) {
         Ok(session) => {
-            let detail = |fault| format!("{name}: {fault}: copies are lost or not exact");
+            let detail = |fault: &String| match version::is_told_by(fault) {
+                true => format!("{name}: {fault}"),
+                false => format!("{name}: {fault}: copies are lost or not exact"),
+            };
             let fix = session.fix.clone().unwrap_or_else(|| format!("snifctl status --name {name}"));
             let faults = session.faults.iter().map(|fault| warn("session", detail(fault), fix.clone()));
             let ahead = session.ahead.iter().map(|at| warn("session", format!("{name}: {at}"), at.look.clone()));

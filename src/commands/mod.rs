@@ -25,11 +25,13 @@ use anyhow::Result;
 use crate::cli::{Cli, Command, DemoPart, DryRun};
 use crate::datapath::source::Source;
 use crate::output::json;
-use crate::session::engine::{Context, Done};
+use crate::session::engine::{Context, Done, Open};
 use crate::session::home::Wait;
 use crate::session::outside;
 use crate::session::resolve::Warning;
 use crate::session::stats;
+use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::exec::{Runner, print};
 use crate::tools::interrupt;
 
@@ -120,6 +122,15 @@ fn show<T: serde::Serialize>(as_json: bool, name: &str, values: &T, text: impl F
 
 /// The session that is meant, as the kernel has it.
 fn read_session(context: &Context, name: Option<&str>) -> Result<stats::Session> {
-    let open = crate::session::engine::Open::to_read(context)?;
-    stats::session(&open, &open.chosen(name)?)
+    let open = Open::to_read(context)?;
+    let name = open.chosen(name)?;
+    tell_version(&open, &name)?;
+    stats::session(&open, &name)
+}
+
+/// Says where another version has made the session.
+fn tell_version(open: &Open, name: &str) -> Result<()> {
+    let there = There::read_to_remove(open.runner, &open.home, name, &open.machine.links)?;
+    upgrade::note(&there)?.iter().for_each(|note| eprintln!("snifctl: {note}"));
+    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
 use crate::session::resolve::{self, Asked};
 use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
 
@@ -86,15 +87,14 @@ pub(crate) fn session(open: &Open, name: &str, how: impl FnOnce(&mut Asked)) -> 
         let changes = changes.into_iter().filter(|change| !change.is_silent()).collect();
         return Ok(Put { changes, done: None, there: None });
     }
+    let (there, moved) = upgrade::moved(open, there)?;
     let stored = match &there.stored {
         Ok(stored) => stored,
-        Err(why) => {
-            bail!("session {name}: {why}; take it down, and start it again: snifctl down --name {name}")
-        }
+        Err(why) => bail!("session {name}: {why}; {}", why.help(name)),
     };
     let request = resolve::follow(stored, &open.machine);
     let mut scope = Scope::all(&request);
     how(&mut scope.asked);
     let done = engine::carry_out(open, there.clone(), Edit::new(request, scope))?;
-    Ok(Put { changes: done.told().cloned().collect(), done: Some(done), there: Some(there) })
+    Ok(Put { changes: moved.into_iter().chain(done.told().cloned()).collect(), done: Some(done), there: Some(there) })
 }

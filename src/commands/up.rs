@@ -11,6 +11,7 @@ use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::output::{json, text};
 use crate::request::Request;
+use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
 use crate::session::firewall::{self, Obstacle};
@@ -20,6 +21,7 @@ use crate::session::resolve;
 use crate::session::stats::{self, Status};
 use crate::session::stored::{Stored, Unreadable};
 use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
 
@@ -37,6 +39,8 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let compiling = source.clone().begin(runner)?;
     let open = Open::to_write(context)?;
     let found = Found::of(&open, &request, args.replace)?;
+    let (found, moved) = found.moved(&open)?;
+    moved.iter().for_each(|change| eprintln!("snifctl: {}: {}", request.name, change.line()));
     let (request, known) = (found.request.clone(), found.known.clone());
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
     let scope = found.scope(&open.machine, false)?;
@@ -73,14 +77,24 @@ impl Found {
     pub(super) fn of(open: &Open, asked: &Request, replaces: bool) -> Result<Found> {
         let there = open.read(&asked.name)?;
         let (request, known) = match &there.stored {
-            Ok(stored) => (agreed(stored, asked, &open.machine, replaces)?, Some(stored.clone())),
+            Ok(stored) => {
+                upgrade::ensure_known(&there)?;
+                (agreed(stored, asked, &open.machine, replaces)?, Some(stored.clone()))
+            }
             // Its counters are not ours to throw away.
             Err(why @ Unreadable::OtherVersion(_)) => {
-                bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", asked.name)
+                bail!("session {}: {why}; {}", asked.name, why.help(&asked.name))
             }
             Err(_) => (asked.clone(), None),
         };
         Ok(Found { there, request, known })
+    }
+
+    /// The same with the programs of this build, and what was changed for that.
+    pub(super) fn moved(self, open: &Open) -> Result<(Found, Option<Change>)> {
+        let (there, moved) = upgrade::moved(open, self.there)?;
+        let known = self.known.map(|known| there.stored.clone().unwrap_or(known));
+        Ok((Found { there, known, ..self }, moved))
     }
 
     /// Everything is asked; what is new in the request is told apart. `waits`: an interface may be absent.

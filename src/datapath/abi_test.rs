@@ -70,9 +70,12 @@ fn a_request_survives_its_chunks() {
 }
 
 #[test]
-fn a_value_of_another_length_is_refused() {
-    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("another version"));
-    assert!(Stat::decode(&[0; 25]).is_err());
+fn a_value_that_is_too_short_is_refused_and_a_longer_one_read() {
+    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("an older snifctl"));
+    let config = Config { remotes: 3, keys: Some([1, 2]), ..Config::default() };
+    let grown = [config.encode(), vec![7; 9]].concat();
+    assert_eq!(Config::decode(&grown).unwrap(), config, "what a newer version has more is passed over");
+    assert!(Stat::decode(&[0; 23]).is_err() && Stat::decode(&[0; 25]).is_ok());
 }
 
 /// Field offsets in bytes, and the size under the name "", of every struct in the object's BTF.

@@ -81,6 +81,9 @@ fn session(session: &Session, verbose: bool) -> String {
         text += &taps(session);
         text += &remotes(&session.remotes);
     }
+    if !session.found.is_empty() {
+        let _ = writeln!(text, "  there is: {}", session.found.join(", "));
+    }
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
     let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
     text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });

@@ -21,6 +21,8 @@ use crate::session::machine::Machine;
 use crate::session::relay;
 use crate::session::resolve::{self, Asked, RemoteRoute, Resolved, Warning};
 use crate::session::there::There;
+use crate::session::upgrade;
+use crate::session::version;
 use crate::tools::clang::Compiling;
 use crate::tools::exec::{self, Runner};
 use crate::tools::interrupt;
@@ -123,12 +125,16 @@ impl<'a> Open<'a> {
     /// The session that is meant, if it is whole enough for an edit.
     pub(crate) fn edited(&self, name: Option<&str>) -> Result<There> {
         let there = self.read(&self.chosen(name)?)?;
+        upgrade::ensure_known(&there)?;
         match &there.stored {
+            Ok(stored) if !stored.compiled.is_ours() => bail!(
+                "session {0}: its programs are {1}; move it to this one first: snifctl sync --name {0}",
+                there.name,
+                version::of_others(stored).unwrap_or_default()
+            ),
             Ok(_) if difference::is_alterable(&there) => Ok(there),
             Ok(_) => bail!("session {0} has lost a map; put it right with: snifctl sync --name {0}", there.name),
-            Err(why) => {
-                bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", there.name)
-            }
+            Err(why) => bail!("session {0}: {why}; {1}", there.name, why.help(&there.name)),
         }
     }
 }
@@ -343,7 +349,7 @@ fn ensure_free(there: &There, interfaces: &[(Watched, Option<Link>)], new: &[Str
 }
 
 /// The configuration that the first write finds.
-fn initial(there: &There) -> Config {
+pub(super) fn initial(there: &There) -> Config {
     there.config.unwrap_or(Config { request: REQUEST_CHUNKS as u16, ..Config::default() })
 }
 
@@ -478,7 +484,7 @@ pub(crate) fn sweep(open: &Open) -> Result<bool> {
 }
 
 /// The interfaces that can run a tap of any session.
-fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
+pub(super) fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
     let names = tc::with_clsact(open.runner)?;
     let links = open.machine.links.iter().filter(|link| names.contains(&link.ifname));
     Ok(links.map(|link| link.ifindex).collect())

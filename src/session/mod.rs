@@ -23,3 +23,5 @@ pub(crate) mod stack;
 pub(crate) mod stats;
 pub(crate) mod stored;
 pub(crate) mod there;
+pub(crate) mod upgrade;
+pub(crate) mod version;

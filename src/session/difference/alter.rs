@@ -392,7 +392,7 @@ impl Alter<'_> {
         acts.extend(self.replacements(whole));
         let programs = if whole { Program::ALL.to_vec() } else { Program::TAPS.to_vec() };
         acts.extend(programs.into_iter().map(Act::MovePin));
-        target.compiled = Compiled { filter: Compiled::of(&wanted.request).filter, features };
+        target.compiled = Compiled { features, ..Compiled::of(&wanted.request) };
         acts.push(Act::Store(Box::new(target.clone())));
         let fault = match (lost, is_filtered) {
             (true, _) => "some are gone",

@@ -68,6 +68,7 @@ impl Kernel {
             unpinned_programs: BTreeMap::new(),
             unpinned_maps: BTreeMap::new(),
             rows: BTreeMap::new(),
+            earlier_drops: Vec::new(),
             stored: Err(crate::session::stored::Unreadable::Gone),
             config: None,
             offloads: Some(Vec::new()),
@@ -221,6 +222,7 @@ impl Kernel {
                 assert!(hooks.filters(*direction).iter().any(|filter| filter.pref == *pref), "nothing to detach");
                 hooks.remove(*direction, *pref);
             }
+            Act::LoadMoved(..) | Act::Fill(..) | Act::MoveMap(..) => unreachable!("of no difference"),
             Act::Offloads(_) => there.offloads = Some(Vec::new()),
             Act::Ip(line) => self.ip(line),
         }
