@@ -14,7 +14,7 @@ CHECK_PACKAGES := shellcheck clang-format
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install clean
+.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,7 @@ test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 
 soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
 	$(CARGO) test --locked --test soak
+	$(CARGO) test --locked --test soak_alone
 
 KERNELS ?=
 KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wireguard-tools
@@ -78,7 +79,7 @@ bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
-SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root
+SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root $(wildcard packaging/debian/p*)
 OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 check: deps ## formatting, lints, and a build with the oldest Rust (needs root where something is missing)
@@ -93,8 +94,45 @@ check: deps ## formatting, lints, and a build with the oldest Rust (needs root w
 		echo "Rust $(OLDEST_RUST) cannot be fetched: it is not tried"; \
 	else rustup run $(OLDEST_RUST) cargo check --locked --target-dir $${CARGO_TARGET_DIR:-target}/oldest-rust; fi
 
-install: build ## install the binary under PREFIX (default /usr/local)
-	install -D -m 0755 target/release/snifctl $(DESTDIR)$(PREFIX)/bin/snifctl
+# Man pages, completions, unit and example go where the system looks for them.
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+# Debian's zsh looks for packages' completions in a directory of its own.
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SNIFCTL := $(TARGET)/release/snifctl
+
+install: build ## install it with manual, completions and systemd unit, under PREFIX (default /usr/local)
+	install -D -m 0755 $(SNIFCTL) $(DESTDIR)$(PREFIX)/bin/snifctl
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(UNITDIR) \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(SNIFCTL) man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(SNIFCTL) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snifctl
+	$(SNIFCTL) completions zsh > $(DESTDIR)$(ZSHDIR)/_snifctl
+	$(SNIFCTL) completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/snifctl.fish
+	sed 's:/usr/bin/snifctl:$(PREFIX)/bin/snifctl:; s:/etc/snifctl.d:$(SYSCONFDIR)/snifctl.d:' packaging/snifctl.service \
+		> $(DESTDIR)$(UNITDIR)/snifctl.service
+	install -D -m 0644 packaging/example.toml.disabled $(DESTDIR)$(SYSCONFDIR)/snifctl.d/example.toml.disabled
+
+CARGO_DEB := 3.8.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+# What `make deb` packs; Cargo.toml names the files.
+STAGE := target/package
+
+deb: ## build the Debian package, in target/debian/
+	@$(CARGO) deb --version 2>/dev/null | grep -qF $(CARGO_DEB) || $(CARGO) install cargo-deb --locked --version $(CARGO_DEB)
+	rm -rf $(STAGE)
+	umask 022; $(MAKE) install DESTDIR=$(CURDIR)/$(STAGE) PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions
+	printf 'snifctl (%s-1) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n' '$(VERSION)' \
+		"$$(sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)" "$$(date -R)" > $(STAGE)/changelog
+	$(CARGO) deb --no-build --locked --output target/debian/
+
+TEST_PACKAGE_PACKAGES := mmdebstrap man-db lintian zsh fish systemd
+
+test-package: deps ## the Debian package: built, installed, upgraded, removed in a fresh root (needs root and the network)
+	@$(call install,$(TEST_PACKAGE_PACKAGES))
+	$(MAKE) deb
+	$(CARGO) test --locked --test package -- --nocapture --test-threads=1
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -63,6 +63,7 @@ struct drops {
 	__u64 depth; /* already inside two tunnel headers of this session's: a copy of a copy */
 	__u64 gone; /* the out interface no longer exists */
 	__u64 out; /* the out interface or its queue refused it; known of fragmented copies only */
+	__u64 down; /* the remote does not answer: no clone was made */
 };
 
 /* The article's counters: packets, bytes, drops. Packets and bytes are those of wire frames. */
@@ -107,6 +108,7 @@ struct config {
 	__u16 gre; /* GRE protocol type of the tunnel, 0 for a tunnel over UDP */
 	__u32 key[2]; /* GRE keys, by direction */
 	__u32 unused;
+	__u64 down; /* bit n: slot n is in use and gets no copies: it is down or unresolved */
 };
 
 /* A part of the flow table: the remote slot of each bucket. A flow's bucket is its hash modulo the table's size. */

@@ -389,12 +389,23 @@ __noinline int send_copies(struct __sk_buff *skb, __u64 remotes, __u32 tap_mark,
 	return 0;
 }
 
-/* The same for a copy of a copy of a copy: counted, not made. */
-__noinline int refuse_copies(__u64 remotes, __u32 tap_mark, __u32 frames)
+/* A copy that is counted and not made. Of those that are not asked for, some cannot be reached at all. */
+__noinline int refuse_copy(__u32 mark, __u32 frames, __u32 reason)
+{
+	__u32 slot = mark & MARK_REMOTE_MASK;
+	struct remote *remote = bpf_map_lookup_elem(&remotes, &slot);
+
+	if (reason == REASON(down) && remote && remote->flags & REMOTE_UNRESOLVED)
+		reason = REASON(unresolved);
+	return count_drop(mark, frames, reason);
+}
+
+/* The same as send_copies for copies that are not made. */
+__noinline int refuse_copies(__u64 remotes, __u32 tap_mark, __u32 frames, __u32 reason)
 {
 	for (__u32 remote = 0; remote < MAX_REMOTES && remotes; remote++, remotes >>= 1)
 		if (remotes & 1)
-			count_drop(tap_mark | remote, frames, REASON(depth));
+			refuse_copy(tap_mark | remote, frames, reason);
 	return 0;
 }
 
@@ -469,10 +480,13 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	watched->stat.pcnt += (__u64)copies * copy.frames;
 	watched->stat.bcnt += copies * copy.bytes;
 	mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | watched->slot << MARK_TAP_SHIFT;
-	if (owner == DEEP)
-		refuse_copies(chosen, mark, copy.frames);
-	else
-		send_copies(skb, chosen, mark, copy.frames, copy.headers);
+	if (owner == DEEP) {
+		refuse_copies(chosen, mark, copy.frames, REASON(depth));
+		return TC_ACT_UNSPEC;
+	}
+	if (chosen & cfg->down)
+		refuse_copies(chosen & cfg->down, mark, copy.frames, REASON(down));
+	send_copies(skb, chosen & ~cfg->down, mark, copy.frames, copy.headers);
 	return TC_ACT_UNSPEC;
 }
 

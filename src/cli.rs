@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use indoc::indoc;
 
 use crate::request::{self, DEFAULT, Named, Options, Request, Watch};
-use crate::session::resolve::Absent;
 use crate::usage::{Usage, number, refuse, spelled};
 
 /// Copy every packet of a Linux interface into a tunnel, with eBPF: exact, counted, the watched traffic untouched
@@ -74,12 +74,6 @@ pub(crate) struct MayBeAbsent {
     pub wait_for_interface: bool,
 }
 
-impl MayBeAbsent {
-    pub(crate) fn absent(&self) -> Absent {
-        if self.wait_for_interface { Absent::Waits } else { Absent::Refused }
-    }
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start copying: load, attach, and leave; no process stays
@@ -115,6 +109,45 @@ pub(crate) enum Command {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// Make sessions as files have them, by the smallest change
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl apply -f web.toml
+          sudo snifctl apply -f /etc/snifctl.d --prune
+          snifctl apply -f web.toml --dry-run
+          sudo snifctl export | sed s/10.0.0.7/10.0.0.8/ | sudo snifctl apply -f -
+
+        The file is TOML: a table for each session, a key for each option of `up`:
+          [[session]]
+          name = \"web\"
+          interfaces = [\"eth0:ingress\", \"eth1\"]
+          tunnel = \"gre\"
+          remote = [\"10.0.0.7\"]
+          filter = \"tcp port 443\"
+    "})]
+    Apply {
+        /// A TOML file, a directory of *.toml files, or - for standard input; may be repeated
+        #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
+        files: Vec<PathBuf>,
+        /// Take down the sessions that apply has made and the files no longer have
+        #[arg(long)]
+        prune: bool,
+        #[command(flatten)]
+        json: Json,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Print the running sessions as a file for apply
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl export > all.toml
+          sudo snifctl export --name both
+    "})]
+    Export {
+        /// Only this session
+        #[arg(long, value_name = "NAME", value_parser = request::name_option)]
+        name: Option<String>,
+    },
     /// Make the kernel agree with what was asked for: after a change of routes, interfaces, or damage
     #[command(after_help = indoc! {"
         Examples:
@@ -133,6 +166,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// Keep mirrors right while the machine changes: a process that syncs whenever something happens
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl watch
+          sudo snifctl watch --name both --interval 10
+          sudo snifctl watch --apply /etc/snifctl.d
+          sudo snifctl watch --down-on-exit
+    "})]
+    Watch(WatchArgs),
     /// Show what is watched, where copies go, and what became of them
     #[command(after_help = indoc! {"
         Examples:
@@ -222,6 +264,22 @@ pub(crate) enum Command {
         #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
         filter: Option<String>,
     },
+    /// Print a shell's script that completes commands and options
+    #[command(after_help = indoc! {"
+        Examples:
+          snifctl completions bash > ~/.local/share/bash-completion/completions/snifctl
+          snifctl completions fish > ~/.config/fish/completions/snifctl.fish
+    "})]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Made where it is not there
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -264,6 +322,32 @@ impl UpArgs {
     pub(crate) fn request(&self) -> Result<Request, Usage> {
         Request::new(self.name.clone(), self.interfaces.clone(), self.direction, self.options.clone())
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Only this session; repeat it for several [default: all of this network namespace]
+    #[arg(long = "name", value_name = "NAME", value_parser = request::name_option)]
+    pub names: Vec<String>,
+    /// Look at everything so often, for what tells nobody that it changes
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = interval, allow_negative_numbers = true)]
+    pub interval: Duration,
+    /// Make the sessions that the *.toml files of this directory have, as `apply --prune` does; again at SIGHUP, and
+    /// where one is down
+    #[arg(long, value_name = "DIR", conflicts_with = "names")]
+    pub apply: Option<PathBuf>,
+    /// Take the sessions down at the end; without it they run on
+    #[arg(long)]
+    pub down_on_exit: bool,
+    /// Log as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Seconds, also as `1s`.
+fn interval(text: &str) -> Result<Duration, Usage> {
+    let seconds = number::<u32>("--interval", text.strip_suffix('s').unwrap_or(text), 1..=86400, "--interval 30")?;
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 #[derive(Debug, Subcommand)]

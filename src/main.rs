@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod datapath;
+mod file;
 mod output;
 mod request;
 mod session;

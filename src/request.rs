@@ -41,6 +41,23 @@ pub(crate) enum Spread {
     Flow = 1,
 }
 
+/// How remotes are asked whether they are there. Of their next hops the neighbour table tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Probe {
+    /// Not at all
+    #[default]
+    None,
+    /// By ping
+    Icmp,
+}
+
+impl Probe {
+    fn is_none(&self) -> bool {
+        *self == Probe::None
+    }
+}
+
 /// Which packets of an interface are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -342,6 +359,10 @@ pub(crate) struct Options {
     #[arg(long, value_enum, default_value_t = Spread::Replicate)]
     #[serde(default)]
     pub spread: Spread,
+    /// Ask remotes, too, whether they are there: one that does not answer is down, and gets no copies
+    #[arg(long, value_enum, default_value_t = Probe::None)]
+    #[serde(default, skip_serializing_if = "Probe::is_none")]
+    pub probe: Probe,
     /// Copy only what this pcap-filter(7) expression takes
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -475,7 +496,7 @@ impl Request {
     }
 
     /// Every option by its flag.
-    fn flags(&self) -> Vec<(&'static str, Values)> {
+    pub(crate) fn flags(&self) -> Vec<(&'static str, Values)> {
         fn one(value: impl ToString, default: bool) -> Values {
             Values::Some(vec![value.to_string()], if default { Said::ByDefault } else { Said::Needed })
         }
@@ -489,6 +510,7 @@ impl Request {
             ("--remote", any(&options.remotes)),
             ("--name", one(&self.name, self.name == DEFAULT)),
             ("--spread", one(spelled(options.spread), options.spread == Spread::default())),
+            ("--probe", one(spelled(options.probe), options.probe.is_none())),
             ("--id", any(tunnel.id)),
             ("--egress-id", any(tunnel.egress_id)),
             ("--port", any(tunnel.port)),
@@ -534,19 +556,19 @@ impl Request {
 
 /// The values of one flag.
 #[derive(Debug, PartialEq, Eq)]
-enum Values {
+pub(crate) enum Values {
     Switch(bool),
     Some(Vec<String>, Said),
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+pub(crate) enum Said {
     ByDefault,
     Needed,
 }
 
 impl Values {
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         match self {
             Values::Switch(on) => (if *on { "on" } else { "off" }).into(),
             Values::Some(values, _) if values.is_empty() => "none".into(),

@@ -8,7 +8,7 @@ use crate::datapath::source::FEATURES;
 use crate::tunnel::Kind;
 
 /// The request of `snifctl up` with these words, or the line that it is refused with.
-fn parsed(words: &[&str]) -> Result<Request, String> {
+pub(crate) fn parsed(words: &[&str]) -> Result<Request, String> {
     let all = ["snifctl", "up"].iter().chain(words);
     let cli = Cli::try_parse_from(all).map_err(|err| {
         let own = std::error::Error::source(&err).and_then(|source| source.downcast_ref::<Usage>());
@@ -202,7 +202,7 @@ fn a_line_stays_a_line_however_much_there_is() {
 }
 
 /// Numbers that look random and are the same each time (xorshift, Marsaglia 2003).
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {
@@ -218,7 +218,7 @@ impl Dice {
 }
 
 /// A command line of random options that go together.
-fn random_words(dice: &mut Dice) -> Vec<String> {
+pub(crate) fn random_words(dice: &mut Dice) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for at in 0..=dice.roll(3) {
         let name =

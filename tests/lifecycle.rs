@@ -102,7 +102,7 @@ fn status_json_has_the_promised_schema() {
             "state": "text", "stat": stat}],
         "removed": stat,
         "removed_taps": {"stat": stat, "seen": "count", "filtered": "count", "skipped": "count", "own": "count"},
-        "drops": null, "out_dropped": "count", "ahead": [], "faults": [],
+        "drops": null, "out_dropped": "count", "ahead": [], "faults": [], "made_by": "text",
     }]});
     assert_eq!(shown, expected);
     assert!(drops.as_object().unwrap().values().all(|count| count == "count"), "{drops}");

@@ -95,9 +95,12 @@ killed!(
     down DOWN
 );
 
-// ---- namespaces ----
+// ---- chaos ----
 
+/// More with SNIFCTL_CHAOS_SEEDS=11,12,13.
 #[test]
-fn a_thousand_namespaces_come_and_go_with_a_session_each() {
-    lab::bare::come_and_go(1000);
+fn ten_minutes_of_chaos_leave_mirrors_in_order() {
+    for seed in lab::chaos::seeds(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) {
+        lab::chaos::run(seed, std::time::Duration::from_secs(60));
+    }
 }

@@ -19,7 +19,8 @@ use crate::session::engine::{Context, Open};
 use crate::session::firewall;
 use crate::session::home::{self, Home};
 use crate::session::resolve;
-use crate::session::stats;
+use crate::session::stats::{self, RemoteState};
+use crate::session::version;
 use crate::tools::bpftool::{self, Attachment};
 use crate::tools::exec::{self, Cmd, Runner, quote};
 use crate::tools::ip::{self, Link};
@@ -172,15 +173,21 @@ fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
 /// Whether a session is whole: how `status` sees it.
 fn check_session(open: &Open, name: &str) -> Vec<Check> {
     match stats::session(open, name) {
-        Ok(session) if session.faults.is_empty() && session.ahead.is_empty() => {
-            vec![ok("session", format!("{name}: in order"))]
-        }
         Ok(session) => {
-            let detail = |fault| format!("{name}: {fault}: copies are lost or not exact");
+            let detail = |fault: &String| match version::is_told_by(fault) {
+                true => format!("{name}: {fault}"),
+                false => format!("{name}: {fault}: copies are lost or not exact"),
+            };
             let fix = session.fix.clone().unwrap_or_else(|| format!("snifctl status --name {name}"));
             let faults = session.faults.iter().map(|fault| warn("session", detail(fault), fix.clone()));
             let ahead = session.ahead.iter().map(|at| warn("session", format!("{name}: {at}"), at.look.clone()));
-            faults.chain(ahead).collect()
+            let down = session.remotes.iter().filter(|remote| remote.state == RemoteState::Down);
+            let down = down.filter_map(|remote| {
+                let detail = format!("{name}: remote {}: {}: it is down", remote.address, remote.silence?);
+                Some(warn("session", detail, format!("ping -c 1 {}", remote.address)))
+            });
+            let found: Vec<Check> = faults.chain(ahead).chain(down).collect();
+            if found.is_empty() { vec![ok("session", format!("{name}: in order"))] } else { found }
         }
         Err(err) => vec![warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}"))],
     }

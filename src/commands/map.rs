@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cli::MapCommand;
+use crate::commands::tell_version;
 use crate::datapath::parts::Map;
 use crate::output::{json, text};
 use crate::session::engine::{Context, Open};
@@ -21,7 +22,9 @@ pub(super) fn run(context: &Context, command: MapCommand) -> Result<ExitCode> {
 
 fn list(context: &Context, name: Option<&str>, as_json: bool) -> Result<ExitCode> {
     let open = Open::to_read(context)?;
-    let maps = stats::maps(&context.runner, &open.home, &open.chosen(name)?)?;
+    let name = open.chosen(name)?;
+    tell_version(&open, &name)?;
+    let maps = stats::maps(&context.runner, &open.home, &name)?;
     match as_json {
         true => json::print(&serde_json::to_value(&maps)?)?,
         false => print(&text::maps(&maps))?,
@@ -41,6 +44,7 @@ fn dump(context: &Context, map: Option<&str>, name: Option<&str>) -> Result<Exit
     let map = map.map(named).transpose()?;
     let open = Open::to_read(context)?;
     let session = open.chosen(name)?;
+    tell_version(&open, &session)?;
     let wanted: Vec<Map> = map.map_or_else(|| Map::shown().collect(), |map| vec![map]);
     let dumps = stats::dumps(&context.runner, &open.home, &session, &wanted)?;
     let elements = dumps.iter().map(json::elements).collect::<Result<Vec<_>>>()?;

@@ -1,17 +1,22 @@
 //! One file a verb or noun of the command line: each runs what was asked and prints the result. Results go to stdout, all
 //! else to stderr.
 
+pub(crate) mod apply;
 mod capture;
+mod completions;
 mod demo;
 mod doctor;
 mod down;
+mod export;
 mod filter;
+mod manual;
 mod map;
 mod remote;
 mod status;
 mod sync;
 mod tap;
 mod up;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -20,11 +25,13 @@ use anyhow::Result;
 use crate::cli::{Cli, Command, DemoPart, DryRun};
 use crate::datapath::source::Source;
 use crate::output::json;
-use crate::session::engine::{Context, Done};
+use crate::session::engine::{Context, Done, Open};
 use crate::session::home::Wait;
 use crate::session::outside;
 use crate::session::resolve::Warning;
 use crate::session::stats;
+use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::exec::{Runner, print};
 use crate::tools::interrupt;
 
@@ -35,11 +42,11 @@ pub(crate) use doctor::{Check, Level};
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let runner = Runner { dry_run: false, verbose: cli.verbose };
     let context = Context { runner, wait: Wait(cli.wait) };
-    if !matches!(cli.command, Command::Demo { .. } | Command::Source { .. }) {
+    if !cli.command.only_writes() && !matches!(cli.command, Command::Demo { .. }) {
         outside::enter()?;
     }
     // The demo's sandbox ends with it, however it ends.
-    if !matches!(cli.command, Command::Demo { .. }) {
+    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_)) {
         interrupt::watch();
     }
     match cli.command {
@@ -47,9 +54,12 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Down { name, all, clsact, dry_run } => {
             down::run(&context.dry(&dry_run), name.as_deref(), all, clsact.keep_clsact)
         }
+        Command::Apply { files, prune, json, dry_run } => apply::run(&context.dry(&dry_run), &files, prune, json.json),
+        Command::Export { name } => export::run(&context, name.as_deref()),
         Command::Sync { session, all, json, dry_run } => {
             sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
         }
+        Command::Watch(args) => watch::run(&context, &args),
         Command::Status { check, name, json } => status::run(&context, name.as_deref(), check, json.json),
         Command::Filter(command) => filter::run(&context, command),
         Command::Tap(command) => tap::run(&context, command),
@@ -66,6 +76,15 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             let filter = filter.as_ref().map(compile).transpose()?;
             Source::datapath(filter, &[]).write(&dir).map(|()| ExitCode::SUCCESS)
         }
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man { dir } => manual::run(&dir),
+    }
+}
+
+impl Command {
+    /// Does it only write files or text, and look at nothing of the machine?
+    fn only_writes(&self) -> bool {
+        matches!(self, Command::Source { .. } | Command::Completions { .. } | Command::Man { .. })
     }
 }
 
@@ -103,6 +122,15 @@ fn show<T: serde::Serialize>(as_json: bool, name: &str, values: &T, text: impl F
 
 /// The session that is meant, as the kernel has it.
 fn read_session(context: &Context, name: Option<&str>) -> Result<stats::Session> {
-    let open = crate::session::engine::Open::to_read(context)?;
-    stats::session(&open, &open.chosen(name)?)
+    let open = Open::to_read(context)?;
+    let name = open.chosen(name)?;
+    tell_version(&open, &name)?;
+    stats::session(&open, &name)
+}
+
+/// Says where another version has made the session.
+fn tell_version(open: &Open, name: &str) -> Result<()> {
+    let there = There::read_to_remove(open.runner, &open.home, name, &open.machine.links)?;
+    upgrade::note(&there)?.iter().for_each(|note| eprintln!("snifctl: {note}"));
+    Ok(())
 }

@@ -26,14 +26,18 @@ pub(super) fn run(context: &Context, name: Option<&str>, check: bool, as_json: b
     Ok(if check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What is not as it must be with a session, a line for each.
-fn problems(session: &Session) -> Vec<String> {
+/// What is not as it must be with a session, a line for each, with its name.
+pub(crate) fn problems(session: &Session) -> Vec<String> {
     let mut lines = session.faults.clone();
     for remote in &session.remotes {
         let subject = format!("remote {}: ", remote.address);
         let is_told = lines.iter().any(|line| line.starts_with(&subject));
         if remote.state != RemoteState::Ok && !is_told {
-            lines.push(format!("{subject}it has no route, or its next hop does not answer"));
+            let why = match remote.silence {
+                Some(silence) => format!("{silence}: it is down, and gets no copies"),
+                None => "it has no route, or its next hop does not answer".into(),
+            };
+            lines.push(format!("{subject}{why}"));
         }
     }
     lines.iter().map(|line| format!("{}: {line}", session.name)).collect()

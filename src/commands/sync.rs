@@ -9,8 +9,10 @@ use crate::commands::{news, warn};
 use crate::output::json;
 use crate::session::change::Change;
 use crate::session::difference::Clsact;
-use crate::session::engine::{self, Context, Edit, Open, Scope};
-use crate::session::resolve;
+use crate::session::engine::{self, Context, Done, Edit, Open, Scope};
+use crate::session::resolve::{self, Asked};
+use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
 
@@ -21,8 +23,9 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     })?;
     let (mut sessions, mut failed) = (Vec::new(), false);
     for name in &names {
-        match session(&open, name) {
-            Ok(changes) => {
+        match session(&open, name, |_| ()) {
+            Ok(Put { changes, done, .. }) => {
+                warn(done.iter().flat_map(news));
                 let (changes, notes): (Vec<Change>, Vec<Change>) =
                     changes.into_iter().partition(|change| !change.acts.is_empty());
                 if !as_json && !context.runner.dry_run {
@@ -51,7 +54,7 @@ pub(super) fn run(context: &Context, name: Option<&str>, all: bool, as_json: boo
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn shown(change: &Change) -> Value {
+pub(super) fn shown(change: &Change) -> Value {
     json!({ "subject": change.subject, "fault": change.fault, "fix": change.fix })
 }
 
@@ -67,22 +70,31 @@ fn names(open: &Open, name: Option<&str>, all: bool) -> Result<Vec<String>> {
     }
 }
 
-/// Brings one session in order; answers what was to be done.
-fn session(open: &Open, name: &str) -> Result<Vec<Change>> {
+/// What was done about one session.
+pub(crate) struct Put {
+    pub changes: Vec<Change>,
+    /// `None` where only a half of it was left, which has been taken away.
+    pub done: Option<Done>,
+    /// How it was before.
+    pub there: Option<There>,
+}
+
+/// Brings one session in order. `how` may change what is asked for it.
+pub(crate) fn session(open: &Open, name: &str, how: impl FnOnce(&mut Asked)) -> Result<Put> {
     let there = open.read(name)?;
     if !there.is_published {
         let changes = engine::take_down(open, name, Clsact::Remove)?;
-        return Ok(changes.into_iter().filter(|change| !change.is_silent()).collect());
+        let changes = changes.into_iter().filter(|change| !change.is_silent()).collect();
+        return Ok(Put { changes, done: None, there: None });
     }
+    let (there, moved) = upgrade::moved(open, there)?;
     let stored = match &there.stored {
         Ok(stored) => stored,
-        Err(why) => {
-            bail!("session {name}: {why}; take it down, and start it again: snifctl down --name {name}")
-        }
+        Err(why) => bail!("session {name}: {why}; {}", why.help(name)),
     };
     let request = resolve::follow(stored, &open.machine);
-    let scope = Scope::all(&request);
-    let done = engine::carry_out(open, there, Edit::new(request, scope))?;
-    warn(news(&done));
-    Ok(done.told().cloned().collect())
+    let mut scope = Scope::all(&request);
+    how(&mut scope.asked);
+    let done = engine::carry_out(open, there.clone(), Edit::new(request, scope))?;
+    Ok(Put { changes: moved.into_iter().chain(done.told().cloned()).collect(), done: Some(done), there: Some(there) })
 }

@@ -12,7 +12,7 @@ use crate::request::{Request, Watch, Watched, listed};
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Edit, Open, Scope};
 use crate::session::pattern;
-use crate::session::resolve::{self, Absent};
+use crate::session::resolve;
 use crate::session::stored::Stored;
 use crate::session::there::{There, key};
 use crate::tools::exec::quote;
@@ -23,7 +23,7 @@ pub(super) fn run(context: &Context, command: TapCommand) -> Result<ExitCode> {
             let session = read_session(context, session.name.as_deref())?;
             show(json.json, "taps", &session.taps, || text::taps(&session))
         }
-        TapCommand::Add { tap, absent } => add(&context.dry(&tap.dry_run), &tap, absent.absent()),
+        TapCommand::Add { tap, absent } => add(&context.dry(&tap.dry_run), &tap, absent.wait_for_interface),
         TapCommand::Remove(args) => remove(&context.dry(&args.dry_run), &args),
     }
 }
@@ -68,12 +68,12 @@ fn affected(request: &Request, stored: &Stored, open: &Open, name: &str) -> Vec<
     all.into_iter().collect()
 }
 
-fn add(context: &Context, args: &TapArgs, absent: Absent) -> Result<ExitCode> {
+fn add(context: &Context, args: &TapArgs, waits: bool) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
     let (there, stored, mut request) = edited(&open, args)?;
     let (asked, direction) = (&args.interface.interface, args.direction()?);
     let known = known_name(&request, &stored, &open, asked);
-    resolve::ensure_there(asked, Some(&stored), &open.machine, absent)?;
+    resolve::ensure_there(asked, Some(&stored), &open.machine, waits)?;
     let name = known.clone().unwrap_or_else(|| asked.clone());
     let before = request.clone();
     match request.interfaces.iter_mut().find(|watched| watched.interface == name) {

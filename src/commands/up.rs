@@ -11,15 +11,17 @@ use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::output::{json, text};
 use crate::request::{Request, Watched};
+use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home;
 use crate::session::machine::Machine;
-use crate::session::resolve::{self, Absent};
+use crate::session::resolve;
 use crate::session::stats::{self, Status};
 use crate::session::stored::{Stored, Unreadable};
 use crate::session::there::There;
+use crate::session::upgrade;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
 use crate::tools::ip::Link;
@@ -37,25 +39,19 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     // clang may run while routes and links are looked up.
     let compiling = source.clone().begin(runner)?;
     let open = Open::to_write(context)?;
-    let there = open.read(&request.name)?;
-    let (request, known) = match &there.stored {
-        Ok(stored) => (agreed(stored, &request, &open.machine, args.replace)?, Some(stored.clone())),
-        // Its counters are not ours to throw away.
-        Err(why @ Unreadable::OtherVersion(_)) => {
-            bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", request.name)
-        }
-        Err(_) => (request, None),
-    };
+    let found = Found::of(&open, &request, args.replace)?;
+    let (found, moved) = found.moved(&open)?;
+    moved.iter().for_each(|change| eprintln!("snifctl: {}: {}", request.name, change.line()));
+    let (request, known) = (found.request.clone(), found.known.clone());
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
-    let scope = scope(&request, known.as_ref(), &open.machine, args.absent.absent())?;
+    let scope = found.scope(&open.machine, args.absent.wait_for_interface)?;
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
-    let is_anew = known.is_none() && (there.is_published || !there.halves.is_empty());
-    if is_anew && !runner.dry_run {
-        eprintln!("snifctl: {}; making it anew", broken(&there));
+    if let Some(broken) = found.broken().filter(|_| !runner.dry_run) {
+        eprintln!("snifctl: {broken}; making it anew");
     }
     let compiling = Started(Some((source, compiling)));
-    let edit = Edit { request: request.clone(), scope, clsact, filter, compiling };
-    let done = engine::carry_out(&open, there, edit)?;
+    let edit = Edit { clsact, filter, compiling, ..Edit::new(request.clone(), scope) };
+    let done = engine::carry_out(&open, found.there, edit)?;
     if runner.dry_run {
         open.sweep_dead();
         return shown(&request.name, &done, known.is_some());
@@ -73,11 +69,52 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Why a session is not taken for one.
-fn broken(there: &There) -> String {
-    match &there.stored {
-        Err(why) if there.is_published => format!("session {}: {why}", there.name),
-        _ => format!("session {} was only half there", there.name),
+/// A session as it is found, and the request that is to be in force.
+pub(super) struct Found {
+    pub there: There,
+    pub request: Request,
+    /// What it remembers, if it is there.
+    pub known: Option<Stored>,
+}
+
+impl Found {
+    /// `replaces`: it may have another request.
+    pub(super) fn of(open: &Open, asked: &Request, replaces: bool) -> Result<Found> {
+        let there = open.read(&asked.name)?;
+        let (request, known) = match &there.stored {
+            Ok(stored) => {
+                upgrade::ensure_known(&there)?;
+                (agreed(stored, asked, &open.machine, replaces)?, Some(stored.clone()))
+            }
+            // Its counters are not ours to throw away.
+            Err(why @ Unreadable::OtherVersion(_)) => {
+                bail!("session {}: {why}; {}", asked.name, why.help(&asked.name))
+            }
+            Err(_) => (asked.clone(), None),
+        };
+        Ok(Found { there, request, known })
+    }
+
+    /// The same with the programs of this build, and what was changed for that.
+    pub(super) fn moved(self, open: &Open) -> Result<(Found, Option<Change>)> {
+        let (there, moved) = upgrade::moved(open, self.there)?;
+        let known = self.known.map(|known| there.stored.clone().unwrap_or(known));
+        Ok((Found { there, known, ..self }, moved))
+    }
+
+    /// Everything is asked; what is new in the request is told apart. `waits`: an interface may be absent.
+    pub(super) fn scope(&self, machine: &Machine, waits: bool) -> Result<Scope> {
+        scope(&self.request, self.known.as_ref(), machine, waits)
+    }
+
+    /// Why what is there of it is not taken for a session.
+    pub(super) fn broken(&self) -> Option<String> {
+        let there = &self.there;
+        let is_anew = self.known.is_none() && (there.is_published || !there.halves.is_empty());
+        is_anew.then(|| match &there.stored {
+            Err(why) if there.is_published => format!("session {}: {why}", there.name),
+            _ => format!("session {} was only half there", there.name),
+        })
     }
 }
 
@@ -110,8 +147,8 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
     Ok(asked)
 }
 
-/// Everything is asked; what is new in the request is told apart.
-pub(super) fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, absent: Absent) -> Result<Scope> {
+/// Everything is asked; what is new in the request is told apart. `waits`: interfaces may be absent.
+fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, waits: bool) -> Result<Scope> {
     let mut scope = Scope::all(request);
     let has = |watched: &Watched| {
         let by_name = |stored: &Stored| stored.request.interfaces.iter().any(|at| at.interface == watched.interface);
@@ -119,7 +156,7 @@ pub(super) fn scope(request: &Request, known: Option<&Stored>, machine: &Machine
         known.is_some_and(by_name) || renamed().is_some()
     };
     for watched in request.interfaces.iter().filter(|watched| !has(watched)) {
-        resolve::ensure_there(&watched.interface, known, machine, absent)?;
+        resolve::ensure_there(&watched.interface, known, machine, waits)?;
     }
     let is_known = |link: &Link| known.is_some_and(|stored| stored.place(link.ifindex).is_some());
     let new = resolve::interfaces(request, known, machine).into_iter();

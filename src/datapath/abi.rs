@@ -10,6 +10,8 @@ pub(crate) const MAX_TAPS: u32 = 2048;
 /// Bytes of `struct request`, and how many of them one request may take: half of what the map holds.
 pub(crate) const REQUEST_BYTES: usize = 256;
 pub(crate) const REQUEST_CHUNKS: usize = 1024;
+/// Bytes of the first `struct config` that is read; it has grown since. The same holds for the other structs.
+const OLDEST_CONFIG: usize = 72;
 /// Bytes of room for a template.
 pub(crate) const HEADER_BYTES: usize = 96;
 /// Offset of the outer IP header in a template.
@@ -91,6 +93,8 @@ pub(crate) struct Config {
     pub gre: u16,
     /// GRE keys, by direction.
     pub keys: Option<[u32; 2]>,
+    /// Bit n: remote slot n is in use and gets no copies.
+    pub down: u64,
 }
 
 impl Config {
@@ -110,11 +114,12 @@ impl Config {
         for word in self.keys.unwrap_or_default().into_iter().chain([0]) {
             bytes.extend(word.to_ne_bytes());
         }
+        bytes.extend(self.down.to_ne_bytes());
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Config> {
-        let mut cursor = Cursor::new(bytes, 72, "config")?;
+        let mut cursor = Cursor::new(bytes, OLDEST_CONFIG, "config")?;
         Ok(Config {
             remotes: cursor.u64(),
             clock: cursor.u64(),
@@ -140,7 +145,8 @@ impl Config {
 impl Config {
     fn decode_gre(cursor: &mut Cursor) -> Config {
         let (keyed, gre, keys) = (cursor.u8() != 0, cursor.u16(), [cursor.u32(), cursor.u32()]);
-        Config { gre, keys: keyed.then_some(keys), ..Config::default() }
+        let (_unused, down) = (cursor.u32(), cursor.u64());
+        Config { gre, keys: keyed.then_some(keys), down, ..Config::default() }
     }
 }
 
@@ -464,24 +470,24 @@ pub(crate) fn decode_request(chunks: &[Vec<u8>]) -> Result<String> {
     Ok(std::str::from_utf8(text.split(|byte| *byte == 0).next().unwrap_or_default())?.to_string())
 }
 
-/// Reads fixed-size fields in host byte order off the front of a value whose length was checked.
+/// Reads fixed-size fields in host byte order off the front of a value. Structs grow at their ends: what an older version
+/// did not have is 0, what a newer one has more is passed over.
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
-    fn new(bytes: &'a [u8], expected: usize, what: &str) -> Result<Cursor<'a>> {
+    /// `oldest`: the bytes of the first version that is read.
+    fn new(bytes: &'a [u8], oldest: usize, what: &str) -> Result<Cursor<'a>> {
         let len = bytes.len();
-        ensure!(
-            len == expected,
-            "{what} in the kernel has {len} bytes, not {expected}: another version of snifctl made it; remove it with that \
-             version's: snifctl down"
-        );
+        ensure!(len >= oldest, "{what} in the kernel has {len} bytes, not {oldest}: an older snifctl made it");
         Ok(Cursor(bytes))
     }
 
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (head, rest) = self.0.split_at(N);
+        let (head, rest) = self.0.split_at(N.min(self.0.len()));
         self.0 = rest;
-        head.try_into().expect("split_at gives N bytes")
+        let mut bytes = [0; N];
+        bytes[..head.len()].copy_from_slice(head);
+        bytes
     }
 
     fn u8(&mut self) -> u8 {

@@ -30,6 +30,7 @@ fn what_is_encoded_is_decoded() {
         rate_packets: true,
         gre: 0x6558,
         keys: Some([13, 14]),
+        down: 4,
     };
     assert_eq!(Config::decode(&config.encode()).unwrap(), config);
     let key = TapKey { ifindex: 3, direction: Direction::Egress };
@@ -69,9 +70,12 @@ fn a_request_survives_its_chunks() {
 }
 
 #[test]
-fn a_value_of_another_length_is_refused() {
-    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("another version"));
-    assert!(Stat::decode(&[0; 25]).is_err());
+fn a_value_that_is_too_short_is_refused_and_a_longer_one_read() {
+    assert!(Config::decode(&[0; 11]).unwrap_err().to_string().contains("an older snifctl"));
+    let config = Config { remotes: 3, keys: Some([1, 2]), ..Config::default() };
+    let grown = [config.encode(), vec![7; 9]].concat();
+    assert_eq!(Config::decode(&grown).unwrap(), config, "what a newer version has more is passed over");
+    assert!(Stat::decode(&[0; 23]).is_err() && Stat::decode(&[0; 25]).is_ok());
 }
 
 /// Field offsets in bytes, and the size under the name "", of every struct in the object's BTF.
@@ -123,7 +127,8 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("gre", 58),
         ("key", 60),
         ("unused", 68),
-        ("", 72),
+        ("down", 72),
+        ("", 80),
     ];
     expect("config", &config);
     expect("request", &[("json", 0), ("", REQUEST_BYTES as u64)]);

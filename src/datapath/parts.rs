@@ -162,7 +162,7 @@ pub(crate) struct Reason {
     pub help: &'static str,
 }
 
-pub(crate) const REASONS: [Reason; 12] = [
+pub(crate) const REASONS: [Reason; 13] = [
     Reason {
         name: "clone",
         help: "the kernel could not clone the packet, the relay is gone, or too many devices stand on one another",
@@ -187,6 +187,10 @@ pub(crate) const REASONS: [Reason; 12] = [
     },
     Reason { name: "gone", help: "the out interface no longer exists; find another with: snifctl sync" },
     Reason { name: "out", help: "the out interface or its queue refused a fragment of it" },
+    Reason {
+        name: "down",
+        help: "the remote does not answer, so no copy is made for it; ask again with: snifctl sync",
+    },
 ];
 
 #[cfg(test)]

@@ -90,6 +90,20 @@ impl Source {
     }
 }
 
+/// A number that stands for the sources of a session's programs, whatever filter they have.
+pub(crate) fn mark() -> u64 {
+    static MARK: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
+        let files = FILES.iter().filter(|(name, _)| *name != MATCHER);
+        fnv(files.flat_map(|(name, text)| name.bytes().chain([0]).chain(text.bytes()).chain([0])))
+    });
+    *MARK
+}
+
+/// A hash that stays what it is from one version to the next (FNV-1a).
+pub(crate) fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

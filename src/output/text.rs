@@ -82,6 +82,9 @@ fn session(session: &Session, verbose: bool) -> String {
         text += &taps(session);
         text += &remotes(&session.remotes);
     }
+    if !session.found.is_empty() {
+        let _ = writeln!(text, "  there is: {}", session.found.join(", "));
+    }
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
     let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
     text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
@@ -218,6 +221,7 @@ pub(crate) fn remotes(remotes: &[RemoteStatus]) -> String {
         let source = remote.source.map_or_else(|| "-".into(), |source| source.to_string());
         let out = match (&remote.interface, remote.state) {
             (Some(out), RemoteState::Outdated) => format!("{out} (outdated)"),
+            (Some(out), RemoteState::Down) => format!("{out} (down)"),
             (Some(out), _) => out.clone(),
             (None, RemoteState::Gone) => "(gone)".into(),
             (None, _) => "(no route)".into(),

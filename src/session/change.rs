@@ -74,6 +74,12 @@ pub(crate) enum Act {
     Load(Source),
     /// Load programs on the session's maps.
     LoadOn(Source),
+    /// Load programs on these maps of the session, and on new ones of their own.
+    LoadMoved(Source, Vec<Map>),
+    /// Write into a map that is new.
+    Fill(Map, Vec<u8>, Vec<u8>),
+    /// A new map to the place of the session's. Where it has counted, the old one is kept under this name.
+    MoveMap(Map, Option<String>),
     Publish,
     /// Out of the session's place, before it is taken apart.
     Retire,
@@ -219,6 +225,10 @@ impl<'a> Executor<'a> {
         self.pins().join("maps").join(map.name())
     }
 
+    fn new_map(&self, map: Map) -> PathBuf {
+        self.home.building(self.name).join("maps").join(map.name())
+    }
+
     fn pin(&self, program: Program, from: From) -> String {
         let dir = if from == From::Building { self.home.building(self.name) } else { self.home.session(self.name) };
         dir.join(program.name()).to_string_lossy().into_owned()
@@ -235,6 +245,7 @@ impl<'a> Executor<'a> {
         Ok(match act {
             Act::Write(map, key, value) => vec![bpftool::update(&self.map(*map), key, value)],
             Act::Delete(map, key) => vec![bpftool::delete(&self.map(*map), key)],
+            Act::Fill(map, key, value) => vec![bpftool::update(&self.new_map(*map), key, value)],
             Act::Store(stored) => self.store(stored)?,
             Act::Configure(config) => {
                 self.config = Config { request: self.config.request, ..**config };
@@ -290,6 +301,21 @@ impl<'a> Executor<'a> {
                 let maps = home.session(self.name).join("maps");
                 let names = Map::ALL.map(Map::name);
                 bpftool::load_on(runner, &object, &home.building(self.name), &maps, &names)
+            }
+            Act::LoadMoved(source, kept) => {
+                let object = self.object(source)?;
+                let maps = home.session(self.name).join("maps");
+                let names: Vec<&str> = kept.iter().map(|map| map.name()).collect();
+                bpftool::load_moved(runner, &object, &home.building(self.name), &maps, &names)
+            }
+            Act::MoveMap(map, kept) => {
+                let place = self.map(*map);
+                if let Some(kept) = kept {
+                    let kept = place.with_file_name(kept);
+                    let shown = format!("ln {}", quote(&place.to_string_lossy()));
+                    runner.act(&shown, &kept, |kept| fs::hard_link(&place, kept))?;
+                }
+                self.rename(&self.new_map(*map), &place)
             }
             Act::Publish => {
                 self.is_building = false;
@@ -355,7 +381,7 @@ fn make_private(dir: &Path) -> io::Result<()> {
 
 fn by(act: &Act) -> By {
     match act {
-        Act::Write(..) | Act::Delete(..) | Act::Store(_) | Act::Configure(_) => By::Bpftool,
+        Act::Write(..) | Act::Delete(..) | Act::Fill(..) | Act::Store(_) | Act::Configure(_) => By::Bpftool,
         Act::AddClsact { .. }
         | Act::AddMark { .. }
         | Act::DelMark { .. }

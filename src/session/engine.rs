@@ -22,6 +22,8 @@ use crate::session::pattern;
 use crate::session::relay;
 use crate::session::resolve::{self, Asked, RemoteRoute, Resolved, Warning};
 use crate::session::there::There;
+use crate::session::upgrade;
+use crate::session::version;
 use crate::tools::clang::Compiling;
 use crate::tools::exec::{self, Runner};
 use crate::tools::interrupt;
@@ -124,12 +126,16 @@ impl<'a> Open<'a> {
     /// The session that is meant, if it is whole enough for an edit.
     pub(crate) fn edited(&self, name: Option<&str>) -> Result<There> {
         let there = self.read(&self.chosen(name)?)?;
+        upgrade::ensure_known(&there)?;
         match &there.stored {
+            Ok(stored) if !stored.compiled.is_ours() => bail!(
+                "session {0}: its programs are {1}; move it to this one first: snifctl sync --name {0}",
+                there.name,
+                version::of_others(stored).unwrap_or_default()
+            ),
             Ok(_) if difference::is_alterable(&there) => Ok(there),
             Ok(_) => bail!("session {0} has lost a map; put it right with: snifctl sync --name {0}", there.name),
-            Err(why) => {
-                bail!("session {0}: {why}; take it down, and start it again: snifctl down --name {0}", there.name)
-            }
+            Err(why) => bail!("session {0}: {why}; {1}", there.name, why.help(&there.name)),
         }
     }
 }
@@ -179,6 +185,8 @@ impl Scope {
 pub(crate) struct Edit {
     pub request: Request,
     pub scope: Scope,
+    /// A session that is made is one of `apply`.
+    pub applied: bool,
     pub clsact: Clsact,
     /// Compiled already, to see whether it can be.
     pub filter: Option<Filter>,
@@ -197,7 +205,7 @@ impl Clone for Started {
 
 impl Edit {
     pub(crate) fn new(request: Request, scope: Scope) -> Edit {
-        Edit { request, scope, clsact: Clsact::Remove, filter: None, compiling: Started::default() }
+        Edit { request, scope, applied: false, clsact: Clsact::Remove, filter: None, compiling: Started::default() }
     }
 }
 
@@ -258,7 +266,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     let mut interfaces = resolve::interfaces(&edit.request, stored.as_ref(), &open.machine);
     resolve::ensure_distinct(&interfaces)?;
     let outs = outs_of(&there, &edit.request, &edit.scope);
-    edit.scope.asked.known = there.next_hops();
+    edit.scope.asked = remembered(&there, edit.scope.asked);
     let mut resolved = resolve::resolve(&open.machine, &edit.request, &interfaces, &edit.scope.asked, &outs)?;
     resolved.keep_fit(&mut interfaces);
     match resolved.neighbours.take() {
@@ -278,8 +286,12 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     let (mut changes, mut more) = difference::difference(&wanted, &there);
     let queues = queue_warnings(&there, &changes, edit.clsact);
     let bypassed = bypassed::of(&open.machine, &flows(&resolved, &edit));
-    let bypassed =
-        bypassed.into_iter().map(|found| Warning { remote: None, text: found.to_string(), is_of_now: false });
+    let bypassed = bypassed.into_iter().map(|found| Warning {
+        remote: None,
+        text: found.to_string(),
+        is_of_now: false,
+        is_once: true,
+    });
     let hidden = hidden(open, &there, &wanted, &edit.scope.asked.interfaces);
     let mut executor = Executor::new(runner, &open.home, &there.name, initial(&there));
     executor.compiling = compiling;
@@ -341,7 +353,7 @@ fn ensure_free(there: &There, interfaces: &[(Watched, Option<Link>)], edit: &Edi
 }
 
 /// The configuration that the first write finds.
-fn initial(there: &There) -> Config {
+pub(super) fn initial(there: &There) -> Config {
     there.config.unwrap_or(Config { request: REQUEST_CHUNKS as u16, ..Config::default() })
 }
 
@@ -476,7 +488,7 @@ pub(crate) fn sweep(open: &Open) -> Result<bool> {
 }
 
 /// The interfaces that can run a tap of any session.
-fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
+pub(super) fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
     let names = tc::with_clsact(open.runner)?;
     let links = open.machine.links.iter().filter(|link| names.contains(&link.ifname));
     Ok(links.map(|link| link.ifindex).collect())
@@ -509,6 +521,12 @@ fn outs_of(there: &There, request: &Request, scope: &Scope) -> Vec<(IpAddr, Link
             Some((*remote, there.link(ifindex)?.clone()))
         })
         .collect()
+}
+
+/// With what the session knows of its remotes.
+fn remembered(there: &There, asked: Asked) -> Asked {
+    let down = there.stored.as_ref().map_or_else(|_| BTreeMap::new(), |stored| stored.down.clone());
+    Asked { known: there.next_hops(), down, unanswered: there.unanswered(), ..asked }
 }
 
 /// The interfaces whose hooks are looked at: those in question, and the out interfaces.
@@ -547,10 +565,12 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
     let all = &edit.request.options.remotes;
     Wanted {
         request: edit.request.clone(),
+        applied: edit.applied,
         interfaces,
         left_out: pattern::expand(&edit.request, there.stored.as_ref().ok(), &there.links).left_out,
         remotes: resolved.remotes.iter().map(|(remote, route)| (*remote, route.outer)).collect(),
         hops: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.hop.clone()?))).collect(),
+        down: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.silence?))).collect(),
         underlay: resolved.underlay.clone(),
         is_whole_underlay: all.iter().all(|remote| edit.scope.asked.remotes.contains(remote)),
         outs: outs.filter_map(counted).collect(),
@@ -566,7 +586,7 @@ pub(crate) fn expected(there: &There, machine: &Machine) -> Option<Result<Wanted
     let request = resolve::follow(stored, machine);
     let mut interfaces = resolve::interfaces(&request, Some(stored), machine);
     let scope = Scope::all(&request);
-    let asked = Asked { passive: true, known: there.next_hops(), ..scope.asked };
+    let asked = remembered(there, Asked { passive: true, ..scope.asked });
     let resolved = resolve::resolve(machine, &request, &interfaces, &asked, &[]);
     let edit = Edit::new(request, Scope { asked, ..scope });
     Some(resolved.map(|resolved| {
@@ -608,7 +628,7 @@ fn hidden(open: &Open, there: &There, wanted: &Wanted, interfaces: &[String]) ->
         texts.truncate(MOST_HIDDEN);
         texts.push(format!("so it is at {more} hooks more; see: snifctl status --json | jq '.sessions[].ahead'"));
     }
-    texts.into_iter().map(|text| Warning { remote: None, text, is_of_now: false }).collect()
+    texts.into_iter().map(|text| Warning { remote: None, text, is_of_now: false, is_once: true }).collect()
 }
 
 /// What adding a clsact qdisc has cost, where packets stood in the interface's queue.
@@ -631,7 +651,7 @@ fn queue_warnings(there: &There, changes: &[Change], clsact: Clsact) -> Vec<Warn
             if clsact == Clsact::Leave { "" } else { help }
         )
     };
-    standing.map(|found| Warning { remote: None, text: text(found), is_of_now: false }).collect()
+    standing.map(|found| Warning { remote: None, text: text(found), is_of_now: false, is_once: true }).collect()
 }
 
 /// Nanoseconds from the time since boot, which the programs can read, to the time since 1970. Good to 10 ms, the

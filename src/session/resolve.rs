@@ -9,20 +9,27 @@ use anyhow::{Context, Result, ensure};
 
 use crate::datapath::abi::ETHERNET;
 use crate::datapath::template::{self, Outer, Path};
-use crate::request::{Oversize, Request, Underlay, Watch, Watched, example};
+use crate::request::{Oversize, Probe, Request, Underlay, Watch, Watched, example};
 use crate::session::home::ALIAS;
 use crate::session::machine::Machine;
 use crate::session::pattern;
+use crate::session::probe;
 use crate::session::stack;
-use crate::session::stored::{Hop, Stored};
+use crate::session::stored::{Hop, Silence, Stored};
 use crate::tools::exec::{self, Runner};
 use crate::tools::interrupt;
 use crate::tools::ip::{self, Link, Neighbour, Packet, RouteReply};
 use crate::tools::kernel;
+use crate::tools::requirements;
 use crate::tunnel::PROTO_UDP;
 
 /// How long unknown neighbours may take: the kernel asks three times, a second apart.
 const NEIGHBOUR_WAIT: Duration = Duration::from_millis(3500);
+
+/// The same of those that have not answered before: an answer takes no longer, and comes to the second question of the
+/// kernel's at the latest where it is asking already. Who waits for others is not to wait for these.
+const QUICK_ANSWER: Duration = Duration::from_millis(500);
+const SECOND_QUESTION: Duration = Duration::from_millis(1200);
 
 /// What is looked up.
 #[derive(Clone, Debug, Default)]
@@ -37,8 +44,16 @@ pub(crate) struct Asked {
     pub interfaces: Vec<String>,
     /// Only look: no neighbour is asked, nothing is waited for.
     pub passive: bool,
+    /// With it: they are asked, and nobody waits for the answers.
+    pub sends: bool,
     /// Where the session's rows send copies now, by remote: out interface and link address.
     pub known: BTreeMap<IpAddr, (u32, [u8; 6])>,
+    /// The remotes that are down.
+    pub down: BTreeMap<IpAddr, Silence>,
+    /// Those whose next hops have not answered when they were asked last.
+    pub unanswered: BTreeSet<IpAddr>,
+    /// Which remotes answer ping, where somebody has asked just now: then nobody is pinged.
+    pub pinged: Option<BTreeMap<IpAddr, bool>>,
 }
 
 impl Asked {
@@ -78,6 +93,8 @@ pub(crate) struct Warning {
     pub text: String,
     /// Said each time, not only with a change of the remote.
     pub is_of_now: bool,
+    /// Of one change: it is not said again when the machine is looked at anew.
+    pub is_once: bool,
 }
 
 /// The way to one remote.
@@ -88,6 +105,8 @@ pub(crate) struct RemoteRoute {
     pub outer: Outer,
     /// Its next hop, where that is a neighbour whose address can change.
     pub hop: Option<NextHop>,
+    /// Why it is down, if it is.
+    pub silence: Option<Silence>,
 }
 
 /// Who takes the copies to a remote, as the neighbour table has it.
@@ -122,23 +141,15 @@ pub(crate) fn interfaces(
     pattern::expand(request, stored, &machine.links).interfaces
 }
 
-/// May an interface that is named be absent?
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Absent {
-    #[default]
-    Refused,
-    /// It waits: `sync` watches it as soon as it is there.
-    Waits,
-}
-
-/// An interface that can be watched, or a pattern that matches one, or one that may be waited for.
-pub(crate) fn ensure_there(text: &str, stored: Option<&Stored>, machine: &Machine, absent: Absent) -> Result<()> {
+/// An interface that can be watched, or a pattern that matches one. `waits`: it may be absent, and `sync` watches it as soon
+/// as it is there.
+pub(crate) fn ensure_there(text: &str, stored: Option<&Stored>, machine: &Machine, waits: bool) -> Result<()> {
     if !pattern::is_open(text, stored, &machine.links) {
-        let waits = absent == Absent::Waits && machine.named(text).is_none();
-        return if waits { Ok(()) } else { ensure_watchable(text, machine) };
+        let is_awaited = waits && machine.named(text).is_none();
+        return if is_awaited { Ok(()) } else { ensure_watchable(text, machine) };
     }
     ensure!(
-        absent == Absent::Waits || pattern::any(text, &machine.links),
+        waits || pattern::any(text, &machine.links),
         "IFACE {} matches no interface here that can be watched; to wait for one, add --wait-for-interface; list interfaces \
          with: ip link",
         exec::quote(text)
@@ -202,6 +213,7 @@ pub(crate) fn resolve(
         }
     }
     resolved.neighbours = find_neighbours(runner, &mut ways, asked)?;
+    ping(runner, request, &mut ways, asked)?;
     let all_outs = ways.values().map(|way| &way.out).chain(outs.iter().map(|(_, out)| out));
     resolved.leave_out(machine, request, interfaces, all_outs)?;
     let fit =
@@ -265,7 +277,7 @@ impl Resolved {
                     "{} is left out: {} stands on it, and copies of what that sends would be nested too deeply in the tunnel {}",
                     link.ifname, upper.ifname, out.ifname
                 );
-                self.warnings.push(Warning { remote: None, text, is_of_now: false });
+                self.warnings.push(Warning { remote: None, text, is_of_now: false, is_once: false });
             }
         }
         Ok(())
@@ -277,15 +289,15 @@ impl Resolved {
         let unspecified = if remote.is_ipv6() { IpAddr::from([0u16; 8]) } else { IpAddr::from([0u8; 4]) };
         let options = &request.options;
         let outer = Outer { tunnel: options.tunnel, source: unspecified, remote, options: options.outer, path: None };
-        self.remotes.insert(remote, RemoteRoute { out: None, outer, hop: None });
+        self.remotes.insert(remote, RemoteRoute { out: None, outer, hop: None, silence: None });
         let text = format!("{}; until then its copies are counted as drops (unresolved)", problem.text);
-        self.warnings.push(Warning { remote: Some(remote), text, is_of_now: false });
+        self.warnings.push(Warning { remote: Some(remote), text, is_of_now: false, is_once: false });
         Ok(())
     }
 
     fn reach(&mut self, machine: &Machine, request: &Request, remote: IpAddr, way: Way) -> Result<()> {
         let mut warn = |text: String, is_of_now| {
-            self.warnings.push(Warning { remote: Some(remote), text, is_of_now });
+            self.warnings.push(Warning { remote: Some(remote), text, is_of_now, is_once: false });
         };
         if !way.out.is_up() {
             warn(
@@ -295,6 +307,8 @@ impl Resolved {
         }
         if way.next_hop_mac.is_none() && !way.out.is_l3() {
             warn(neighbour_warning(machine.runner, remote, &way), false);
+        } else if let Some(silence) = way.silence {
+            warn(rest_warning(remote, &way, silence), true);
         } else if let Some(mac) = way.next_hop_mac.filter(|_| way.is_silent) {
             warn(silent_warning(&way, mac), true);
         }
@@ -311,7 +325,7 @@ impl Resolved {
         let options = &request.options;
         let (tunnel, outer) = (options.tunnel, options.outer);
         let outer = Outer { tunnel, source: way.source, remote, options: outer, path: Some(path) };
-        self.remotes.insert(remote, RemoteRoute { out: Some(way.out), outer, hop: way.hop });
+        self.remotes.insert(remote, RemoteRoute { out: Some(way.out), outer, hop: way.hop, silence: way.silence });
         Ok(())
     }
 
@@ -338,7 +352,12 @@ impl Resolved {
         if !asked.new.is_empty() || !asked.interfaces.is_empty() {
             texts.extend(rate_warning(request, &watched, outs));
         }
-        self.warnings.extend(texts.into_iter().map(|text| Warning { remote: None, text, is_of_now: false }));
+        self.warnings.extend(texts.into_iter().map(|text| Warning {
+            remote: None,
+            text,
+            is_of_now: false,
+            is_once: false,
+        }));
         let mut seen: Vec<String> = Vec::new();
         self.warnings.retain(|warning| {
             let is_new = !seen.contains(&warning.text);
@@ -371,6 +390,9 @@ struct Way {
     hop: Option<NextHop>,
     /// It was asked and has not answered: the address is what was known before.
     is_silent: bool,
+    silence: Option<Silence>,
+    /// How long its answer may take.
+    patience: Duration,
 }
 
 impl Way {
@@ -378,10 +400,14 @@ impl Way {
         table.iter().find(|at| at.dst == self.next_hop && at.dev == self.out.ifname)
     }
 
+    /// Is there somebody to ask for its next hop?
+    fn can_be_asked(&self) -> bool {
+        !self.out.is_l3() && self.out.is_up() && !self.out.asks_nobody()
+    }
+
     /// Must its next hop be asked, by what the table says?
     fn is_open(&self, table: &[Neighbour]) -> bool {
-        let can_ask = !self.out.is_l3() && self.out.is_up() && !self.out.asks_nobody();
-        can_ask && !self.neighbour(table).is_some_and(Neighbour::is_sure)
+        self.can_be_asked() && !self.neighbour(table).is_some_and(Neighbour::is_sure)
     }
 
     /// The line that asks it: by unicast where it is known, else as a packet to it would.
@@ -412,6 +438,19 @@ impl Way {
             dev: self.out.ifname.clone(),
             is_unkept: is_known && !entry.is_some_and(Neighbour::is_managed),
         })
+    }
+
+    /// Does its next hop not answer? Where nobody has asked now, the table says what the kernel has found, and the session
+    /// what it was before. A late answer is none: so an entry that is old, or is being asked, is not silent.
+    fn has_failed(&self, remote: IpAddr, asked: &Asked, table: &[Neighbour], is_asking: bool) -> bool {
+        let entry = self.neighbour(table);
+        let was_down = asked.down.get(&remote) == Some(&Silence::Neighbour);
+        self.next_hop_mac.is_some()
+            && self.is_open(table)
+            && match is_asking {
+                true => entry.is_some_and(Neighbour::is_unanswered),
+                false => was_down || entry.is_some_and(Neighbour::has_failed),
+            }
     }
 
     /// Where the session sends copies now, if that is no other neighbour's address.
@@ -471,7 +510,17 @@ fn way(machine: &Machine, request: &Request, remote: IpAddr, asked: &Asked) -> R
                 let next_hop = reply.next_hop(remote);
                 let out = out.clone();
                 return Ok(source(request, remote, &reply)
-                    .map(|source| Way { out, next_hop, next_hop_mac: None, hop: None, is_silent: false, source, reply })
+                    .map(|source| Way {
+                        out,
+                        reply,
+                        source,
+                        next_hop,
+                        next_hop_mac: None,
+                        hop: None,
+                        is_silent: false,
+                        silence: None,
+                        patience: NEIGHBOUR_WAIT,
+                    })
                     .map_err(Problem::for_ever));
             }
         },
@@ -509,23 +558,24 @@ fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &As
     }
     let before = ip::neighbours(runner)?;
     let is_asking = !asked.passive && !runner.dry_run;
-    let now = match is_asking {
-        // What does not answer at its old address is asked for by everybody.
-        true => {
-            let had_one = |way: &Way| way.neighbour(&before).is_some_and(|at| at.mac().is_some());
-            let now = ask_open(runner, ways, before.clone(), |_| true)?;
-            ask_open(runner, ways, now, had_one)?
+    let now = if is_asking { ask_twice(runner, ways, asked, &before)? } else { before.clone() };
+    if asked.passive && asked.sends && !runner.dry_run {
+        let is_being_asked = |way: &Way| way.neighbour(&now).is_some_and(Neighbour::is_being_asked);
+        let lines = questions(ways, &now, |_, way| !is_being_asked(way));
+        // That one cannot be asked is seen by what becomes of it.
+        if !lines.is_empty() && ip::batch(runner, &lines).is_err() {
+            interrupt::check()?;
         }
-        false => before.clone(),
-    };
+    }
     if runner.dry_run && !asked.passive {
-        let lines = questions(ways, &now, |_| true);
+        let lines = questions(ways, &now, |_, _| true);
         lines.iter().try_for_each(|line| exec::print(&format!("ip {line}\n")))?;
     }
     for (remote, way) in ways.iter_mut().filter(|(_, way)| !way.out.is_l3()) {
         let known = |table| way.neighbour(table).and_then(Neighbour::mac);
         let mac = known(&now).or_else(|| known(&before)).or_else(|| way.address_of_before(*remote, asked, &now));
         (way.is_silent, way.next_hop_mac) = (is_asking && way.is_open(&now), mac);
+        way.silence = way.has_failed(*remote, asked, &now, is_asking).then_some(Silence::Neighbour);
         way.hop = way.hop(&before, &now, asked, runner.dry_run);
     }
     let mut hops: Vec<&mut NextHop> = ways.values_mut().filter_map(|way| way.hop.as_mut()).collect();
@@ -535,12 +585,36 @@ fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &As
     Ok(Some(now))
 }
 
+/// Asks the next hops that are not sure, and those again that were not asked by all of it: what does not answer at its old
+/// address is asked for by everybody, and nobody who has answered is given up after one question. What the kernel has asked
+/// in vain was asked once; what it was asking may have been at its end.
+fn ask_twice(
+    runner: &Runner,
+    ways: &mut BTreeMap<IpAddr, Way>,
+    asked: &Asked,
+    before: &[Neighbour],
+) -> Result<Vec<Neighbour>> {
+    let was_being_asked = |way: &Way| way.neighbour(before).is_some_and(|at| at.is_unanswered() && !at.has_failed());
+    for (_, way) in ways.iter_mut().filter(|(remote, _)| asked.unanswered.contains(remote)) {
+        way.patience = if was_being_asked(way) { SECOND_QUESTION } else { QUICK_ANSWER };
+    }
+    let now = ask_open(runner, ways, before.to_vec(), |_, _| true)?;
+    let again = |remote: &IpAddr, way: &Way| {
+        let entry = way.neighbour(before);
+        let has_answered = asked.known.contains_key(remote) && !asked.unanswered.contains(remote);
+        entry.is_some_and(|at| at.mac().is_some())
+            || was_being_asked(way)
+            || (has_answered && !entry.is_some_and(Neighbour::has_failed))
+    };
+    ask_open(runner, ways, now, again)
+}
+
 /// Asks those of the next hops that are not sure, and waits for their answers. Answers the table of then.
 fn ask_open(
     runner: &Runner,
     ways: &BTreeMap<IpAddr, Way>,
     table: Vec<Neighbour>,
-    asked: impl Fn(&Way) -> bool,
+    asked: impl Fn(&IpAddr, &Way) -> bool,
 ) -> Result<Vec<Neighbour>> {
     let lines = questions(ways, &table, asked);
     if lines.is_empty() {
@@ -551,11 +625,11 @@ fn ask_open(
     let start = Instant::now();
     let is_waiting = |table: &[Neighbour]| {
         let failed = |way: &Way| way.neighbour(table).is_some_and(Neighbour::has_failed);
-        ways.values().any(|way| way.is_open(table) && !failed(way))
+        ways.values().any(|way| start.elapsed() < way.patience && way.is_open(table) && !failed(way))
     };
     loop {
         let now = ip::neighbours(&quiet)?;
-        if !is_waiting(&now) || start.elapsed() >= NEIGHBOUR_WAIT {
+        if !is_waiting(&now) {
             return Ok(now);
         }
         interrupt::check()?;
@@ -563,10 +637,40 @@ fn ask_open(
     }
 }
 
-fn questions(ways: &BTreeMap<IpAddr, Way>, table: &[Neighbour], asked: impl Fn(&Way) -> bool) -> Vec<String> {
-    let open = ways.values().filter(|way| way.is_open(table) && asked(way));
-    let lines: BTreeSet<String> = open.map(|way| way.question(table)).collect();
+fn questions(ways: &BTreeMap<IpAddr, Way>, table: &[Neighbour], asked: impl Fn(&IpAddr, &Way) -> bool) -> Vec<String> {
+    let open = ways.iter().filter(|(remote, way)| way.is_open(table) && asked(remote, way));
+    let lines: BTreeSet<String> = open.map(|(_, way)| way.question(table)).collect();
     lines.into_iter().collect()
+}
+
+/// Asks the remotes themselves, where the request says so, and where somebody takes packets to them. A look that sends
+/// nothing leaves it at what was found last.
+fn ping(runner: &Runner, request: &Request, ways: &mut BTreeMap<IpAddr, Way>, asked: &Asked) -> Result<()> {
+    let is_reached = |way: &Way| way.silence.is_none() && way.out.is_up();
+    let probed = ways.iter().filter(|(_, way)| is_reached(way) && (way.out.is_l3() || way.next_hop_mac.is_some()));
+    let probed: Vec<(IpAddr, IpAddr)> = probed.map(|(remote, way)| (*remote, way.source)).collect();
+    if request.options.probe == Probe::None || probed.is_empty() {
+        return Ok(());
+    }
+    let was_silent = |remote: &IpAddr| asked.down.get(remote) == Some(&Silence::Ping);
+    let silent = match &asked.pinged {
+        Some(pinged) => {
+            let is_silent = |remote: &IpAddr| pinged.get(remote).map_or(was_silent(remote), |answers| !answers);
+            probed.into_iter().map(|(remote, _)| remote).filter(is_silent).collect()
+        }
+        None if asked.passive || runner.dry_run => {
+            probed.into_iter().map(|(remote, _)| remote).filter(was_silent).collect()
+        }
+        None => {
+            requirements::ensure_there(&requirements::PING)?;
+            probe::silent(runner, &probed, request.options.outer.tos, was_silent)
+        }
+    };
+    interrupt::check()?;
+    for (_, way) in ways.iter_mut().filter(|(remote, _)| silent.contains(remote)) {
+        way.silence = Some(Silence::Ping);
+    }
+    Ok(())
 }
 
 fn path_mtu(way: &Way) -> u32 {
@@ -679,6 +783,17 @@ fn silent_warning(way: &Way, mac: [u8; 6]) -> String {
         way.next_hop,
         way.out.ifname,
         ip::mac_text(&mac)
+    )
+}
+
+fn rest_warning(remote: IpAddr, way: &Way, silence: Silence) -> String {
+    let who = match silence {
+        Silence::Neighbour => format!("{} does not answer on {}", way.next_hop, way.out.ifname),
+        Silence::Ping => format!("{remote} does not answer ping from {}", way.source),
+    };
+    format!(
+        "{who}: remote {remote} is down, and gets no copies until `snifctl sync` is run once it does; check with: ping -c 1 \
+         {remote}"
     )
 }
 

@@ -12,15 +12,17 @@ use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag}
 use crate::datapath::parts::{Map, REASONS};
 use crate::request::{Oversize, Rate, Request, Spread, Watch, Watched};
 use crate::session::ahead::{self, Ahead};
-use crate::session::change::Change;
+use crate::session::change::{Act, Change};
 use crate::session::difference;
 use crate::session::engine::{self, Open};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home::Home;
 use crate::session::pattern;
+use crate::session::relay;
 use crate::session::resolve;
-use crate::session::stored::{Place, Stored};
+use crate::session::stored::{Place, Silence, Stored, Unreadable};
 use crate::session::there::{There, index, key};
+use crate::session::version::{self, Foreign};
 use crate::tools::bpftool;
 use crate::tools::exec::Runner;
 use crate::tools::ip::{Link, mac_text};
@@ -70,6 +72,11 @@ pub(crate) struct Session {
     /// The command that puts it right.
     #[serde(skip)]
     pub fix: Option<String>,
+    /// The version of snifctl that wrote its request; `null` before they said so.
+    pub made_by: Option<String>,
+    /// What there is of a session of a version whose request cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub found: Vec<String>,
     /// Chains of the bridge family that can have dropped copies; looked for only where some were lost in the relay.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
@@ -116,6 +123,9 @@ pub(crate) struct RemoteStatus {
     /// Bytes of the largest outer IP packet.
     pub mtu: u32,
     pub state: RemoteState,
+    /// Why it is down, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
     pub stat: Stat,
 }
 
@@ -128,8 +138,10 @@ pub(crate) enum RemoteState {
     Outdated,
     /// Its out interface no longer exists.
     Gone,
-    /// It has no route, or its next hop does not answer.
+    /// It has no route, or its next hop has never answered.
     Unresolved,
+    /// It does not answer: no copies are made for it.
+    Down,
 }
 
 /// These sessions, as the kernel has them.
@@ -142,11 +154,15 @@ pub(crate) fn session(open: &Open, name: &str) -> Result<Session> {
     let mut there = open.read(name)?;
     let outs: Vec<(u32, Out)> = outs(&there);
     let mut asked: std::collections::BTreeSet<u32> = outs.iter().map(|(ifindex, _)| *ifindex).collect();
-    if let Ok(stored) = &there.stored {
-        asked.extend(stored.interfaces.values().map(|place| place.ifindex));
-        // What has come since, by a pattern or because it was waited for.
-        let now = resolve::interfaces(&stored.request, Some(stored), &open.machine);
-        asked.extend(now.iter().filter_map(|(_, link)| Some(link.as_ref()?.ifindex)));
+    match &there.stored {
+        Ok(stored) => {
+            asked.extend(stored.interfaces.values().map(|place| place.ifindex));
+            // What has come since, by a pattern or because it was waited for.
+            let now = resolve::interfaces(&stored.request, Some(stored), &open.machine);
+            asked.extend(now.iter().filter_map(|(_, link)| Some(link.as_ref()?.ifindex)));
+        }
+        Err(_) if there.is_published => asked.extend(engine::tapped(open)?),
+        Err(_) => {}
     }
     there.look(open.runner, &asked, true)?;
     let out_dropped = out_dropped(open.runner, &open.home.session(name).join("maps"), &there, &outs)?;
@@ -217,6 +233,8 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         ahead: ahead(open, there),
         faults,
         fix,
+        made_by: made_by(there).filter(|by| !by.is_empty()),
+        found: if stored.is_none() { found(there) } else { Vec::new() },
         obstacles: if lost { firewall::obstacles(&open.machine) } else { Vec::new() },
     }
 }
@@ -226,6 +244,19 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
 fn faults(open: &Open, there: &There) -> (Vec<Change>, Vec<String>, Option<String>) {
     let name = &there.name;
     let broken = |why: String, fix: &str| (Vec::new(), vec![why], Some(format!("snifctl {fix} --name {name}")));
+    let newer = |foreign: &Foreign| {
+        let fix = if foreign.is_newer() { "that one, or take it down with: " } else { "" };
+        (Vec::new(), vec![foreign.to_string()], Some(format!("{fix}snifctl down --name {name}")))
+    };
+    match &there.stored {
+        Err(Unreadable::OtherVersion(foreign)) => return newer(foreign),
+        Ok(stored) => {
+            if let Some(foreign) = stored.newer() {
+                return newer(&foreign);
+            }
+        }
+        Err(_) => {}
+    }
     let wanted = match engine::expected(there, &open.machine).filter(|_| difference::is_alterable(there)) {
         Some(Ok(wanted)) => wanted,
         Some(Err(err)) => return broken(format!("{err:#}"), "sync"),
@@ -235,11 +266,18 @@ fn faults(open: &Open, there: &There) -> (Vec<Change>, Vec<String>, Option<Strin
                 return broken(why.into(), "down");
             }
             Err(why) => return broken(why.to_string(), "down"),
-            Ok(_) => return broken("it has lost a map".into(), "sync"),
+            Ok(stored) => {
+                let older = version::fault(stored).map(|(subject, fault)| format!("{subject}: {fault}"));
+                return broken(older.unwrap_or("it has lost a map".into()), "sync");
+            }
         },
     };
     let (mut changes, _) = difference::difference(&wanted, there);
     changes.retain(|change| !change.is_silent());
+    let older = there.stored.as_ref().ok().and_then(version::fault);
+    // What `sync` does first.
+    let moved = older.map(|(subject, fault)| Change::new(subject, fault, "", vec![Act::MakeBuilding]));
+    changes.splice(0..0, moved);
     let told = || changes.iter();
     let fault = |change: &Change| match change.acts.is_empty() {
         true => change.line(),
@@ -248,6 +286,26 @@ fn faults(open: &Open, there: &There) -> (Vec<Change>, Vec<String>, Option<Strin
     let fix = told().any(|change| !change.acts.is_empty()).then(|| format!("snifctl sync --name {name}"));
     let faults = told().map(fault).collect();
     (changes, faults, fix)
+}
+
+fn made_by(there: &There) -> Option<String> {
+    match &there.stored {
+        Ok(stored) => Some(stored.snifctl.clone()),
+        Err(Unreadable::OtherVersion(foreign)) => Some(foreign.by.clone()),
+        Err(_) => None,
+    }
+}
+
+/// The taps and relays of a session of which nothing else can be read.
+fn found(there: &There) -> Vec<String> {
+    let links = there.links.iter().filter(|link| there.hooks.contains_key(&link.ifindex) && !relay::is_one(link));
+    let taps = links.flat_map(|link| {
+        let directions = [Direction::Ingress, Direction::Egress].into_iter();
+        let at = directions.filter(|direction| !there.taps_at(key(link.ifindex, *direction)).is_empty());
+        at.map(|direction| format!("tap {} {}", link.ifname, direction.hook())).collect::<Vec<_>>()
+    });
+    let relays = there.relays().into_iter().filter(|link| link.kind() == "bridge");
+    taps.chain(relays.map(|link| format!("relay {}", link.ifname))).collect()
 }
 
 /// The places of a session, with the directions in which each is to be watched.
@@ -310,14 +368,21 @@ fn remotes(there: &There, changes: &[Change]) -> Vec<RemoteStatus> {
         if stored.request.options.remotes.contains(address) {
             let subject = format!("remote {address}");
             let differs = changes.iter().any(|change| change.subject == subject);
-            found.push((*slot, remote(there, *address, *slot, rows.get(slot), differs)));
+            let silence = stored.down.get(address).copied();
+            found.push((*slot, remote(there, (*address, *slot), rows.get(slot), differs, silence)));
         }
     }
     found.sort_by_key(|(slot, _)| *slot);
     found.into_iter().map(|(_, remote)| remote).collect()
 }
 
-fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>, differs: bool) -> RemoteStatus {
+fn remote(
+    there: &There,
+    (address, slot): (IpAddr, u32),
+    row: Option<&Remote>,
+    differs: bool,
+    silence: Option<Silence>,
+) -> RemoteStatus {
     let has = |flag| row.is_none_or(|row| row.has(flag));
     let ifindex = row.map_or(0, |row| row.ifindex);
     let out = there.link(ifindex).filter(|_| ifindex != 0);
@@ -330,10 +395,12 @@ fn remote(there: &There, address: IpAddr, slot: u32, row: Option<&Remote>, diffe
         mac: row.filter(|_| has_mac).map(|row| mac_text(row.mac())),
         mtu: row.map_or(0, |row| row.mtu),
         stat: there.remote_stat(slot),
+        silence,
         state: match has(remote_flag::UNRESOLVED) {
             _ if ifindex != 0 && out.is_none() => RemoteState::Gone,
             _ if differs => RemoteState::Outdated,
             true => RemoteState::Unresolved,
+            false if silence.is_some() => RemoteState::Down,
             false => RemoteState::Ok,
         },
     }
@@ -360,9 +427,10 @@ fn removed_taps(there: &There) -> TapCounts {
 }
 
 fn drops(there: &There) -> BTreeMap<String, u64> {
-    let cpus = there.rows.get(&Map::Drops).and_then(|rows| rows.values().next());
+    let now = there.rows.get(&Map::Drops).and_then(|rows| rows.values().next());
+    let cpus = now.into_iter().flatten().chain(&there.earlier_drops);
     let mut sums: BTreeMap<String, u64> = REASONS.iter().map(|reason| (reason.name.to_string(), 0)).collect();
-    for value in cpus.into_iter().flatten() {
+    for value in cpus {
         for (reason, count) in REASONS.iter().zip(value.chunks_exact(8)) {
             let count = count.try_into().map(u64::from_ne_bytes).unwrap_or_default();
             *sums.entry(reason.name.into()).or_default() += count;

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::datapath::abi::{Direction, Stat, TapCounts};
+use crate::datapath::source;
 use crate::request::{Request, Watch};
+use crate::session::version::{self, Foreign};
 
 /// Of the form of what is stored. Another one is not read; `down` takes such a session away all the same.
 pub(crate) const VERSION: u32 = 1;
@@ -17,7 +19,13 @@ pub(crate) const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stored {
     pub version: u32,
+    /// The version of snifctl that wrote it; empty before they did so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub snifctl: String,
     pub request: Request,
+    /// `apply` has made it: so `apply --prune` takes it away once no file has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub applied: bool,
     /// The watched interfaces whose rows the maps have, by the name that the request has for them.
     pub interfaces: BTreeMap<String, Place>,
     /// The slot of each remote that has a row.
@@ -26,11 +34,33 @@ pub(crate) struct Stored {
     /// The next hops that the kernel keeps fresh for us, by remote.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub neighbours: BTreeMap<IpAddr, Hop>,
+    /// The remotes that are down: they get no copies until they answer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub down: BTreeMap<IpAddr, Silence>,
     /// The counters of the remotes, and of the taps, that were removed.
     #[serde(default)]
     pub removed: Stat,
     #[serde(default)]
     pub removed_taps: TapCounts,
+}
+
+/// Why a remote is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Silence {
+    /// Its next hop was asked twice, and has not answered.
+    Neighbour,
+    /// The same of the remote itself, and ping.
+    Ping,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Silence::Neighbour => "its next hop does not answer",
+            Silence::Ping => "it does not answer ping",
+        })
+    }
 }
 
 /// An entry of the neighbour table.
@@ -86,11 +116,20 @@ pub(crate) struct Compiled {
     pub filter: u64,
     /// `HAS_` names of `bpf/common.h`.
     pub features: Vec<String>,
+    /// Stands for the C sources; 0 before it was noted.
+    #[serde(default)]
+    pub sources: u64,
 }
 
 impl Compiled {
     pub(crate) fn of(request: &Request) -> Compiled {
-        Compiled { filter: mark(request.options.filter.as_deref()), features: request.features() }
+        let filter = mark(request.options.filter.as_deref());
+        Compiled { filter, features: request.features(), sources: source::mark() }
+    }
+
+    /// Are they made of the sources of this snifctl?
+    pub(crate) fn is_ours(&self) -> bool {
+        self.sources == source::mark()
     }
 
     /// Do the taps have this filter?
@@ -104,28 +143,34 @@ impl Compiled {
     }
 }
 
-/// A number that stands for an expression (FNV-1a).
+/// A number that stands for an expression.
 fn mark(expression: Option<&str>) -> u64 {
-    let Some(text) = expression else { return 0 };
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    expression.map_or(0, |text| source::fnv(text.bytes()))
 }
 
 /// Why a session's memory cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     Gone,
-    OtherVersion(Option<u64>),
+    OtherVersion(Foreign),
     Damaged(String),
+}
+
+impl Unreadable {
+    /// What helps, as the end of a sentence about the session.
+    pub(crate) fn help(&self, name: &str) -> String {
+        match self {
+            Unreadable::OtherVersion(foreign) => foreign.help(name),
+            _ => format!("take it down, and start it again: snifctl down --name {name}"),
+        }
+    }
 }
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unreadable::Gone => f.write_str("its request is gone"),
-            Unreadable::OtherVersion(Some(version)) => {
-                write!(f, "another version of snifctl made it (form {version} of the request, here it is {VERSION})")
-            }
-            Unreadable::OtherVersion(None) => f.write_str("an older version of snifctl made it"),
+            Unreadable::OtherVersion(foreign) => foreign.fmt(f),
             Unreadable::Damaged(why) => write!(f, "its request cannot be read ({why})"),
         }
     }
@@ -135,27 +180,42 @@ impl Stored {
     pub(crate) fn new(request: Request) -> Stored {
         Stored {
             version: VERSION,
+            snifctl: version::OURS.into(),
             compiled: Compiled::of(&request),
             request,
+            applied: false,
             interfaces: BTreeMap::new(),
             remotes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
+            down: BTreeMap::new(),
             removed: Stat::default(),
             removed_taps: TapCounts::default(),
         }
     }
 
+    /// Who writes it says who he is: a later version may have written what an older one does not know.
     pub(crate) fn encode(&self) -> String {
-        serde_json::to_string(self).expect("a request is always JSON")
+        let written = Stored { snifctl: version::OURS.into(), ..self.clone() };
+        serde_json::to_string(&written).expect("a request is always JSON")
     }
 
     pub(crate) fn decode(json: &str) -> Result<Stored, Unreadable> {
         let damaged = |err: serde_json::Error| Unreadable::Damaged(err.to_string());
         let value: Value = serde_json::from_str(json).map_err(damaged)?;
-        match value["version"].as_u64() {
-            Some(version) if version == u64::from(VERSION) => serde_json::from_value(value).map_err(damaged),
-            version => Err(Unreadable::OtherVersion(version)),
+        let foreign = Foreign::of(&value);
+        if value["version"].as_u64() != Some(u64::from(VERSION)) {
+            return Err(Unreadable::OtherVersion(foreign));
         }
+        match serde_json::from_value(value) {
+            // A value that only a newer one knows is no damage.
+            Err(_) if foreign.is_newer() => Err(Unreadable::OtherVersion(foreign)),
+            read => read.map_err(damaged),
+        }
+    }
+
+    /// The newer version that has written it, which may have meant more than is read.
+    pub(crate) fn newer(&self) -> Option<Foreign> {
+        Some(Foreign::by(&self.snifctl)).filter(Foreign::is_newer)
     }
 
     /// The watched interface that has this number in the kernel.
@@ -209,15 +269,37 @@ mod tests {
         stored.remotes.insert([10, 0, 0, 7].into(), 3);
         let hop = Hop { address: [10, 0, 0, 1].into(), ifindex: 2, made: true };
         stored.neighbours.insert([10, 0, 0, 7].into(), hop);
-        assert_eq!(Stored::decode(&stored.encode()), Ok(stored));
+        stored.down.insert([10, 0, 0, 7].into(), Silence::Ping);
+        assert_eq!(Stored::decode(&stored.encode()), Ok(stored.clone()));
+        // As it was before it said who wrote it, and what was compiled.
+        let older = serde_json::json!({ "version": 1, "request": stored.request, "interfaces": {}, "remotes": {},
+            "compiled": { "filter": stored.compiled.filter, "features": stored.compiled.features } });
+        let read = Stored::decode(&older.to_string()).unwrap();
+        assert_eq!((read.snifctl.as_str(), read.newer(), read.compiled.is_ours()), ("", None, false));
     }
 
     #[test]
     fn another_version_is_told_apart_from_damage() {
         let stored = Stored::new(request(&["eth0"])).encode();
-        let newer = stored.replace("\"version\":1", "\"version\":2");
-        assert_eq!(Stored::decode(&newer), Err(Unreadable::OtherVersion(Some(2))));
-        assert_eq!(Stored::decode("{\"plan\":{}}"), Err(Unreadable::OtherVersion(None)));
+        let told = |from: &str, to: &str| match Stored::decode(&stored.replacen(from, to, 1)) {
+            Err(Unreadable::OtherVersion(foreign)) => foreign.to_string(),
+            other => panic!("{to}: {other:?}"),
+        };
+        let (version, ours) = ("\"version\":1", version::OURS);
+        let newer =
+            format!("made by a newer snifctl ({ours}; this is {ours}, and does not know form 2 of what it stores)");
+        assert_eq!(told(version, "\"version\":2"), newer);
+        for none in ["\"version\":0", "\"version\":null", "\"plan\":1"] {
+            assert_eq!(
+                told(version, none),
+                format!("made by an older snifctl, in a form that this one ({ours}) cannot read")
+            );
+        }
+        let unknown = stored.replacen(&format!("\"snifctl\":\"{ours}\""), "\"snifctl\":\"99.1.0\"", 1);
+        assert!(Stored::decode(&unknown).is_ok_and(|stored| stored.newer().is_some()));
+        let unknown = unknown.replace("\"gre\"", "\"later\"");
+        assert!(matches!(Stored::decode(&unknown), Err(Unreadable::OtherVersion(_))), "{unknown}");
+        assert!(matches!(Stored::decode(&stored.replace("\"gre\"", "\"later\"")), Err(Unreadable::Damaged(_))));
         assert!(matches!(Stored::decode(&stored[..40]), Err(Unreadable::Damaged(_))));
         let more = stored.replace("\"version\":1", "\"version\":1,\"later\":true");
         assert!(Stored::decode(&more).is_ok(), "a field that is not known is passed over");

@@ -10,9 +10,12 @@ use serde_json::value::RawValue;
 
 use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey, remote_flag};
 use crate::datapath::parts::{Device, Map, Program};
+use crate::request::Probe;
 use crate::session::home::{ALIAS, Home, handle};
 use crate::session::relay;
-use crate::session::stored::{Hop, Stored, Unreadable};
+use crate::session::stored::{Hop, Silence, Stored, Unreadable};
+use crate::session::upgrade;
+use crate::session::version::Foreign;
 use crate::tools::bpftool;
 use crate::tools::ethtool;
 use crate::tools::exec::{Failed, Runner};
@@ -42,6 +45,8 @@ pub(crate) struct There {
     pub unpinned_programs: BTreeMap<Program, u32>,
     pub unpinned_maps: BTreeMap<Map, u32>,
     pub rows: BTreeMap<Map, Rows>,
+    /// What was dropped before other programs with another map of drops came: a value a CPU and map.
+    pub earlier_drops: Vec<Vec<u8>>,
     pub stored: Result<Stored, Unreadable>,
     pub config: Option<Config>,
     /// What is at the hooks of interfaces, by ifindex: of those that were asked about.
@@ -161,6 +166,7 @@ impl There {
             unpinned_programs: BTreeMap::new(),
             unpinned_maps: BTreeMap::new(),
             rows: BTreeMap::new(),
+            earlier_drops: Vec::new(),
             stored: Err(Unreadable::Gone),
             config: None,
             hooks: BTreeMap::new(),
@@ -185,8 +191,11 @@ impl There {
         let mut lines: Vec<String> =
             programs.iter().map(|at| format!("prog show pinned {}", dir.join(at.name()).display())).collect();
         lines.extend(maps.iter().map(|map| bpftool::dump_question(&dir.join("maps").join(map.name()))));
+        lines.extend(upgrade::earlier_drops(dir).iter().map(|pin| bpftool::dump_question(pin)));
         let answers = ask_each(runner, &lines)?;
         let (shown, dumps) = answers.split_at(programs.len());
+        let earlier = dumps[maps.len()..].iter().filter_map(|dump| rows(dump));
+        self.earlier_drops = earlier.flat_map(|rows| rows.into_values().flatten()).collect();
         let mut held = BTreeSet::new();
         for (program, answer) in programs.iter().zip(shown) {
             let answer = bpftool::value(answer)?;
@@ -247,12 +256,24 @@ impl There {
     fn decode(&mut self) {
         let config = self.rows.get(&Map::Config).and_then(|rows| rows.values().next()?.first());
         self.config = config.and_then(|bytes| Config::decode(bytes).ok());
+        let halves = [0, abi::REQUEST_CHUNKS as u16];
         self.stored = match (&self.config, self.rows.get(&Map::Config)) {
-            (Some(config), _) => self.memory(config.request),
-            // The layout of another version.
-            (None, Some(rows)) if !rows.is_empty() => Err(Unreadable::OtherVersion(None)),
-            (None, _) => self.memory(0).or_else(|_| self.memory(abi::REQUEST_CHUNKS as u16)),
+            (Some(config), _) if halves.contains(&config.request) => self.memory(config.request),
+            (None, rows) if rows.is_none_or(Rows::is_empty) => self.memory_of(halves),
+            // The layout of another version, which may still say which.
+            _ => match self.memory_of(halves) {
+                Err(why @ Unreadable::OtherVersion(_)) => Err(why),
+                _ => Err(Unreadable::OtherVersion(Foreign::default())),
+            },
         };
+    }
+
+    /// Where nothing says which half is in force.
+    fn memory_of(&self, [first, second]: [u16; 2]) -> Result<Stored, Unreadable> {
+        match self.memory(first) {
+            Err(Unreadable::Gone | Unreadable::Damaged(_)) => self.memory(second),
+            read => read,
+        }
     }
 
     fn memory(&self, first: u16) -> Result<Stored, Unreadable> {
@@ -296,7 +317,8 @@ impl There {
 
     /// Looks at the neighbour table, if the session has entries in it for one of these remotes.
     pub(crate) fn look_at_neighbours(&mut self, runner: &Runner, of: impl Fn(&IpAddr) -> bool) -> Result<()> {
-        if self.stored.as_ref().is_ok_and(|stored| stored.neighbours.keys().any(of)) {
+        let is_foreign = self.stored.is_err() && !self.hops().is_empty();
+        if is_foreign || self.stored.as_ref().is_ok_and(|stored| stored.neighbours.keys().any(of)) {
             self.neighbours = ip::neighbours(runner)?;
         }
         Ok(())
@@ -304,7 +326,11 @@ impl There {
 
     /// The entries of the neighbour table that are kept fresh for the session, each once.
     pub(crate) fn hops(&self) -> Vec<Hop> {
-        self.stored.as_ref().map_or_else(|_| Vec::new(), |stored| stored.hops())
+        match &self.stored {
+            Ok(stored) => stored.hops(),
+            Err(Unreadable::OtherVersion(foreign)) => foreign.hops.clone(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// What the neighbour table has of one of them.
@@ -318,7 +344,8 @@ impl There {
         if self.namesakes.as_ref().is_some_and(|namesakes| namesakes.owns(filter.id())) {
             return false;
         }
-        let known = Program::of(filter.program()).is_some();
+        // Another version may have others.
+        let known = filter.program().starts_with("snif_");
         let is_pinned = filter.id().is_some_and(|id| self.programs.values().any(|known| *known == id));
         // Before iproute2 6.0 `tc` tells no names.
         let by_id = filter.program().is_empty() && filter.kind == "bpf" && (is_pinned || filter.id().is_some());
@@ -327,8 +354,8 @@ impl There {
 
     /// Is this filter the session's tap of a direction?
     pub(crate) fn is_tap(&self, filter: &Filter, direction: Direction) -> bool {
-        let program = Program::tap(direction).name();
-        self.is_ours(filter) && (filter.program().is_empty() || filter.program() == program)
+        let name = filter.program();
+        self.is_ours(filter) && (name == Program::tap(direction).name() || Program::of(name).is_none())
     }
 
     /// The session's taps at a hook: where each is, and the program that it runs.
@@ -409,6 +436,28 @@ impl There {
             Some((*remote, (row.ifindex, row.mac().try_into().ok().filter(|_| is_known)?)))
         };
         stored.remotes.iter().filter_map(hop).collect()
+    }
+
+    /// The remotes that ping is to ask, each with the source of its copies.
+    pub(crate) fn probed(&self) -> Vec<(IpAddr, IpAddr)> {
+        let Ok(stored) = &self.stored else { return Vec::new() };
+        let options = &stored.request.options;
+        let remotes = options.remotes.iter().filter(|_| options.probe == Probe::Icmp);
+        let probed = |remote: &IpAddr| {
+            let row = self.remote_row(*stored.remotes.get(remote)?)?;
+            (!row.has(remote_flag::UNRESOLVED)).then_some((*remote, row.addresses().0))
+        };
+        remotes.filter_map(probed).collect()
+    }
+
+    /// The remotes whose next hops are known not to answer, down or without an address.
+    pub(crate) fn unanswered(&self) -> BTreeSet<IpAddr> {
+        let Ok(stored) = &self.stored else { return BTreeSet::new() };
+        let is_silent = |(remote, slot): &(&IpAddr, &u32)| {
+            let is_unresolved = |row: Remote| row.ifindex != 0 && row.has(remote_flag::UNRESOLVED);
+            stored.down.get(remote) == Some(&Silence::Neighbour) || self.remote_row(**slot).is_some_and(is_unresolved)
+        };
+        stored.remotes.iter().filter(is_silent).map(|(remote, _)| *remote).collect()
     }
 
     /// What a remote slot has counted.

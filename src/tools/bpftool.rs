@@ -28,6 +28,18 @@ pub(crate) fn load_on(runner: &Runner, object: &Path, dir: &Path, maps: &Path, n
     load_by(runner, &words, true)
 }
 
+/// The same, with new maps beside them, pinned with the others in a directory of their own.
+pub(crate) fn load_moved(runner: &Runner, object: &Path, dir: &Path, maps: &Path, names: &[&str]) -> Result<()> {
+    let pins: Vec<String> = names.iter().map(|map| text(&maps.join(map))).collect();
+    let (object, new, dir) = (text(object), text(&dir.join("maps")), text(dir));
+    let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
+    for (map, pin) in names.iter().zip(&pins) {
+        words.extend(["map", "name", map, "pinned", pin]);
+    }
+    words.extend(["pinmaps", &new]);
+    load_by(runner, &words, true)
+}
+
 /// Loads an object with one program and pins it.
 pub(crate) fn load_one(runner: &Runner, object: &Path, pin: &Path) -> Result<()> {
     load_by(runner, &["prog", "load", &text(object), &text(pin), "type", "classifier"], true)

@@ -23,6 +23,7 @@ pub(crate) struct Cmd {
     args: Vec<String>,
     stdin: Stdin,
     patience: Option<Duration>,
+    is_mortal: bool,
 }
 
 /// What a program reads from its standard input.
@@ -38,7 +39,7 @@ impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
     pub(crate) fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
         let args = args.into_iter().map(Into::into).collect();
-        Cmd { program: program.into(), args, stdin: Stdin::Nothing, patience: None }
+        Cmd { program: program.into(), args, stdin: Stdin::Nothing, patience: None, is_mortal: false }
     }
 
     /// Lines for the program's standard input.
@@ -50,6 +51,11 @@ impl Cmd {
     /// The program reads our standard input.
     pub(crate) fn our_input(self) -> Cmd {
         Cmd { stdin: Stdin::Ours, ..self }
+    }
+
+    /// The kernel ends the program when the thread of ours that has started it ends, however it does.
+    pub(crate) fn mortal(self) -> Cmd {
+        Cmd { is_mortal: true, ..self }
     }
 
     /// Ends the program, and fails, when it takes longer.
@@ -179,7 +185,6 @@ impl Runner {
     }
 
     /// Starts a command that changes nothing, and gives its lines as they come.
-    #[allow(dead_code)] // `ip monitor` will be read so
     pub(crate) fn lines(&self, cmd: &Cmd) -> Result<Lines> {
         self.show(cmd);
         Lines::start(cmd)
@@ -361,6 +366,10 @@ impl Lines {
         forward(err, Line::Err, sender);
         Ok(Lines { handle, lines })
     }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.handle.pids().first().copied().unwrap_or_default()
+    }
 }
 
 /// Sends what comes out of a pipe, line by line, until it is closed or nobody listens.
@@ -390,7 +399,14 @@ fn expression(cmd: &Cmd) -> Result<duct::Expression> {
     let Some(program) = find(&cmd.program) else {
         bail!("{} is not installed; try: snifctl doctor", cmd.program);
     };
-    let call = duct::cmd(program, &cmd.args).full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
+    let call = match find("setpriv").filter(|_| cmd.is_mortal) {
+        Some(setpriv) => {
+            let words = ["--pdeathsig", "KILL", "--"].into_iter().map(OsString::from).chain([program.into()]);
+            duct::cmd(setpriv, words.chain(cmd.args.iter().map(OsString::from)))
+        }
+        None => duct::cmd(program, &cmd.args),
+    };
+    let call = call.full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
     // A terminal sends its ^C to its whole group: a tool that it hit would leave its work half done. One that reads the
     // terminal must stay in that group.
     let is_apart = interrupt::is_watched() && !matches!(cmd.stdin, Stdin::Ours);
@@ -414,8 +430,7 @@ pub(crate) struct Background(duct::Handle);
 
 impl Background {
     pub(crate) fn start(cmd: &Cmd) -> Result<Background> {
-        let mortal = ["--pdeathsig", "KILL", "--", &cmd.program].into_iter().chain(cmd.args.iter().map(String::as_str));
-        let call = expression(&Cmd::new("setpriv", mortal))?.stdout_null().stderr_null();
+        let call = expression(&cmd.clone().mortal())?.stdout_null().stderr_null();
         Ok(Background(call.start().with_context(|| format!("could not start {}", cmd.program))?))
     }
 

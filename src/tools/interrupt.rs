@@ -12,6 +12,7 @@ use signal_hook::iterator::Signals;
 static CAME: AtomicI32 = AtomicI32::new(0);
 /// How many are at work that must not be broken off.
 static HELD: AtomicU32 = AtomicU32::new(0);
+static RELOAD: AtomicBool = AtomicBool::new(false);
 static IS_WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// `timeout` and `systemd` send a signal twice: so much later it is another wish, and ends us at once.
@@ -42,22 +43,38 @@ impl fmt::Display for Partly {
 /// From now on a signal does not end us: [`check`] tells of it. One that we were started to ignore, as by `nohup`, is
 /// ignored.
 pub(crate) fn watch() {
+    serve(false, || ());
+}
+
+/// The same for who waits for long: each signal calls `wake`. One that tells it to [reload](is_reload) ends nothing.
+pub(crate) fn serve(reloads: bool, wake: impl Fn() + Send + 'static) {
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
     let Ok(mut signals) = Signals::new(wanted) else { return };
     IS_WATCHED.store(true, Ordering::SeqCst);
     std::thread::spawn(move || {
         let mut first: Option<Instant> = None;
         for signal in signals.forever() {
+            if reloads && signal == SIGHUP {
+                RELOAD.store(true, Ordering::SeqCst);
+                wake();
+                continue;
+            }
             match first {
                 Some(at) if at.elapsed() >= AGAIN => std::process::exit(128 + signal),
                 Some(_) => {}
                 None => {
                     first = Some(Instant::now());
                     CAME.store(signal, Ordering::SeqCst);
+                    wake();
                 }
             }
         }
     });
+}
+
+/// Has a signal told to reload since this was last asked?
+pub(crate) fn is_reload() -> bool {
+    RELOAD.swap(false, Ordering::SeqCst)
 }
 
 fn is_ignored(signal: i32) -> bool {

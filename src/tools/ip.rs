@@ -323,10 +323,19 @@ impl Neighbour {
         self.is("FAILED")
     }
 
+    /// The kernel asks it now, or is about to: its answer, or that there is none, will be told.
+    pub(crate) fn is_being_asked(&self) -> bool {
+        ["INCOMPLETE", "DELAY", "PROBE"].into_iter().any(|state| self.is(state))
+    }
+
+    /// Nobody has answered so far.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.is("FAILED") || self.is("INCOMPLETE")
+    }
+
     /// The link-layer address, unless the kernel has given the neighbour up.
     pub(crate) fn mac(&self) -> Option<[u8; 6]> {
-        let usable = !self.is("FAILED") && !self.is("INCOMPLETE");
-        self.lladdr.as_deref().filter(|_| usable).and_then(parse_mac)
+        self.lladdr.as_deref().filter(|_| !self.is_unanswered()).and_then(parse_mac)
     }
 }
 

@@ -56,6 +56,13 @@ fn passing(runner: &Runner, address: IpAddr, sizes: &[u32]) -> Vec<bool> {
     })
 }
 
+/// Does an address answer within a second, when it is asked once, from this address and with this type of service?
+pub(crate) fn answers(runner: &Runner, address: IpAddr, source: IpAddr, tos: u8) -> bool {
+    let (address, source, tos) = (address.to_string(), source.to_string(), tos.to_string());
+    let words = ["-n", "-q", "-c", "1", "-W", "1", "-Q", &tos, "-I", &source, &address];
+    runner.read(&Cmd::new("ping", words).patience(Duration::from_secs(3))).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

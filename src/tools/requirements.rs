@@ -65,6 +65,15 @@ pub(crate) const TCPDUMP: Tool = Tool {
     prevents: "filters cannot be read (only --filter and `filter` need it)",
 };
 
+/// Needed only where remotes are pinged.
+pub(crate) const PING: Tool = Tool {
+    name: "ping",
+    version: &["-V"],
+    minimum: (0, 0),
+    package: "iputils-ping",
+    prevents: "remotes cannot be asked whether they are there (only --probe icmp needs it)",
+};
+
 /// What a session needs once its programs are compiled.
 pub(crate) const SESSION_TOOLS: [&str; 4] = ["bpftool", "tc", "ip", "ethtool"];
 
@@ -150,6 +159,11 @@ pub(crate) fn ensure_present(names: &[&str]) -> Result<()> {
     refuse(lacking.map(missing).collect())
 }
 
+/// Refuses to begin without this tool.
+pub(crate) fn ensure_there(tool: &Tool) -> Result<()> {
+    refuse(exec::find(tool.name).is_none().then(|| missing(tool)).into_iter().collect())
+}
+
 fn refuse(lacking: Vec<Finding>) -> Result<()> {
     if lacking.is_empty() {
         return Ok(());
@@ -170,6 +184,14 @@ mod tests {
         let text = refuse(lacking.to_vec()).unwrap_err().to_string();
         assert_eq!(text, "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang");
         assert!(refuse(Vec::new()).is_ok());
+    }
+
+    #[test]
+    fn what_only_an_option_needs_is_named_with_it() {
+        let lacking = Tool { name: "no-such-ping", ..PING };
+        let text = ensure_there(&lacking).unwrap_err().to_string();
+        assert!(text.starts_with("no-such-ping: missing: ") && text.contains("only --probe icmp"), "{text}");
+        assert!(text.ends_with("; try: apt-get install iputils-ping"), "{text}");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 
 pub(crate) mod bare;
 pub(crate) mod capture;
+pub(crate) mod chaos;
 pub(crate) mod check;
 pub(crate) mod corpus;
 pub(crate) mod decode;
@@ -40,6 +41,7 @@ pub(crate) mod talk;
 pub(crate) mod traffic;
 pub(crate) mod tunnel_case;
 pub(crate) mod tunnels;
+pub(crate) mod watcher;
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -399,7 +401,7 @@ pub(crate) fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) ->
 }
 
 /// Sends a signal to one process; the standard library has no call for it.
-fn signal(pid: impl ToString, name: &str) {
+pub(crate) fn signal(pid: impl ToString, name: &str) {
     let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
 }
 

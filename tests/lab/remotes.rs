@@ -14,7 +14,7 @@ use super::decode::{Copy, decap_gre};
 use super::frames::{self, Ends};
 use super::judge::Said;
 use super::status::{Session, Stat};
-use super::{COLLECTOR_MAC, Lab, Ns, PATIENCE, mac_text, poll};
+use super::{COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, PATIENCE, mac_text, poll};
 
 /// The n-th remote.
 pub(crate) fn remote(n: u8) -> Ipv4Addr {
@@ -23,6 +23,31 @@ pub(crate) fn remote(n: u8) -> Ipv4Addr {
 
 pub(crate) fn remotes(n: u8) -> Vec<Ipv4Addr> {
     (0..n).map(remote).collect()
+}
+
+/// A lab whose collector answers for so many remotes, each by a device and a link address of its own: nothing of them in
+/// the neighbour table is permanent. The kernel asks five times a second instead of once.
+pub(crate) fn answering(n: u8) -> Lab {
+    let lab = Lab::roomy();
+    let host = format!("neigh replace {OUT_IP} lladdr {} nud permanent dev col0", mac_text(OUT_MAC));
+    lab.ip_batch(Ns::Collector, &format!("address add 198.51.100.200/24 dev col0\n{host}"));
+    lab.collector(&["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"]);
+    lab.host(&["sysctl", "-qw", "net.ipv4.neigh.out0.retrans_time_ms=200"]);
+    for n in 0..n {
+        let lines = [
+            format!("link add link col0 name m{n} address {} type macvlan mode bridge", mac(n)),
+            format!("link set m{n} addrgenmode none"),
+            format!("address add {}/32 dev m{n}", remote(n)),
+            format!("link set m{n} up"),
+        ];
+        lab.ip_batch(Ns::Collector, &lines.join("\n"));
+    }
+    lab
+}
+
+/// The link address of the n-th remote of [`answering`].
+pub(crate) fn mac(n: u8) -> String {
+    mac_text([2, 0, 0, 0, 4, n])
 }
 
 /// As `--remote` takes them.

@@ -161,9 +161,10 @@ impl Session {
         self.drops.get(reason).copied().unwrap_or_else(|| panic!("no drops are called {reason:?} in {self:#}"))
     }
 
-    /// Is every copy asked for sent or dropped?
+    /// Is every copy asked for sent or dropped, also by taps and remotes that were removed?
     pub(crate) fn is_settled(&self) -> bool {
-        self.taps_total().pcnt == self.remotes_total().pcnt + self.drops()
+        let asked = self.taps_total().pcnt + self.removed_taps.tally().asked;
+        asked == self.remotes_total().pcnt + self.removed.pcnt + self.drops()
     }
 
     /// Copies asked for, sent, and dropped for this one reason; panics unless that is all.
@@ -215,7 +216,8 @@ impl Session {
         let sent = self.remotes_total().pcnt + self.removed.pcnt;
         assert_eq!(sum(|tap| tap.asked), sent + lost, "{self:#}");
         assert_eq!(sum(Tally::copied), sent, "{self:#}");
-        assert_eq!((sum(|tap| tap.dropped), self.remotes_total().dcnt), (lost, lost), "{self:#}");
+        let by_remote = self.remotes_total().dcnt + self.removed.dcnt;
+        assert_eq!((sum(|tap| tap.dropped), by_remote), (lost, lost), "{self:#}");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::session::change::{Act, Change, From};
 use crate::session::difference::hooks::{attach, detach, free_pref, taken, unmarks};
 use crate::session::difference::make::settle;
 use crate::session::difference::neighbours;
-use crate::session::difference::rows::{Expected, ORDER, config, spread_writes, writes, zeros};
+use crate::session::difference::rows::{Expected, ORDER, config, down, slots, spread_writes, writes, zeros};
 use crate::session::difference::{Wanted, crowd};
 use crate::session::pattern;
 use crate::session::relay;
@@ -39,9 +39,8 @@ impl Alter<'_> {
         let has_moved = self.changes.iter().any(|change| change.subject.starts_with("remote "));
         self.changes.extend(neighbours::keep(self.wanted, self.there, &target, has_moved));
         let target = self.programs(target);
-        let spread = spread_writes(&target, &self.wanted.request, Some(self.there));
-        self.push("flow table", "it names other remotes", "written", spread);
-        self.relay_and_config(&target);
+        let down = self.flows(&target);
+        self.relay_and_config(&target, down);
         self.taps();
         self.surplus(&target);
         if self.is_reloaded() {
@@ -133,9 +132,11 @@ impl Alter<'_> {
         }
         more |= self.leaving_remotes(&mut target);
         target.neighbours = neighbours::wanted_hops(wanted, there);
+        target.down = down(wanted, Some(self.stored));
         self.changes.extend(neighbours::release(there, &target.hops()));
-        if (Stored { neighbours: target.neighbours.clone(), ..self.stored.clone() }) == target {
-            // A step of what is said of the next hops.
+        let (hops, down) = (target.neighbours.clone(), target.down.clone());
+        if (Stored { neighbours: hops, down, ..self.stored.clone() }) == target {
+            // A step of what is said of the next hops and remotes.
             let store = (target != *self.stored).then(|| Act::Store(Box::new(target.clone())));
             self.changes.extend(store.map(|store| Change::silent(vec![store])));
         } else {
@@ -467,7 +468,7 @@ impl Alter<'_> {
         acts.extend(self.replacements(whole));
         let programs = if whole { Program::ALL.to_vec() } else { Program::TAPS.to_vec() };
         acts.extend(programs.into_iter().map(Act::MovePin));
-        target.compiled = Compiled { filter: Compiled::of(&wanted.request).filter, features };
+        target.compiled = Compiled { features, ..Compiled::of(&wanted.request) };
         acts.push(Act::Store(Box::new(target.clone())));
         let fault = match (lost, is_filtered) {
             (true, _) => "some are gone",
@@ -507,9 +508,50 @@ impl Alter<'_> {
         acts
     }
 
-    fn relay_and_config(&mut self, target: &Stored) {
+    /// Which remotes get copies, and which of them gets which flow: one that comes back before flows go to it, one that goes
+    /// after they have left it. Answers the set of those that get none.
+    fn flows(&mut self, target: &Stored) -> u64 {
+        let (wanted, there) = (self.wanted, self.there);
+        let Some(before) = there.config else { return 0 };
+        let used = slots(target, &wanted.request).iter().fold(0, |set, (slot, _)| set | 1 << slot);
+        let down = config(wanted, target, Some(&before)).down;
+        // Those that leave the session rest until they have left.
+        let awake = before.down & (down | !used);
+        self.turn(target, before.down, awake);
+        let spread = spread_writes(target, &wanted.request, down, Some(there));
+        match before.down & used == down {
+            true => self.push("flow table", "it names other remotes", "written", spread),
+            false => self.changes.push(Change::silent(spread)),
+        }
+        self.turn(target, awake, awake | down);
+        awake | down
+    }
+
+    /// Has the programs pass over other remotes than before.
+    fn turn(&mut self, target: &Stored, mut set: u64, new: u64) {
+        let Some(before) = self.there.config else { return };
+        for (slot, address) in slots(target, &self.wanted.request) {
+            if (set ^ new) & 1 << slot == 0 {
+                continue;
+            }
+            set ^= 1 << slot;
+            let acts = vec![Act::Configure(Box::new(Config { down: set, ..before }))];
+            let subject = format!("remote {address}");
+            let is_told = self.changes.iter().any(|change| change.subject == subject);
+            let change = match (self.stored.down.get(&address), target.down.get(&address)) {
+                (None, Some(silence)) => Change::new(subject, silence.to_string(), "down", acts),
+                (Some(_), None) if set & 1 << slot == 0 => Change::new(subject, "it answers", "up", acts),
+                _ if is_told || !self.stored.remotes.contains_key(&address) => Change::silent(acts),
+                _ => Change::new(subject, "the programs do not know whether it is down", "told", acts),
+            };
+            self.changes.push(change);
+        }
+    }
+
+    /// `down`: the set that is in the configuration by now.
+    fn relay_and_config(&mut self, target: &Stored, down: u64) {
         let there = self.there;
-        let Some(before) = there.config else { return };
+        let Some(before) = there.config.map(|before| Config { down, ..before }) else { return };
         let mut config = config(self.wanted, target, Some(&before));
         let (mut refers, mut is_new) = (Vec::new(), false);
         if there.offloads.is_some() {
@@ -547,7 +589,7 @@ impl Alter<'_> {
     fn config_fault(&self, before: &Config, now: &Config) -> String {
         let mut found = Vec::new();
         let mut differs = |what: &str, same: bool| found.extend((!same).then(|| what.to_string()));
-        differs("remotes", before.remotes == now.remotes);
+        differs("remotes", (before.remotes, before.down) == (now.remotes, now.down));
         differs("relay", (before.relay, before.port, before.peer) == (now.relay, now.port, now.peer));
         differs("rate", (before.rate, before.rate_packets) == (now.rate, now.rate_packets));
         differs("sampling", (before.sample, before.sample_flows) == (now.sample, now.sample_flows));

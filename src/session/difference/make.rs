@@ -6,7 +6,7 @@ use crate::datapath::abi::{Config, Direction};
 use crate::datapath::source::Source;
 use crate::session::change::{Act, Change};
 use crate::session::difference::hooks::{attach_all, detach, marks, unmarks};
-use crate::session::difference::rows::{Expected, ORDER, config, spread_writes, writes};
+use crate::session::difference::rows::{Expected, ORDER, config, down, spread_writes, writes};
 use crate::session::difference::{Clsact, Wanted, crowd, neighbours};
 use crate::session::pattern;
 use crate::session::relay;
@@ -15,8 +15,9 @@ use crate::session::there::{Rows, There, key};
 
 pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
     let request = &wanted.request;
-    let mut stored = Stored::new(request.clone());
+    let mut stored = Stored { applied: wanted.applied, ..Stored::new(request.clone()) };
     stored.neighbours = neighbours::wanted_hops(wanted, there);
+    stored.down = down(wanted, None);
     // While the old session's memory is there.
     let mut changes: Vec<Change> = neighbours::release(there, &stored.hops()).into_iter().collect();
     changes.extend(clear(there));
@@ -49,7 +50,7 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
         rows.extend(writes(map, &empty, &expected.rows(map)));
     }
     load.extend(rows);
-    load.extend(spread_writes(&stored, request, None));
+    load.extend(spread_writes(&stored, request, config.down, None));
     load.push(Act::Store(Box::new(stored.clone())));
     load.push(Act::Publish);
     changes.push(Change::new("session", "it is not there", "made", load));

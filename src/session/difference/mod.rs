@@ -19,7 +19,7 @@ use crate::request::{Request, Underlay, Watched};
 use crate::session::change::Change;
 use crate::session::pattern;
 use crate::session::resolve::NextHop;
-use crate::session::stored::Stored;
+use crate::session::stored::{Silence, Stored};
 use crate::session::there::There;
 use crate::tools::ip::Link;
 
@@ -40,6 +40,8 @@ pub(crate) enum Clsact {
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub request: Request,
+    /// A session that is made is one of `apply`.
+    pub applied: bool,
     /// The interfaces of the request, in its order; no link where it is gone.
     pub interfaces: Vec<(Watched, Option<Link>)>,
     /// How many interfaces its patterns match besides, for which there is no room.
@@ -48,6 +50,8 @@ pub(crate) struct Wanted {
     pub remotes: BTreeMap<IpAddr, Outer>,
     /// Their next hops that the kernel is to keep fresh.
     pub hops: BTreeMap<IpAddr, NextHop>,
+    /// Those of them that are down.
+    pub down: BTreeMap<IpAddr, Silence>,
     pub underlay: Vec<Underlay>,
     /// Nothing else is wanted in the map of underlays.
     pub is_whole_underlay: bool,
@@ -123,5 +127,7 @@ pub(crate) fn is_alterable(there: &There) -> bool {
     there.stored.is_ok() && there.is_published && there.config.is_some() && has_all_maps(there)
 }
 
+#[cfg(test)]
+mod down_test;
 #[cfg(test)]
 mod tests;

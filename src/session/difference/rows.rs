@@ -10,7 +10,7 @@ use crate::datapath::template::{self, Outer};
 use crate::request::{Rate, Request, Underlay};
 use crate::session::change::Act;
 use crate::session::difference::Wanted;
-use crate::session::stored::Stored;
+use crate::session::stored::{Silence, Stored};
 use crate::session::there::{Rows, There, key};
 
 /// The maps whose rows follow from the request and the machine, in the order in which they are written: a row is there
@@ -115,9 +115,31 @@ pub(super) fn slots(stored: &Stored, request: &Request) -> Vec<(u32, IpAddr)> {
     remotes.filter_map(|address| Some((*stored.remotes.get(address)?, *address))).collect()
 }
 
-/// The writes of the flow table's chunks that differ. A new table is all zeros.
-pub(super) fn spread_writes(stored: &Stored, request: &Request, there: Option<&There>) -> Vec<Act> {
-    let table = spread(&slots(stored, request));
+/// The remotes that are down; of those that were not looked up, the ones that were.
+pub(super) fn down(wanted: &Wanted, before: Option<&Stored>) -> BTreeMap<IpAddr, Silence> {
+    let silence = |remote: &IpAddr| match wanted.remotes.contains_key(remote) {
+        true => wanted.down.get(remote).copied(),
+        false => before?.down.get(remote).copied(),
+    };
+    let remotes = wanted.request.options.remotes.iter();
+    remotes.filter_map(|remote| Some((*remote, silence(remote)?))).collect()
+}
+
+/// The slots in use that get no copies, as their remotes are down or cannot be reached.
+fn resting(wanted: &Wanted, stored: &Stored, before: &Config) -> u64 {
+    let rests = |(slot, address): &(u32, IpAddr)| match wanted.remotes.get(address) {
+        Some(outer) => wanted.down.contains_key(address) || template::remote(outer).has(abi::remote_flag::UNRESOLVED),
+        None => before.down & 1 << slot != 0,
+    };
+    slots(stored, &wanted.request).iter().filter(|at| rests(at)).fold(0, |set, (slot, _)| set | 1 << slot)
+}
+
+/// The writes of the flow table's chunks that differ. A new table is all zeros. Flows go to the remotes that get copies;
+/// where none does, each to the one that it would go to.
+pub(super) fn spread_writes(stored: &Stored, request: &Request, down: u64, there: Option<&There>) -> Vec<Act> {
+    let all = slots(stored, request);
+    let up: Vec<(u32, IpAddr)> = all.iter().filter(|(slot, _)| down & 1 << slot == 0).copied().collect();
+    let table = spread(if up.is_empty() { &all } else { &up });
     debug_assert_eq!(table.len(), BUCKETS);
     let differs = |at: u32, chunk: &[u8]| {
         let before = there.and_then(|there| there.value(Map::Spread, &at.to_ne_bytes()));
@@ -154,6 +176,7 @@ pub(super) fn config(wanted: &Wanted, stored: &Stored, before: Option<&Config>) 
         rate_packets: matches!(options.max_rate, Some(Rate::Packets(_))),
         gre: options.tunnel.gre(),
         keys: options.tunnel.keys(),
+        down: resting(wanted, stored, &before),
         ..before
     }
 }

@@ -21,10 +21,10 @@ use crate::tools::tc::{Filter as TcFilter, Qdisc};
 const LINKS: [(u32, &str); 5] = [(2, "eth0"), (3, "eth1"), (4, "eth2"), (5, "out0"), (6, "out1")];
 
 /// Random enough, and the same each time (xorshift).
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -69,6 +69,7 @@ impl Kernel {
             unpinned_programs: BTreeMap::new(),
             unpinned_maps: BTreeMap::new(),
             rows: BTreeMap::new(),
+            earlier_drops: Vec::new(),
             stored: Err(crate::session::stored::Unreadable::Gone),
             config: None,
             offloads: Some(Vec::new()),
@@ -222,6 +223,7 @@ impl Kernel {
                 assert!(hooks.filters(*direction).iter().any(|filter| filter.pref == *pref), "nothing to detach");
                 hooks.remove(*direction, *pref);
             }
+            Act::LoadMoved(..) | Act::Fill(..) | Act::MoveMap(..) => unreachable!("of no difference"),
             Act::Offloads(_) => there.offloads = Some(Vec::new()),
             Act::Ip(line) => self.ip(line),
         }
@@ -301,13 +303,13 @@ impl Kernel {
         rows.retain(|_, value| value[0] != gone.ifindex.to_ne_bytes());
     }
 
-    fn apply_all(&mut self, changes: &[Change]) {
+    pub(super) fn apply_all(&mut self, changes: &[Change]) {
         changes.iter().flat_map(|change| &change.acts).for_each(|act| self.apply(act));
     }
 
     /// Applies differences until there is none; the acts of the first round. Panics if that takes more than three.
     #[track_caller]
-    fn settle(&mut self, wanted: &Wanted, what: &str) -> Vec<Act> {
+    pub(super) fn settle(&mut self, wanted: &Wanted, what: &str) -> Vec<Act> {
         let mut first = None;
         for _ in 0..3 {
             let (changes, _) = difference(wanted, &self.there);
@@ -344,10 +346,12 @@ pub(super) fn wanted(there: &There, request: Request) -> Wanted {
         }),
     };
     Wanted {
+        applied: false,
         interfaces: expanded.interfaces,
         left_out: expanded.left_out,
         remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
         hops: BTreeMap::new(),
+        down: BTreeMap::new(),
         underlay: request.options.underlay.clone(),
         is_whole_underlay: true,
         outs: BTreeMap::from([(5, Out::default())]),
@@ -385,7 +389,7 @@ fn any_request(dice: &mut Dice) -> Request {
 }
 
 /// A session that has just been made.
-fn made(request: Request) -> (Kernel, Wanted) {
+pub(super) fn made(request: Request) -> (Kernel, Wanted) {
     let mut kernel = Kernel::new();
     let wanted = wanted(&kernel.there, request);
     let (changes, more) = difference(&wanted, &kernel.there);
@@ -532,7 +536,7 @@ fn a_damaged_config_is_written_again_and_nothing_else() {
     for _ in 0..31 {
         let (mut kernel, wanted) = made(any_request(&mut dice));
         let before = kernel.there.config.unwrap();
-        let damages: [fn(&mut Config); 9] = [
+        let damages: [fn(&mut Config); 10] = [
             |config| config.remotes ^= 1 << 5,
             |config| config.rate ^= 1,
             |config| config.sample ^= 4,
@@ -542,6 +546,7 @@ fn a_damaged_config_is_written_again_and_nothing_else() {
             |config| config.spread ^= 1,
             |config| config.underlay ^= true,
             |config| config.gre ^= 1,
+            |config| config.down ^= 1,
         ];
         dice.one(&damages)(kernel.there.config.as_mut().unwrap());
         let acts = kernel.settle(&wanted, "config");
