@@ -97,7 +97,7 @@ fn each_mistake_is_told_with_file_line_key_and_what_would_work() {
         (
             "replace = true",
             "a.toml:6: replace: is not a key of a session; these are: interfaces, tunnel, id, egress-id, port, \
-             sequence, udp-checksum, remote, spread, filter, sample, sample-flows, snaplen, max-rate, oversize, source, \
+             sequence, udp-checksum, remote, spread, probe, filter, sample, sample-flows, snaplen, max-rate, oversize, source, \
              underlay, ttl, tos, df, name, direction, keep-clsact",
         ),
     ] {

@@ -438,6 +438,12 @@ impl There {
         stored.remotes.iter().filter_map(hop).collect()
     }
 
+    /// The remotes that are down.
+    #[cfg(test)]
+    pub(crate) fn down(&self) -> BTreeSet<IpAddr> {
+        self.stored.as_ref().map_or_else(|_| BTreeSet::new(), |stored| stored.down.keys().copied().collect())
+    }
+
     /// The remotes that ping is to ask, each with the source of its copies.
     pub(crate) fn probed(&self) -> Vec<(IpAddr, IpAddr)> {
         let Ok(stored) = &self.stored else { return Vec::new() };
