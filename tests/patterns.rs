@@ -2,11 +2,14 @@
 
 mod lab;
 
+use std::fs;
+
 use lab::judge::Said;
 use lab::links::{ETH0, ETH1, add_link, assert_copied_on, tap, watched};
 use lab::remotes::remote;
 use lab::sessions::{down, lab_of};
-use lab::{Lab, Ns};
+use lab::watcher::{SOON, Watcher};
+use lab::{Lab, Ns, poll};
 
 /// `up` of these interfaces, and more words.
 fn up(lab: &Lab, words: &[&str]) -> Said {
@@ -233,4 +236,53 @@ fn what_is_not_there_yet_is_waited_for_where_that_is_asked() {
     up(&lab, &["pod*"]).ok_noting("taps of pod2: an `ingress` qdisc is where clsact must go");
     lab.session().tap("pod1", "egress");
     down(&lab);
+}
+
+#[test]
+fn files_wait_and_a_watch_finds_what_has_come() {
+    let lab = lab_of(2);
+    let before = lab.machine();
+    let path = lab.dir().join("all.toml");
+    let remote = remote(0);
+    let text = format!(
+        "[[session]]\nname = \"default\"\ninterfaces = [\"eth*\", \"pod?:ingress\", \"late0\"]\ntunnel = \"gre\"\n\
+         remote = \"{remote}\"\n"
+    );
+    fs::write(&path, text).unwrap();
+    let path = path.to_string_lossy().into_owned();
+    let said = lab.said(&["apply", "-f", &path]).ok();
+    let told: Vec<&str> = said.stderr.lines().collect();
+    assert_eq!(told.len(), 2, "{said:#?}");
+    assert!(told[0].contains("IFACE 'pod?' does not exist here yet"), "{said:#?}");
+    assert!(told[1].contains("IFACE late0 does not exist here yet"), "{said:#?}");
+    assert_whole(&lab);
+    let exported = lab.said(&["export"]).quietly_ok().stdout;
+    assert!(exported.contains("\"eth*\", \"pod?:ingress\", \"late0\""), "{exported}");
+    fs::write(&path, exported).unwrap();
+    assert_eq!(lab.said(&["apply", "-f", &path]).quietly_ok().stdout, "");
+
+    let watch = Watcher::start(&lab, &["--interval", "600"]);
+    let is_watched = |wanted: &str| {
+        let found = poll(SOON, || (watched(&lab) == wanted).then_some(()));
+        assert!(found.is_some(), "{wanted}: {:#?}\n{}", lab.session(), watch.log());
+    };
+    add_link(&lab, 1);
+    is_watched("eth0 ingress, eth0 egress, eth1 ingress, eth1 egress");
+    assert_copied_on(&lab, ETH1, "both");
+    lab.host(&["sh", "-euc", "ip link set dev eth1 down; ip link set dev eth1 name late0; ip link set dev late0 up"]);
+    is_watched("eth0 ingress, eth0 egress, late0 ingress, late0 egress");
+    lab.ip_batch(Ns::Host, "link add podX type bridge");
+    is_watched("eth0 ingress, eth0 egress, late0 ingress, late0 egress, podX ingress");
+    let from = watch.log().lines().count();
+    lab.host(&["ip", "link", "del", "dev", "podX"]);
+    watch.wait_said(from, "podX: it is gone; left out, its counters kept");
+    is_watched("eth0 ingress, eth0 egress, late0 ingress, late0 egress");
+    let (_, log) = watch.end("TERM");
+    assert!(!log.contains("error"), "{log}");
+    assert_whole(&lab);
+    assert_eq!(seen(&lab), 14);
+    assert_eq!(lab.said(&["apply", "-f", &path]).quietly_ok().stdout, "");
+    lab.host(&["ip", "link", "del", "dev", "late0"]);
+    down(&lab);
+    lab.assert_as_before(&before);
 }
