@@ -98,6 +98,7 @@ fn status_json_has_the_promised_schema() {
             "interface": "text", "direction": "text", "attached": "bool", "exists": "bool", "stat": stat,
             "seen": "count", "filtered": "count", "skipped": "count", "own": "count",
         }],
+        "patterns": [], "waiting": [],
         "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count",
             "state": "text", "stat": stat}],
         "removed": stat,
