@@ -67,6 +67,13 @@ pub(crate) struct KeepClsact {
     pub keep_clsact: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct MayBeAbsent {
+    /// Take interfaces that are not there yet, and patterns that match none: `sync` watches them as soon as they are
+    #[arg(long)]
+    pub wait_for_interface: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start copying: load, attach, and leave; no process stays
@@ -74,6 +81,7 @@ pub(crate) enum Command {
         Examples:
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7
           sudo snifctl up eth0 eth1:ingress --tunnel gre --remote 10.0.0.7 --name both
+          sudo snifctl up 'eth*' 'cali*:ingress' --tunnel gre --remote 10.0.0.7
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --oversize fragment
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --filter 'tcp port 443'
           sudo snifctl up eth0 --tunnel vxlan --id 100 --remote 10.0.0.7,10.0.0.8
@@ -284,7 +292,7 @@ pub(crate) enum DemoPart {
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Interfaces to watch; of one, a direction: eth0:ingress, eth0:egress
+    /// Interfaces to watch, or patterns of names: 'eth*'; of one, a direction: eth0:ingress, eth0:egress
     #[arg(required = true, value_name = "IFACE[:DIRECTION]")]
     pub interfaces: Vec<Named>,
     #[command(flatten)]
@@ -298,6 +306,8 @@ pub(crate) struct UpArgs {
     /// Change a session that is up with another request; counters are kept
     #[arg(long)]
     pub replace: bool,
+    #[command(flatten)]
+    pub absent: MayBeAbsent,
     #[command(flatten)]
     pub clsact: KeepClsact,
     #[command(flatten)]
@@ -406,8 +416,18 @@ pub(crate) enum TapCommand {
         json: Json,
     },
     /// Watch one more interface, or one more direction of it
-    #[command(after_help = "Examples:\n  sudo snifctl tap add eth1\n  sudo snifctl tap add eth1 --direction ingress")]
-    Add(TapArgs),
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl tap add eth1
+          sudo snifctl tap add eth1 --direction ingress
+          sudo snifctl tap add 'cali*' --wait-for-interface
+    "})]
+    Add {
+        #[command(flatten)]
+        tap: TapArgs,
+        #[command(flatten)]
+        absent: MayBeAbsent,
+    },
     /// Watch an interface, or one direction of it, no more
     #[command(after_help = indoc! {"
         Examples:
@@ -419,7 +439,7 @@ pub(crate) enum TapCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct TapArgs {
-    /// The interface, or one direction of it: eth0:ingress, eth0:egress
+    /// The interface, or one direction of it: eth0:ingress, eth0:egress; or a pattern of names: 'eth*'
     #[arg(value_name = "IFACE[:DIRECTION]")]
     pub interface: Named,
     /// Which of its packets [default: both]

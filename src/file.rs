@@ -20,7 +20,7 @@ use crate::usage::Usage;
 const INTERFACES: &str = "interfaces";
 
 /// The words of `up` that are not about what the session is to be.
-const NOT_KEYS: [&str; 3] = ["replace", "dry-run", "json"];
+const NOT_KEYS: [&str; 4] = ["replace", "wait-for-interface", "dry-run", "json"];
 
 /// A text of sessions, with the name that messages have for it.
 #[derive(Clone, Debug)]

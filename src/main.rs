@@ -10,6 +10,7 @@ mod session;
 mod tools;
 mod tunnel;
 mod usage;
+mod wildcard;
 
 use std::io::Write;
 use std::process::ExitCode;

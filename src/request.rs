@@ -13,6 +13,7 @@ use crate::tools::batch;
 use crate::tools::exec::quote;
 use crate::tunnel::Tunnel;
 use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
+use crate::wildcard::is_pattern;
 
 /// `enum oversize`: what becomes of a copy larger than the out interface's MTU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -117,11 +118,12 @@ impl FromStr for Named {
             Some((interface, "ingress")) => (interface, Some(Watch::Ingress)),
             Some((interface, "egress")) => (interface, Some(Watch::Egress)),
             Some((interface, other)) => {
-                refuse!("IFACE {text:?}: {other:?} is no direction; try: {interface}:ingress or {interface}:egress")
+                let [ingress, egress] = ["ingress", "egress"].map(|at| quote(&format!("{interface}:{at}")));
+                refuse!("IFACE {text:?}: {other:?} is no direction; try: {ingress} or {egress}")
             }
             None => (text, None),
         };
-        ensure_interface_name(interface)?;
+        ensure_interface(interface)?;
         Ok(Named { interface: interface.into(), direction })
     }
 }
@@ -487,6 +489,12 @@ impl Request {
         format!("snifctl {}", words.join(" "))
     }
 
+    /// The same where some of its interfaces are not there yet.
+    pub(crate) fn command_waiting(&self, waits: bool) -> String {
+        let flag = if waits { " --wait-for-interface" } else { "" };
+        format!("{}{flag}", self.command())
+    }
+
     /// Every option by its flag.
     pub(crate) fn flags(&self) -> Vec<(&'static str, Values)> {
         fn one(value: impl ToString, default: bool) -> Values {
@@ -534,7 +542,7 @@ impl Request {
         let (own, other) = (self.sorted(), wanted.sorted());
         let mut found = Vec::new();
         if own.interfaces != other.interfaces {
-            let listed = |request: &Request| listed(request.interfaces.iter().map(Watched::to_string));
+            let listed = |request: &Request| listed(request.interfaces.iter().map(|at| quote(&at.to_string())));
             found.push(format!("IFACE {} → {}", listed(&own), listed(&other)));
         }
         for ((flag, before), (_, after)) in own.flags().into_iter().zip(other.flags()) {
@@ -606,11 +614,14 @@ pub(crate) fn name_option(text: &str) -> Result<String, Usage> {
     ensure_name(text).map(|()| text.into())
 }
 
+fn is_odd(c: char) -> bool {
+    c.is_control() || c.is_whitespace() || c == '/' || c == ':'
+}
+
 /// Any name that the kernel takes, if a person can read it and `tc -batch` can be told it.
 pub(crate) fn ensure_interface_name(name: &str) -> Result<(), Usage> {
-    let odd = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == ':';
     ensure_usage!(
-        (1..=15).contains(&name.len()) && !name.contains(odd) && name != "." && name != "..",
+        (1..=15).contains(&name.len()) && !name.contains(is_odd) && name != "." && name != "..",
         "IFACE {name:?} is not an interface name (1 to 15 bytes without white space, control characters, '/' and ':'); \
          list them with: ip link"
     );
@@ -623,6 +634,22 @@ pub(crate) fn ensure_interface_name(name: &str) -> Result<(), Usage> {
     Ok(())
 }
 
+/// The longest pattern: each interface that came by it remembers it.
+const PATTERN_BYTES: usize = 63;
+
+/// The name of an interface, or a pattern of names.
+fn ensure_interface(text: &str) -> Result<(), Usage> {
+    if !is_pattern(text) {
+        return ensure_interface_name(text);
+    }
+    ensure_usage!(
+        text.len() <= PATTERN_BYTES && !text.contains(is_odd) && batch::can_say(text),
+        "IFACE {text:?} is not a pattern of interface names (1 to {PATTERN_BYTES} bytes without white space, control \
+         characters, '#', '/' and ':'); try: 'eth*'"
+    );
+    Ok(())
+}
+
 /// `IFACE` alone.
 pub(crate) fn interface_argument(text: &str) -> Result<String, Usage> {
     ensure_interface_name(text).map(|()| text.into())
@@ -630,7 +657,7 @@ pub(crate) fn interface_argument(text: &str) -> Result<String, Usage> {
 
 fn ensure_interfaces(interfaces: &[Watched]) -> Result<(), Usage> {
     for (at, watched) in interfaces.iter().enumerate() {
-        ensure_interface_name(&watched.interface)?;
+        ensure_interface(&watched.interface)?;
         let twice = interfaces[..at].iter().any(|other| other.interface == watched.interface);
         ensure_usage!(!twice, "IFACE {} is named twice; name each interface once", watched.interface);
     }

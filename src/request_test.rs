@@ -85,7 +85,12 @@ fn interface_names_cannot_reach_the_tools_as_anything_else() {
     for name in ["", "a b", "a#b", "a\nb", "sixteen-letters-", "../x", "."] {
         assert!(refusal(&[name]).starts_with("IFACE"), "{name:?}");
     }
+    for pattern in ["eth *", "a/*", "*#", &"*".repeat(64)] {
+        assert!(refusal(&[pattern]).ends_with("try: 'eth*'"), "{pattern:?}");
+    }
     assert!(refusal(&["eth0", "eth0"]).contains("named twice"));
+    assert!(refusal(&["eth*:ingress", "eth*"]).contains("IFACE eth* is named twice"));
+    assert!(refusal(&["eth*:up"]).ends_with("try: 'eth*:ingress' or 'eth*:egress'"));
     assert!(refusal(&["eth0:sideways"]).ends_with("eth0:ingress or eth0:egress"));
     let many: Vec<String> = (0..1025).map(|i| format!("v{i}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -186,6 +191,8 @@ fn a_difference_is_told_in_flags() {
     let (plain, other) = (request(&["eth0"]), request(&["eth0", "--filter", "udp port 53", "--df", "--ttl", "3"]));
     assert_eq!(plain.differences(&other), ["--filter none → 'udp port 53'", "--ttl 64 → 3", "--df off → on"]);
     assert_eq!(other.differences(&plain)[0], "--filter 'udp port 53' → none");
+    assert_eq!(plain.differences(&request(&["eth*:ingress"])), ["IFACE eth0 → 'eth*:ingress'"]);
+    assert_eq!(request(&["eth*"]).command(), "snifctl up 'eth*' --tunnel gre --remote 10.0.0.7");
 }
 
 #[test]
@@ -214,7 +221,9 @@ impl Dice {
 pub(crate) fn random_words(dice: &mut Dice) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for at in 0..=dice.roll(3) {
-        words.push(format!("if{at}{}", dice.one(&["", ":ingress", ":egress", ":both"])));
+        let name =
+            dice.one(&["if", "if", "if*", "cali[!a-c]?", "a name as long as no interface has one *"]).replace(' ', "_");
+        words.push(format!("{name}{at}{}", dice.one(&["", ":ingress", ":egress", ":both"])));
     }
     let kind = *dice.one(&[&Kind::Gre, &Kind::Vxlan, &Kind::Geneve, &Kind::Erspan1, &Kind::Erspan2, &Kind::Erspan3]);
     let mut add = |flag: &str, value: String| words.extend([flag.to_string(), value]);
@@ -234,7 +243,7 @@ pub(crate) fn random_words(dice: &mut Dice) -> Vec<String> {
     add("--sample-flows", format!("1/{}", 1 + dice.roll(9)));
     add("--snaplen", (60 + dice.roll(1000)).to_string());
     let unit = dice.one(&["bit", "kbit", "mbit", "bps", "kibit", "pps", "kpps"]);
-    add("--max-rate", format!("{}{unit}", 8000 + dice.roll(1_000_000)));
+    add("--max-rate", format!("{}{unit}", 8000 + dice.roll(900_000)));
     add("--underlay", dice.one(&["none", "203.0.113.5", "203.0.113.5:51820", "[2001:db8::5]:4"]).to_string());
     add("--ttl", (1 + dice.roll(255)).to_string());
     add("--tos", dice.roll(256).to_string());

@@ -543,6 +543,12 @@ fn assert_refused_below_a_stack(out: &Out, mode: &str) {
     // What comes in has not been through any of them.
     out.lab.said(&[&up[..], &["--direction", "ingress"]].concat()).ok();
     out.lab.said(&["down"]).ok();
+    // A pattern passes it over.
+    let said = out.lab.said(&[&["up", "eth*"], &up[2..]].concat()).ok();
+    assert!(said.stderr.contains("eth0 is left out: w1 stands on it"), "{said:#?}");
+    assert_eq!(out.lab.session().taps, []);
+    assert_eq!(out.lab.said(&["status", "--check"]).ok().stdout, "");
+    out.lab.said(&["down"]).ok();
 }
 
 #[test]

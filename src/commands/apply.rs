@@ -15,14 +15,15 @@ use crate::commands::{news, sync};
 use crate::datapath::filter::{self, Filter};
 use crate::file::{self, Entry, Mistakes, Text};
 use crate::output::json;
-use crate::request::Request;
+use crate::request::{Request, Watched};
 use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Edit, Open};
 use crate::session::firewall;
 use crate::session::resolve::{self, Asked};
-use crate::tools::exec::print;
+use crate::tools::exec::{print, quote};
 use crate::tools::interrupt;
+use crate::tools::ip::Link;
 use crate::usage::Usage;
 
 /// An interface of a file may be absent: the session waits for it.
@@ -421,10 +422,11 @@ fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -
 /// The interfaces that the session has to wait for.
 fn absent(open: &Open, found: &Found) -> Vec<String> {
     let is_known = |name: &String| found.known.as_ref().is_some_and(|stored| stored.interfaces.contains_key(name));
-    let names = found.request.interfaces.iter().map(|watched| &watched.interface);
-    let absent = names.filter(|name| open.machine.named(name).is_none() && !is_known(name));
+    let now = resolve::interfaces(&found.request, found.known.as_ref(), &open.machine).into_iter();
+    let absent = now.filter(|(watched, link)| link.is_none() && !is_known(&watched.interface));
     let name = &found.request.name;
-    let note = |absent| {
+    let note = |(absent, _): (Watched, Option<Link>)| {
+        let absent = quote(&absent.interface);
         format!(
             "{name}: IFACE {absent} does not exist here yet; once it does, have it watched with: snifctl sync --name {name}"
         )

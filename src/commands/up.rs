@@ -10,7 +10,7 @@ use crate::datapath::abi::{Direction, Remote};
 use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::output::{json, text};
-use crate::request::Request;
+use crate::request::{Request, Watched};
 use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
@@ -24,6 +24,7 @@ use crate::session::there::There;
 use crate::session::upgrade;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
+use crate::tools::ip::Link;
 
 pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let request = args.request()?;
@@ -43,7 +44,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     moved.iter().for_each(|change| eprintln!("snifctl: {}: {}", request.name, change.line()));
     let (request, known) = (found.request.clone(), found.known.clone());
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
-    let scope = found.scope(&open.machine, false)?;
+    let scope = found.scope(&open.machine, args.absent.wait_for_interface)?;
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
     if let Some(broken) = found.broken().filter(|_| !runner.dry_run) {
         eprintln!("snifctl: {broken}; making it anew");
@@ -56,7 +57,11 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
         return shown(&request.name, &done, known.is_some());
     }
     match known {
-        None => warn(&done.warnings),
+        None => {
+            warn(&done.warnings);
+            let notes = done.told().filter(|change| change.acts.is_empty());
+            notes.for_each(|note| eprintln!("snifctl: {}: {}", request.name, note.line()));
+        }
         Some(_) => tell(&request.name, &done, is_replaced),
     }
     let code = finish(&open, &request, &done, args.json)?;
@@ -119,6 +124,8 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
     let mut asked = asked.clone();
     for watched in &mut asked.interfaces {
         let place = machine.named(&watched.interface).and_then(|link| stored.place(link.ifindex));
+        // What came by a pattern goes by the name that is asked for now.
+        let place = place.filter(|(_, place)| place.pattern.is_none());
         let name = place.and_then(|(name, place)| {
             let at = known.interfaces.iter().find(|at| at.interface == *name);
             at.map(|at| at.interface.clone()).or_else(|| machine.indexed(place.ifindex).map(|link| link.ifname.clone()))
@@ -140,18 +147,24 @@ fn agreed(stored: &Stored, asked: &Request, machine: &Machine, replaces: bool) -
     Ok(asked)
 }
 
+/// Everything is asked; what is new in the request is told apart. `waits`: interfaces may be absent.
 fn scope(request: &Request, known: Option<&Stored>, machine: &Machine, waits: bool) -> Result<Scope> {
     let mut scope = Scope::all(request);
-    for watched in &request.interfaces {
-        if known.is_none_or(|stored| !stored.interfaces.contains_key(&watched.interface)) {
-            let renamed = known.zip(machine.named(&watched.interface)).and_then(|(known, at)| known.place(at.ifindex));
-            let is_awaited = waits && machine.named(&watched.interface).is_none();
-            if renamed.is_none() && !is_awaited {
-                resolve::ensure_watchable(&watched.interface, machine)?;
-                scope.asked.interfaces.push(watched.interface.clone());
-            }
-        }
+    let has = |watched: &Watched| {
+        let by_name = |stored: &Stored| stored.request.interfaces.iter().any(|at| at.interface == watched.interface);
+        let renamed = || known.zip(machine.named(&watched.interface)).and_then(|(known, at)| known.place(at.ifindex));
+        known.is_some_and(by_name) || renamed().is_some()
+    };
+    for watched in request.interfaces.iter().filter(|watched| !has(watched)) {
+        resolve::ensure_there(&watched.interface, known, machine, waits)?;
     }
+    let is_known = |link: &Link| known.is_some_and(|stored| stored.place(link.ifindex).is_some());
+    let new = resolve::interfaces(request, known, machine).into_iter();
+    let new = new.filter(|(watched, link)| match link {
+        Some(link) => !is_known(link) && known.is_none_or(|stored| !stored.interfaces.contains_key(&watched.interface)),
+        None => false,
+    });
+    scope.asked.interfaces = new.map(|(watched, _)| watched.interface).collect();
     let is_known = |remote| known.is_some_and(|stored| stored.request.options.remotes.contains(remote));
     // With another source each remote has another way.
     let is_same = known.is_some_and(|stored| stored.request.options.sources == request.options.sources);

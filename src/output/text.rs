@@ -8,6 +8,7 @@ use crate::commands::{Check, Level, Verdict};
 use crate::datapath::abi::{Remote, Stat};
 use crate::datapath::parts::REASONS;
 use crate::request::{Request, Watched, listed};
+use crate::session::pattern;
 use crate::session::stats::{RemoteState, RemoteStatus, Session, ShownMap, Status, TapStatus};
 use crate::tools::ip::Link;
 use crate::usage::spelled;
@@ -168,6 +169,7 @@ pub(crate) fn taps(session: &Session) -> String {
     if !chooses && !session.taps.iter().any(left_out) {
         let mut rows = vec![row(["TAP", "DIRECTION", "ATTACHED", "COPIES", "BYTES", "DROPPED"])];
         rows.extend(session.taps.iter().map(|tap| [place(tap), stat(&tap.counts.stat)].concat()));
+        rows.extend(waiting(session, 3));
         return table(&rows, &[3, 4, 5]);
     }
     let mut rows =
@@ -177,11 +179,24 @@ pub(crate) fn taps(session: &Session) -> String {
         let choice = [choice.seen, choice.filtered, choice.skipped].map(grouped).to_vec();
         rows.push([place(tap), choice, stat(&tap.counts.stat)].concat());
     }
+    rows.extend(waiting(session, 6));
     table(&rows, &[3, 4, 5, 6, 7, 8])
 }
 
+/// A row for each name and pattern for which there is no interface yet.
+fn waiting(session: &Session, numbers: usize) -> impl Iterator<Item = Vec<String>> {
+    let row = move |at: &Watched| {
+        let place = [at.interface.clone(), spelled(at.direction), "waiting".into()];
+        place.into_iter().chain(std::iter::repeat_n("-".into(), numbers)).collect()
+    };
+    session.waiting.iter().map(row)
+}
+
 fn place(tap: &TapStatus) -> Vec<String> {
-    let name = if tap.exists { tap.interface.clone() } else { format!("{} (gone)", tap.interface) };
+    let mut name = tap.interface.clone();
+    for more in tap.pattern.iter().map(String::as_str).chain((!tap.exists).then_some("gone")) {
+        let _ = write!(name, " ({more})");
+    }
     row([
         &name,
         tap.direction,
@@ -229,7 +244,13 @@ pub(crate) fn session_line(request: &Request, headers: &BTreeMap<IpAddr, Remote>
             None => format!("{address} (no route)"),
         }
     };
-    let interfaces = listed(request.interfaces.iter().map(Watched::to_string));
+    let known = pattern::expand(request, None, links).interfaces;
+    let shown = |(watched, link): &(Watched, Option<Link>)| {
+        let by = link.as_ref().and_then(|link| pattern::of(request, &watched.interface, link));
+        let by = by.map(|by| format!(" ({by})")).or_else(|| link.is_none().then(|| " (waiting)".into()));
+        format!("{watched}{}", by.unwrap_or_default())
+    };
+    let interfaces = listed(known.iter().map(shown));
     let remotes = listed(request.options.remotes.iter().map(through));
     format!("{}: {interfaces} -> {} -> {remotes}\n", request.name, spelled(request.options.tunnel.kind))
 }

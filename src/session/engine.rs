@@ -18,6 +18,7 @@ use crate::session::change::{Act, Change, Executor, explain};
 use crate::session::difference::{self, Clsact, Wanted};
 use crate::session::home::{self, Home, Lock, Wait};
 use crate::session::machine::Machine;
+use crate::session::pattern;
 use crate::session::relay;
 use crate::session::resolve::{self, Asked, RemoteRoute, Resolved, Warning};
 use crate::session::there::There;
@@ -164,9 +165,9 @@ impl Scope {
         Scope { asked, hooks: None, relay: true }
     }
 
-    pub(crate) fn interface(name: &str, is_new: bool) -> Scope {
-        let interfaces = if is_new { vec![name.into()] } else { Vec::new() };
-        Scope { asked: Asked { interfaces, ..Asked::default() }, hooks: Some(vec![name.into()]), relay: false }
+    /// Of these interfaces; those of them are told apart that are new.
+    pub(crate) fn interfaces(hooks: Vec<String>, new: Vec<String>) -> Scope {
+        Scope { asked: Asked { interfaces: new, ..Asked::default() }, hooks: Some(hooks), relay: false }
     }
 
     pub(crate) fn remotes(remotes: Vec<IpAddr>) -> Scope {
@@ -262,11 +263,12 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
         edit.scope = Scope { asked: Asked { remotes, ..asked }, hooks: None, relay: true };
     }
     let stored = there.stored.clone().ok();
-    let interfaces = resolve::interfaces(&edit.request, stored.as_ref(), &open.machine);
+    let mut interfaces = resolve::interfaces(&edit.request, stored.as_ref(), &open.machine);
     resolve::ensure_distinct(&interfaces)?;
     let outs = outs_of(&there, &edit.request, &edit.scope);
     edit.scope.asked = remembered(&there, edit.scope.asked);
     let mut resolved = resolve::resolve(&open.machine, &edit.request, &interfaces, &edit.scope.asked, &outs)?;
+    resolved.keep_fit(&mut interfaces);
     match resolved.neighbours.take() {
         Some(table) => there.neighbours = table,
         // Those of remotes that go are given up.
@@ -274,7 +276,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     }
     let indexes = hooks_asked(&there, &edit, &interfaces, &resolved);
     there.look(runner, &indexes, edit.scope.relay)?;
-    ensure_free(&there, &interfaces, &edit.scope.asked.interfaces)?;
+    ensure_free(&there, &interfaces, &edit)?;
     if edit.filter.is_none() && needs_programs(&there, &edit.request) {
         let expression = edit.request.options.filter.as_deref();
         edit.filter = expression.map(|expression| filter::compile(runner, "--filter", expression)).transpose()?;
@@ -333,10 +335,12 @@ fn books_left(name: &str, err: &anyhow::Error) {
     eprintln!("snifctl: done, but counters are still to be added up ({err:#}); do it with: snifctl sync --name {name}");
 }
 
-/// clsact can be at the interfaces that are new.
-fn ensure_free(there: &There, interfaces: &[(Watched, Option<Link>)], new: &[String]) -> Result<()> {
-    for (_, link) in interfaces.iter().filter(|(watched, _)| new.contains(&watched.interface)) {
-        let Some(link) = link else { continue };
+/// clsact can be at the interfaces that are new and named. What a pattern matches is left out instead, and told.
+fn ensure_free(there: &There, interfaces: &[(Watched, Option<Link>)], edit: &Edit) -> Result<()> {
+    let new = &edit.scope.asked.interfaces;
+    for (watched, link) in interfaces.iter().filter(|(watched, _)| new.contains(&watched.interface)) {
+        let named = |link: &&Link| pattern::of(&edit.request, &watched.interface, link).is_none();
+        let Some(link) = link.as_ref().filter(named) else { continue };
         let is_taken = there.hooks.get(&link.ifindex).is_some_and(|hooks| hooks.has_qdisc("ingress"));
         ensure!(
             !is_taken,
@@ -563,6 +567,7 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
         request: edit.request.clone(),
         applied: edit.applied,
         interfaces,
+        left_out: pattern::expand(&edit.request, there.stored.as_ref().ok(), &there.links).left_out,
         remotes: resolved.remotes.iter().map(|(remote, route)| (*remote, route.outer)).collect(),
         hops: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.hop.clone()?))).collect(),
         down: resolved.remotes.iter().filter_map(|(remote, route)| Some((*remote, route.silence?))).collect(),
@@ -579,12 +584,15 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
 pub(crate) fn expected(there: &There, machine: &Machine) -> Option<Result<Wanted>> {
     let stored = there.stored.as_ref().ok()?;
     let request = resolve::follow(stored, machine);
-    let interfaces = resolve::interfaces(&request, Some(stored), machine);
+    let mut interfaces = resolve::interfaces(&request, Some(stored), machine);
     let scope = Scope::all(&request);
     let asked = remembered(there, Asked { passive: true, ..scope.asked });
     let resolved = resolve::resolve(machine, &request, &interfaces, &asked, &[]);
     let edit = Edit::new(request, Scope { asked, ..scope });
-    Some(resolved.map(|resolved| wanted(there, &edit, interfaces, &resolved)))
+    Some(resolved.map(|resolved| {
+        resolved.keep_fit(&mut interfaces);
+        wanted(there, &edit, interfaces, &resolved)
+    }))
 }
 
 fn headers(wanted: &Wanted) -> BTreeMap<IpAddr, Remote> {
@@ -602,6 +610,9 @@ fn flows(resolved: &Resolved, edit: &Edit) -> Vec<Flow> {
     new.filter_map(flow).collect()
 }
 
+/// So many of them are told one by one.
+const MOST_HIDDEN: usize = 8;
+
 /// Who can hide packets from the taps of these interfaces.
 fn hidden(open: &Open, there: &There, wanted: &Wanted, interfaces: &[String]) -> Vec<Warning> {
     let new = wanted.interfaces.iter().filter(|(watched, _)| interfaces.contains(&watched.interface));
@@ -611,8 +622,13 @@ fn hidden(open: &Open, there: &There, wanted: &Wanted, interfaces: &[String]) ->
         let directions = watched.direction.directions().iter();
         directions.flat_map(|at| ahead::of(&open.machine, there, link, *at)).collect::<Vec<_>>()
     };
-    let found = new.iter().flat_map(of);
-    found.map(|ahead| Warning { remote: None, text: ahead.warning(), is_of_now: false, is_once: true }).collect()
+    let mut texts: Vec<String> = new.iter().flat_map(of).map(|ahead| ahead.warning()).collect();
+    if texts.len() > MOST_HIDDEN {
+        let more = texts.len() - MOST_HIDDEN;
+        texts.truncate(MOST_HIDDEN);
+        texts.push(format!("so it is at {more} hooks more; see: snifctl status --json | jq '.sessions[].ahead'"));
+    }
+    texts.into_iter().map(|text| Warning { remote: None, text, is_of_now: false, is_once: true }).collect()
 }
 
 /// What adding a clsact qdisc has cost, where packets stood in the interface's queue.

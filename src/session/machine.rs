@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::request::Underlay;
 use crate::session::firewall;
+use crate::session::pattern;
 use crate::session::stack::Facts;
 use crate::tools::bpftool::{self, Attachment};
 use crate::tools::ethtool;
@@ -48,10 +49,7 @@ impl<'a> Machine<'a> {
 
     /// The interface of that name, which may be one of its other names.
     pub(crate) fn named(&self, name: &str) -> Option<&Link> {
-        let links = || self.links.iter();
-        links()
-            .find(|link| link.ifname == name)
-            .or_else(|| links().find(|link| link.altnames.iter().any(|alt| alt == name)))
+        pattern::named(&self.links, name)
     }
 
     pub(crate) fn indexed(&self, ifindex: u32) -> Option<&Link> {

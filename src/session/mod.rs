@@ -16,6 +16,7 @@ pub(crate) mod firewall;
 pub(crate) mod home;
 pub(crate) mod machine;
 pub(crate) mod outside;
+pub(crate) mod pattern;
 pub(crate) mod probe;
 pub(crate) mod relay;
 pub(crate) mod resolve;

@@ -12,6 +12,7 @@ use crate::datapath::template::{self, Outer, Path};
 use crate::request::{Oversize, Probe, Request, Underlay, Watch, Watched, example};
 use crate::session::home::ALIAS;
 use crate::session::machine::Machine;
+use crate::session::pattern;
 use crate::session::probe;
 use crate::session::stack;
 use crate::session::stored::{Hop, Silence, Stored};
@@ -81,6 +82,8 @@ pub(crate) struct Resolved {
     pub warnings: Vec<Warning>,
     /// The neighbour table, where it was read.
     pub neighbours: Option<Vec<Neighbour>>,
+    /// Interfaces that a pattern matches, and that cannot be watched while copies leave as they do.
+    pub unfit: BTreeSet<u32>,
 }
 
 /// What the user should know, of a remote or of all.
@@ -119,7 +122,8 @@ pub(crate) struct NextHop {
 pub(crate) fn follow(stored: &Stored, machine: &Machine) -> Request {
     let mut request = stored.request.clone();
     for watched in &mut request.interfaces {
-        let place = stored.interfaces.get(&watched.interface);
+        // What came by a pattern is not called anything in the request.
+        let place = stored.interfaces.get(&watched.interface).filter(|place| place.pattern.is_none());
         let Some(link) = place.and_then(|place| machine.indexed(place.ifindex)) else { continue };
         if !link.altnames.contains(&watched.interface) {
             watched.interface = link.ifname.clone();
@@ -128,29 +132,35 @@ pub(crate) fn follow(stored: &Stored, machine: &Machine) -> Request {
     request
 }
 
-/// The interfaces of a request, each with its link where it is there. By the number that the session knows, else by name.
+/// The interfaces of a request, each with its link where it is there; in the place of a pattern those that it matches.
 pub(crate) fn interfaces(
     request: &Request,
     stored: Option<&Stored>,
     machine: &Machine,
 ) -> Vec<(Watched, Option<Link>)> {
-    let place = |name: &str| {
-        let stored = stored?;
-        // One that was renamed since is known by its number, whatever the request calls it.
-        stored.interfaces.get(name).map(|place| place.ifindex)
-    };
-    let known = |name: &str| {
-        let link = machine.indexed(place(name)?)?;
-        (link.ifname == name || link.altnames.iter().any(|alt| alt == name)).then_some(link)
-    };
-    let link = |name: &str| known(name).or_else(|| machine.named(name)).filter(|link| link.is_ethernet()).cloned();
-    request.interfaces.iter().map(|watched| (watched.clone(), link(&watched.interface))).collect()
+    pattern::expand(request, stored, &machine.links).interfaces
+}
+
+/// An interface that can be watched, or a pattern that matches one. `waits`: it may be absent, and `sync` watches it as soon
+/// as it is there.
+pub(crate) fn ensure_there(text: &str, stored: Option<&Stored>, machine: &Machine, waits: bool) -> Result<()> {
+    if !pattern::is_open(text, stored, &machine.links) {
+        let is_awaited = waits && machine.named(text).is_none();
+        return if is_awaited { Ok(()) } else { ensure_watchable(text, machine) };
+    }
+    ensure!(
+        waits || pattern::any(text, &machine.links),
+        "IFACE {} matches no interface here that can be watched; to wait for one, add --wait-for-interface; list interfaces \
+         with: ip link",
+        exec::quote(text)
+    );
+    Ok(())
 }
 
 /// An interface that can be watched.
 pub(crate) fn ensure_watchable(name: &str, machine: &Machine) -> Result<()> {
     let link = machine.named(name);
-    let link = link.with_context(|| format!("IFACE {name} does not exist here; list interfaces with: ip link"))?;
+    let link = link.with_context(|| no_interface(name))?;
     ensure!(
         link.is_ethernet(),
         "IFACE {name} has no Ethernet header (link type {}), which is not supported yet; watch the Ethernet interface \
@@ -162,6 +172,10 @@ pub(crate) fn ensure_watchable(name: &str, machine: &Machine) -> Result<()> {
         "IFACE {name} is a relay of snifctl, which carries copies only; list other interfaces with: ip link"
     );
     Ok(())
+}
+
+fn no_interface(name: &str) -> String {
+    format!("IFACE {name} does not exist here; to wait for it, add --wait-for-interface; list interfaces with: ip link")
 }
 
 /// No interface is there twice, by two of its names.
@@ -200,6 +214,11 @@ pub(crate) fn resolve(
     }
     resolved.neighbours = find_neighbours(runner, &mut ways, asked)?;
     ping(runner, request, &mut ways, asked)?;
+    let all_outs = ways.values().map(|way| &way.out).chain(outs.iter().map(|(_, out)| out));
+    resolved.leave_out(machine, request, interfaces, all_outs)?;
+    let fit =
+        interfaces.iter().filter(|(_, link)| link.as_ref().is_none_or(|at| !resolved.unfit.contains(&at.ifindex)));
+    let interfaces: &[(Watched, Option<Link>)] = &fit.cloned().collect::<Vec<_>>();
     let others = outs.iter().map(|(remote, out)| (*remote, out)).filter(|(remote, _)| !ways.contains_key(remote));
     // What a new interface means for remotes that are there, and what a new way means for interfaces.
     for (remote, out) in others.filter(|_| !asked.interfaces.is_empty()) {
@@ -226,6 +245,44 @@ pub(crate) fn resolve(
 }
 
 impl Resolved {
+    /// Takes out what cannot be watched.
+    pub(crate) fn keep_fit(&self, interfaces: &mut Vec<(Watched, Option<Link>)>) {
+        interfaces.retain(|(_, link)| link.as_ref().is_none_or(|link| !self.unfit.contains(&link.ifindex)));
+    }
+
+    /// What would be refused if it were named is left out where a pattern matches it: see [`too_deep`].
+    fn leave_out<'a>(
+        &mut self,
+        machine: &Machine,
+        request: &Request,
+        interfaces: &[(Watched, Option<Link>)],
+        outs: impl Iterator<Item = &'a Link>,
+    ) -> Result<()> {
+        let is_sent = |(watched, link): &&(Watched, Option<Link>)| {
+            let by = link.as_ref().and_then(|link| pattern::of(request, &watched.interface, link));
+            by.is_some() && watched.direction != Watch::Ingress
+        };
+        let matched: Vec<&Link> = interfaces.iter().filter(is_sent).filter_map(|(_, link)| link.as_ref()).collect();
+        if matched.is_empty() || !kernel::limits_nesting() {
+            return Ok(());
+        }
+        for out in outs {
+            if stack::tunnel_depth(&machine.links, out, machine)? == 0 {
+                continue;
+            }
+            for link in &matched {
+                let upper = stack::stands_on(&machine.links, link).filter(|upper| upper.ifindex != out.ifindex);
+                let Some(upper) = upper.filter(|_| self.unfit.insert(link.ifindex)) else { continue };
+                let text = format!(
+                    "{} is left out: {} stands on it, and copies of what that sends would be nested too deeply in the tunnel {}",
+                    link.ifname, upper.ifname, out.ifname
+                );
+                self.warnings.push(Warning { remote: None, text, is_of_now: false, is_once: false });
+            }
+        }
+        Ok(())
+    }
+
     /// A remote that cannot be reached gets no copies: they are counted as `unresolved` until it can be.
     fn problem(&mut self, request: &Request, remote: IpAddr, problem: Problem, asked: &Asked) -> Result<()> {
         ensure!(!problem.is_for_ever || !asked.new.contains(&remote), "{}", problem.text);
@@ -283,7 +340,11 @@ impl Resolved {
     ) {
         let watched: Vec<&Link> = interfaces.iter().filter_map(|(_, link)| link.as_ref()).collect();
         let is_new = |watched: &&(Watched, Option<Link>)| asked.interfaces.contains(&watched.0.interface);
-        let new = interfaces.iter().filter(is_new).filter_map(|(_, link)| link.as_ref());
+        // A pattern stands for whatever is there.
+        let is_named = |(watched, link): &&(Watched, Option<Link>)| {
+            link.as_ref().is_some_and(|link| pattern::of(request, &watched.interface, link).is_none())
+        };
+        let new = interfaces.iter().filter(is_new).filter(is_named).filter_map(|(_, link)| link.as_ref());
         let mut texts: Vec<String> = new.filter_map(down_warning).collect();
         let routes: Vec<&RemoteRoute> = self.remotes.values().collect();
         let outs = outs.iter().map(|(_, out)| out).chain(routes.iter().filter_map(|route| route.out.as_ref()));
@@ -636,9 +697,16 @@ fn underlay(
         return Ok(Ok(found));
     }
     for hider in stack::mark_losers(&machine.links, out, machine)? {
-        let beside =
-            interfaces.iter().filter_map(|(_, link)| link.as_ref()).filter(|link| link.ifindex != hider.ifindex);
-        let beside = crate::request::listed(beside.map(|link| link.ifname.clone()));
+        // One that is waited for will be there.
+        let beside = interfaces.iter().filter(|(watched, link)| match link {
+            Some(link) => link.ifindex != hider.ifindex,
+            None => watched.interface != hider.ifname,
+        });
+        let name = |(watched, link): &(Watched, Option<Link>)| match link {
+            Some(link) => link.ifname.clone(),
+            None => watched.interface.clone(),
+        };
+        let beside = crate::request::listed(beside.map(name));
         if beside.is_empty() {
             continue;
         }

@@ -10,14 +10,16 @@ use serde_json::Value;
 
 use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag};
 use crate::datapath::parts::{Map, REASONS};
-use crate::request::{Oversize, Rate, Request, Spread, Watch};
+use crate::request::{Oversize, Rate, Request, Spread, Watch, Watched};
 use crate::session::ahead::{self, Ahead};
 use crate::session::change::{Act, Change};
 use crate::session::difference;
 use crate::session::engine::{self, Open};
 use crate::session::firewall::{self, Obstacle};
 use crate::session::home::Home;
+use crate::session::pattern;
 use crate::session::relay;
+use crate::session::resolve;
 use crate::session::stored::{Place, Silence, Stored, Unreadable};
 use crate::session::there::{There, index, key};
 use crate::session::version::{self, Foreign};
@@ -50,6 +52,10 @@ pub(crate) struct Session {
     /// The command line that makes it.
     pub command: Option<String>,
     pub taps: Vec<TapStatus>,
+    /// What each pattern of the request stands for.
+    pub patterns: Vec<Stands>,
+    /// Names and patterns of the request for which there is no interface yet.
+    pub waiting: Vec<Watched>,
     pub remotes: Vec<RemoteStatus>,
     /// The counters of remotes that the session no longer has, together.
     pub removed: Stat,
@@ -76,6 +82,13 @@ pub(crate) struct Session {
     pub obstacles: Vec<Obstacle>,
 }
 
+/// A pattern, and the interfaces that are watched by it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Stands {
+    pub pattern: Watched,
+    pub interfaces: Vec<String>,
+}
+
 /// `pcnt` frames were to be copied, `dcnt` of them were dropped by our programs. In frames of the interface, `seen` is
 /// the sum of `filtered`, `skipped` and those that were to be copied.
 #[derive(Debug, Serialize)]
@@ -87,6 +100,9 @@ pub(crate) struct TapStatus {
     pub attached: bool,
     /// The interface is there.
     pub exists: bool,
+    /// By which it is watched; left out where the request names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
     /// Packets that the interface has counted while the tap has seen none; left out where it sees them, or none pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unseen: Option<u64>,
@@ -139,7 +155,12 @@ pub(crate) fn session(open: &Open, name: &str) -> Result<Session> {
     let outs: Vec<(u32, Out)> = outs(&there);
     let mut asked: std::collections::BTreeSet<u32> = outs.iter().map(|(ifindex, _)| *ifindex).collect();
     match &there.stored {
-        Ok(stored) => asked.extend(stored.interfaces.values().map(|place| place.ifindex)),
+        Ok(stored) => {
+            asked.extend(stored.interfaces.values().map(|place| place.ifindex));
+            // What has come since, by a pattern or because it was waited for.
+            let now = resolve::interfaces(&stored.request, Some(stored), &open.machine);
+            asked.extend(now.iter().filter_map(|(_, link)| Some(link.as_ref()?.ifindex)));
+        }
         Err(_) if there.is_published => asked.extend(engine::tapped(open)?),
         Err(_) => {}
     }
@@ -187,6 +208,7 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
     faults.extend(blind.map(|(tap, passed)| {
         format!("tap {} {}: blind? it has seen none of {passed} packets", tap.interface, tap.direction)
     }));
+    let waiting = stored.map_or_else(Vec::new, |stored| pattern::waiting(stored, &there.links));
     let lost = drops.get("relay").is_some_and(|lost| *lost > 0);
     Session {
         name: there.name.clone(),
@@ -199,8 +221,10 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         snaplen: options.and_then(|options| options.snaplen),
         max_rate: options.and_then(|options| options.max_rate),
         request: request.cloned(),
-        command: request.map(Request::command),
+        command: request.map(|request| request.command_waiting(!waiting.is_empty())),
         taps,
+        patterns: patterns(there),
+        waiting,
         remotes: remotes(there, &changes),
         removed: removed(there),
         removed_taps: removed_taps(there),
@@ -284,17 +308,35 @@ fn found(there: &There) -> Vec<String> {
     taps.chain(relays.map(|link| format!("relay {}", link.ifname))).collect()
 }
 
-/// The directions of each interface of the request.
-fn watched(stored: &Stored) -> BTreeMap<&str, Watch> {
-    stored.request.interfaces.iter().map(|at| (at.interface.as_str(), at.direction)).collect()
+/// The places of a session, with the directions in which each is to be watched.
+fn watched<'a>(there: &There, stored: &'a Stored) -> Vec<(&'a String, &'a Place, Option<Watch>)> {
+    let places = stored.interfaces.iter();
+    let watch =
+        |name: &str, place: &Place| pattern::directions(&stored.request, name, place, there.link(place.ifindex));
+    places.map(|(name, place)| (name, place, watch(name, place))).collect()
+}
+
+fn patterns(there: &There) -> Vec<Stands> {
+    let Ok(stored) = &there.stored else { return Vec::new() };
+    let mut places: Vec<(&String, &Place)> = stored.interfaces.iter().collect();
+    places.sort_by_key(|(_, place)| place.number);
+    let open = stored.request.interfaces.iter();
+    let open = open.filter(|at| pattern::is_open(&at.interface, Some(stored), &there.links));
+    let stands = |pattern: &Watched| {
+        let own = places.iter().filter_map(|(name, place)| {
+            let link = there.link(place.ifindex);
+            let is_own = pattern::stands_for(&pattern.interface, name, place, link);
+            is_own.then(|| link.map_or_else(|| (*name).clone(), |link| link.ifname.clone()))
+        });
+        Stands { pattern: pattern.clone(), interfaces: own.collect() }
+    };
+    open.map(stands).collect()
 }
 
 fn taps(there: &There) -> Vec<TapStatus> {
     let Ok(stored) = &there.stored else { return Vec::new() };
-    let watched = watched(stored);
     let mut taps = Vec::new();
-    for (name, place) in &stored.interfaces {
-        let watch = watched.get(name.as_str());
+    for (name, place, watch) in watched(there, stored) {
         for direction in [Direction::Ingress, Direction::Egress] {
             if !place.watch.has(direction) || watch.is_none_or(|watch| !watch.has(direction)) {
                 continue;
@@ -306,6 +348,7 @@ fn taps(there: &There) -> Vec<TapStatus> {
                 direction: direction.hook(),
                 attached: there.is_attached(at),
                 exists: link.is_some(),
+                pattern: place.pattern.clone(),
                 unseen: unseen(there, place, direction, &there.tap_counts(at)),
                 counts,
             };
@@ -372,9 +415,8 @@ fn removed(there: &There) -> Stat {
 
 fn removed_taps(there: &There) -> TapCounts {
     let Ok(stored) = &there.stored else { return TapCounts::default() };
-    let (watched, mut counts) = (watched(stored), vec![stored.removed_taps]);
-    for (name, place) in &stored.interfaces {
-        let watch = watched.get(name.as_str());
+    let mut counts = vec![stored.removed_taps];
+    for (_, place, watch) in watched(there, stored) {
         for direction in place.watch.directions() {
             if watch.is_none_or(|watch| !watch.has(*direction)) {
                 counts.extend([there.tap_counts(key(place.ifindex, *direction)), place.before(*direction)]);

@@ -94,6 +94,9 @@ pub(crate) struct Place {
     /// Packets that the interface had received and sent when its taps were attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed: Option<[u64; 2]>,
+    /// The pattern of the request by which it is watched; none where it is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
 }
 
 impl Place {
@@ -260,6 +263,7 @@ mod tests {
                 watch: Watch::Ingress,
                 before: Some([TapCounts::default(); 2]),
                 passed: Some([1, 2]),
+                pattern: Some("eth*".into()),
             },
         );
         stored.remotes.insert([10, 0, 0, 7].into(), 3);

@@ -7,17 +7,19 @@ use crate::datapath::abi::{self, Config, Direction, Remote, Stat, TapCounts, Tap
 use crate::datapath::parts::{Device, Map, Program};
 use crate::datapath::source::Source;
 use crate::datapath::template;
-use crate::request::{Watch, Watched};
+use crate::request::{Watch, Watched, listed};
 use crate::session::ahead;
 use crate::session::change::{Act, Change, From};
-use crate::session::difference::Wanted;
-use crate::session::difference::hooks::{attach, detach, free_pref, unmarks};
+use crate::session::difference::hooks::{attach, detach, free_pref, taken, unmarks};
 use crate::session::difference::make::settle;
 use crate::session::difference::neighbours;
 use crate::session::difference::rows::{Expected, ORDER, config, down, slots, spread_writes, writes, zeros};
+use crate::session::difference::{Wanted, crowd};
+use crate::session::pattern;
 use crate::session::relay;
 use crate::session::stored::{Compiled, Place, Stored};
 use crate::session::there::{Rows, There, key};
+use crate::tools::exec::quote;
 use crate::tools::ip::{Link, mac_text};
 
 pub(super) struct Alter<'a> {
@@ -31,6 +33,7 @@ impl Alter<'_> {
     pub(super) fn changes(mut self) -> (Vec<Change>, bool) {
         self.halves();
         self.pins();
+        self.changes.extend(crowd(self.wanted));
         let (target, more) = self.memory();
         self.rows(&target);
         let has_moved = self.changes.iter().any(|change| change.subject.starts_with("remote "));
@@ -89,7 +92,7 @@ impl Alter<'_> {
         let (wanted, there) = (self.wanted, self.there);
         let mut target = Stored { request: wanted.request.clone(), ..self.stored.clone() };
         let mut notes: Vec<(String, String, String)> = Vec::new();
-        target.interfaces = self.renamed(&mut notes);
+        self.renamed(&mut target, &mut notes);
         let mut numbers = target.free_numbers();
         let mut before = self.stored.request.clone();
         for (new, place) in &target.interfaces {
@@ -104,7 +107,11 @@ impl Alter<'_> {
         for (watched, link) in &wanted.interfaces {
             let name = &watched.interface;
             let Some(link) = link else {
-                if self.stored.interfaces.contains_key(name) {
+                // What the request names came by no pattern, whatever was before.
+                target.interfaces.get_mut(name).into_iter().for_each(|place| place.pattern = None);
+                if let Some((why, fix)) = self.unfit(name) {
+                    self.changes.push(Change::new(name.clone(), why, fix, Vec::new()));
+                } else if self.stored.interfaces.contains_key(name) {
                     self.changes.push(Change::new(
                         name.clone(),
                         "it is gone",
@@ -116,7 +123,7 @@ impl Alter<'_> {
             };
             self.interface(&mut target, watched, link, &mut numbers, &mut notes);
         }
-        let mut more = self.leaving_interfaces(&mut target);
+        let mut more = self.leaving_interfaces(&mut target, &mut notes);
         for remote in &wanted.request.options.remotes {
             if !target.remotes.contains_key(remote) {
                 let slot = free_slot(&target, there);
@@ -142,8 +149,8 @@ impl Alter<'_> {
                         true => fault.clone(),
                         false => format!("{subject}: {fault}"),
                     };
-                    let faults: Vec<String> = [first.1.clone()].into_iter().chain(rest.iter().map(other)).collect();
-                    (first.0.clone(), faults.join(", "), first.2.clone())
+                    let faults = [first.1.clone()].into_iter().chain(rest.iter().map(other));
+                    (first.0.clone(), listed(faults), first.2.clone())
                 }
             };
             let (subject, fault, fix) = subject(&notes);
@@ -152,18 +159,67 @@ impl Alter<'_> {
         (target, more)
     }
 
-    /// The places that are known, by the names that the request has for them now.
-    fn renamed(&self, notes: &mut Vec<(String, String, String)>) -> BTreeMap<String, Place> {
+    /// Why a name that is waited for is not watched although it is there.
+    fn unfit(&self, name: &str) -> Option<(String, String)> {
+        let link = pattern::named(&self.there.links, name)?;
+        let told = match (relay::is_one(link), link.is_ethernet()) {
+            (true, _) => "it is a relay of snifctl, which carries copies only".into(),
+            (_, false) => {
+                format!("it has no Ethernet header (link type {}), which is not supported yet", link.link_type)
+            }
+            _ => return None,
+        };
+        Some((told, format!("take it out with: snifctl tap remove {} --name {}", quote(name), self.there.name)))
+    }
+
+    /// The places that are known, by the names that the request has for them now; of a pattern's, by their own.
+    fn renamed(&self, target: &mut Stored, notes: &mut Vec<(String, String, String)>) {
         let now = self.wanted.by_index();
-        let mut places = BTreeMap::new();
-        for (name, place) in &self.stored.interfaces {
-            let new = now.get(&place.ifindex).map_or(name, |watched| &watched.interface).clone();
+        let mut places: BTreeMap<String, Place> = BTreeMap::new();
+        let is_there = |place: &Place| self.there.link(place.ifindex).is_some();
+        // Those that are gone give way to others of that name.
+        let (there, gone): (Vec<_>, Vec<_>) = self.stored.interfaces.iter().partition(|(_, place)| is_there(place));
+        for (name, place) in there {
+            let own = || self.there.link(place.ifindex).filter(|_| place.pattern.is_some()).map(|link| &link.ifname);
+            let new = now.get(&place.ifindex).map(|watched| &watched.interface).or_else(own).unwrap_or(name).clone();
             if new != *name {
                 notes.push((new.clone(), format!("it was called {name}"), "followed".into()));
             }
             places.insert(new, place.clone());
         }
-        places
+        for (name, place) in gone {
+            match places.get_mut(name) {
+                Some(other) => self.merge(place, other, &mut target.removed_taps),
+                None => drop(places.insert(name.clone(), place.clone())),
+            }
+        }
+        target.interfaces = places;
+    }
+
+    /// Counts what an interface that is gone has counted for the one that has its name now.
+    fn merge(&self, gone: &Place, other: &mut Place, removed: &mut TapCounts) {
+        for direction in gone.watch.directions() {
+            let counted = [self.there.tap_counts(key(gone.ifindex, *direction)), gone.before(*direction)];
+            if other.watch.has(*direction) {
+                let mut before = other.before.unwrap_or_default();
+                let sum = TapCounts::sum(counted.into_iter().chain([before[*direction as usize]]));
+                before[*direction as usize] = sum;
+                other.before = Some(before);
+            } else {
+                *removed = TapCounts::sum(counted.into_iter().chain([*removed]));
+            }
+        }
+    }
+
+    /// What is said of an interface that has come by itself.
+    fn arrival(&self, name: &str, by: Option<&str>) -> Option<(String, String, String)> {
+        let said = by.unwrap_or(name);
+        self.stored.request.interfaces.iter().find(|watched| watched.interface == said)?;
+        let fault = match by {
+            Some(pattern) => format!("{pattern} matches it, and it is not watched yet"),
+            None => "it is there, and it is not watched yet".into(),
+        };
+        Some((name.into(), fault, "watched".into()))
     }
 
     fn interface(
@@ -175,6 +231,10 @@ impl Alter<'_> {
         notes: &mut Vec<(String, String, String)>,
     ) {
         let name = &watched.interface;
+        let by = pattern::of(&self.wanted.request, name, link);
+        if !target.interfaces.contains_key(name) {
+            notes.extend(self.arrival(name, by));
+        }
         let place = target.interfaces.entry(name.clone()).or_insert_with(|| Place {
             ifindex: link.ifindex,
             number: numbers.next().expect("numbers do not end"),
@@ -182,7 +242,14 @@ impl Alter<'_> {
             watch: watched.direction,
             before: None,
             passed: Some(link.passed()),
+            pattern: by.map(String::from),
         });
+        if place.pattern.as_deref() != by {
+            place.pattern = by.map(String::from);
+            if self.stored.request.interfaces == self.wanted.request.interfaces {
+                notes.push((name.clone(), format!("it came by {}", by.unwrap_or("another name")), "noted".into()));
+            }
+        }
         if place.ifindex != link.ifindex {
             let counted = |direction| {
                 let own = self.there.tap_counts(key(place.ifindex, direction));
@@ -203,10 +270,10 @@ impl Alter<'_> {
     }
 
     /// Takes out of the memory what is not watched any more, once no filter counts for it.
-    fn leaving_interfaces(&self, target: &mut Stored) -> bool {
+    fn leaving_interfaces(&self, target: &mut Stored, notes: &mut Vec<(String, String, String)>) -> bool {
         let mut more = false;
-        let request = self.wanted.request.interfaces.iter();
-        let wanted: BTreeMap<&str, Watch> = request.map(|at| (at.interface.as_str(), at.direction)).collect();
+        let all = self.wanted.interfaces.iter();
+        let wanted: BTreeMap<&str, Watch> = all.map(|(at, _)| (at.interface.as_str(), at.direction)).collect();
         for (name, place) in target.interfaces.clone() {
             for direction in place.watch.directions() {
                 if wanted.get(name.as_str()).is_some_and(|watch| watch.has(*direction)) {
@@ -223,9 +290,18 @@ impl Alter<'_> {
                 let counted = [self.there.tap_counts(at), place.before(*direction), target.removed_taps];
                 target.removed_taps = TapCounts::sum(counted);
                 forget_direction(target, &name, *direction);
+                if self.pattern_of(&place).is_some() && !target.interfaces.contains_key(&name) {
+                    notes.push((name.clone(), "it is gone".into(), "left out, its counters kept".into()));
+                }
             }
         }
         more
+    }
+
+    /// The pattern of the request by which an interface was watched.
+    fn pattern_of<'a>(&self, place: &'a Place) -> Option<&'a str> {
+        let by = place.pattern.as_deref()?;
+        self.wanted.request.interfaces.iter().any(|watched| watched.interface == by).then_some(by)
     }
 
     /// The same of remotes that get no copies any more.
@@ -536,12 +612,7 @@ impl Alter<'_> {
             let Some(link) = link else { continue };
             let Some(hooks) = there.hooks.get(&link.ifindex).filter(|hooks| !hooks.gone) else { continue };
             if hooks.has_qdisc("ingress") {
-                found.push(Change::new(
-                    format!("taps of {}", link.ifname),
-                    "an `ingress` qdisc is where clsact must go",
-                    format!("if nothing needs it, remove it with: tc qdisc del dev {} ingress", link.ifname),
-                    Vec::new(),
-                ));
+                found.push(taken(link));
                 continue;
             }
             let lacks_clsact = !hooks.has_qdisc("clsact");
@@ -623,7 +694,12 @@ impl Alter<'_> {
                 let acts = detach(there, link, |at| at == direction && goes(at));
                 if !acts.is_empty() {
                     let subject = format!("tap {} {}", link.ifname, direction.hook());
-                    gone.push(Change::new(subject, "nobody wants it", "detached", acts));
+                    let by = self.stored.place(*ifindex).and_then(|(_, place)| self.pattern_of(place));
+                    let fault = match by.filter(|_| watch_of(*ifindex).is_none()) {
+                        Some(pattern) => format!("{pattern} does not match it any more"),
+                        None => "nobody wants it".into(),
+                    };
+                    gone.push(Change::new(subject, fault, "detached", acts));
                 }
             }
         }
@@ -696,7 +772,11 @@ pub(super) fn remote_of_device(act: &Act, target: &Stored) -> Option<(u32, IpAdd
 pub(super) fn forget_direction(target: &mut Stored, name: &str, direction: Direction) {
     let Some(place) = target.interfaces.get_mut(name) else { return };
     match place.watch.without(Watch::of(&[direction]).expect("one direction has a name")) {
-        Some(left) => place.watch = left,
+        Some(left) => {
+            place.watch = left;
+            // They are among the removed ones now.
+            place.before.iter_mut().for_each(|before| before[direction as usize] = TapCounts::default());
+        }
         None => {
             target.interfaces.remove(name);
         }

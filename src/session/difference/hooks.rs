@@ -44,8 +44,21 @@ pub(super) fn unmarks(wanted: &Wanted, there: &There) -> Vec<Act> {
     acts
 }
 
+/// What is told of an interface that cannot have taps.
+pub(super) fn taken(link: &Link) -> Change {
+    Change::new(
+        format!("taps of {}", link.ifname),
+        "an `ingress` qdisc is where clsact must go",
+        format!("if nothing needs it, remove it with: tc qdisc del dev {} ingress", link.ifname),
+        Vec::new(),
+    )
+}
+
 pub(super) fn attach_all(there: &There, link: &Link, watch: Watch) -> Change {
     let hooks = there.hooks.get(&link.ifindex);
+    if hooks.is_some_and(|hooks| hooks.has_qdisc("ingress")) {
+        return taken(link);
+    }
     let mut acts = Vec::new();
     if hooks.is_none_or(|hooks| !hooks.has_qdisc("clsact")) {
         acts.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone(), is_ours: true });

@@ -7,7 +7,8 @@ use crate::datapath::source::Source;
 use crate::session::change::{Act, Change};
 use crate::session::difference::hooks::{attach_all, detach, marks, unmarks};
 use crate::session::difference::rows::{Expected, ORDER, config, down, spread_writes, writes};
-use crate::session::difference::{Clsact, Wanted, neighbours};
+use crate::session::difference::{Clsact, Wanted, crowd, neighbours};
+use crate::session::pattern;
 use crate::session::relay;
 use crate::session::stored::{Place, Stored};
 use crate::session::there::{Rows, There, key};
@@ -20,6 +21,7 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
     // While the old session's memory is there.
     let mut changes: Vec<Change> = neighbours::release(there, &stored.hops()).into_iter().collect();
     changes.extend(clear(there));
+    changes.extend(crowd(wanted));
     let found = wanted.interfaces.iter().filter_map(|(watched, link)| Some((watched, link.as_ref()?)));
     for ((watched, link), number) in found.zip(0..) {
         let place = Place {
@@ -29,6 +31,7 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
             watch: watched.direction,
             before: None,
             passed: Some(link.passed()),
+            pattern: pattern::of(request, &watched.interface, link).map(String::from),
         };
         stored.interfaces.insert(watched.interface.clone(), place);
     }

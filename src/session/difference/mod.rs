@@ -17,8 +17,9 @@ use crate::datapath::parts::Map;
 use crate::datapath::template::Outer;
 use crate::request::{Request, Underlay, Watched};
 use crate::session::change::Change;
+use crate::session::pattern;
 use crate::session::resolve::NextHop;
-use crate::session::stored::Silence;
+use crate::session::stored::{Silence, Stored};
 use crate::session::there::There;
 use crate::tools::ip::Link;
 
@@ -43,6 +44,8 @@ pub(crate) struct Wanted {
     pub applied: bool,
     /// The interfaces of the request, in its order; no link where it is gone.
     pub interfaces: Vec<(Watched, Option<Link>)>,
+    /// How many interfaces its patterns match besides, for which there is no room.
+    pub left_out: usize,
     /// Of those remotes whose way was looked up.
     pub remotes: BTreeMap<IpAddr, Outer>,
     /// Their next hops that the kernel is to keep fresh.
@@ -73,10 +76,44 @@ impl Wanted {
 pub(crate) fn difference(wanted: &Wanted, there: &There) -> (Vec<Change>, bool) {
     match &there.stored {
         Ok(stored) if there.is_published && there.config.is_some() && has_all_maps(there) => {
-            alter::Alter { wanted, there, stored, changes: Vec::new() }.changes()
+            let (trimmed, is_full) = trimmed(wanted, there, stored);
+            let wanted = trimmed.as_ref().unwrap_or(wanted);
+            let (changes, more) = alter::Alter { wanted, there, stored, changes: Vec::new() }.changes();
+            (changes, more || is_full)
         }
         _ => (make::make(wanted, there), false),
     }
+}
+
+/// Without the new interfaces whose hooks nobody has asked about, which are for `sync`, and those for which there is no room
+/// until others have left; whether there are any of the latter.
+fn trimmed(wanted: &Wanted, there: &There, stored: &Stored) -> (Option<Wanted>, bool) {
+    let mut room = pattern::MOST.saturating_sub(stored.interfaces.len());
+    let mut is_full = false;
+    let mut stays = |(watched, link): &(Watched, Option<Link>)| {
+        let Some(link) = link else { return true };
+        if stored.interfaces.contains_key(&watched.interface) || stored.place(link.ifindex).is_some() {
+            return true;
+        }
+        if !there.hooks.contains_key(&link.ifindex) {
+            return false;
+        }
+        is_full |= room == 0;
+        let fits = room > 0;
+        room = room.saturating_sub(1);
+        fits
+    };
+    let kept: Vec<(Watched, Option<Link>)> = wanted.interfaces.iter().filter(|at| stays(at)).cloned().collect();
+    let is_less = kept.len() < wanted.interfaces.len();
+    (is_less.then(|| Wanted { interfaces: kept, ..wanted.clone() }), is_full)
+}
+
+/// What is told of interfaces that a pattern matches in vain.
+fn crowd(wanted: &Wanted) -> Option<Change> {
+    let fault =
+        format!("they match {} interfaces more than the {} that one session watches", wanted.left_out, pattern::MOST);
+    let fix = "watch those in another session, as in: snifctl up 'eth1*' --name OTHER";
+    (wanted.left_out > 0).then(|| Change::new("patterns", fault, fix, Vec::new()))
 }
 
 fn has_all_maps(there: &There) -> bool {

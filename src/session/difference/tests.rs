@@ -8,6 +8,7 @@ use super::*;
 use crate::datapath::abi::{self, BUCKETS, Config, Direction, SPREAD_BYTES, device};
 use crate::datapath::parts::Program;
 use crate::datapath::template::Path as Way;
+use crate::request::Watch;
 use crate::request::tests::request;
 use crate::session::change::{Act, From};
 use crate::session::difference::rows::ORDER;
@@ -317,7 +318,9 @@ impl Kernel {
             first.get_or_insert(acts);
         }
         let (changes, more) = difference(wanted, &self.there);
-        assert!(!more && changes.is_empty(), "{what}: after three rounds {changes:#?}");
+        // What is named and gone is only told.
+        let is_over = changes.iter().all(|change| change.acts.is_empty() && change.fault == "it is gone");
+        assert!(!more && is_over, "{what}: after three rounds {changes:#?}");
         first.unwrap_or_default()
     }
 }
@@ -325,8 +328,7 @@ impl Kernel {
 // ---- what is wanted ----
 
 pub(super) fn wanted(there: &There, request: Request) -> Wanted {
-    let named = |watched: &Watched| there.links.iter().find(|link| link.ifname == watched.interface).cloned();
-    let interfaces = request.interfaces.iter().map(|watched| (watched.clone(), named(watched))).collect();
+    let expanded = pattern::expand(&request, there.stored.as_ref().ok(), &there.links);
     let outer = |remote: &IpAddr| Outer {
         tunnel: request.options.tunnel,
         source: [10, 0, 0, 1].into(),
@@ -345,7 +347,8 @@ pub(super) fn wanted(there: &There, request: Request) -> Wanted {
     };
     Wanted {
         applied: false,
-        interfaces,
+        interfaces: expanded.interfaces,
+        left_out: expanded.left_out,
         remotes: request.options.remotes.iter().map(|remote| (*remote, outer(remote))).collect(),
         hops: BTreeMap::new(),
         down: BTreeMap::new(),
@@ -371,6 +374,8 @@ fn any_request(dice: &mut Dice) -> Request {
             };
             words.extend(Some(dice.one(&watched)).filter(|word| !word.is_empty()));
         }
+        let patterns = ["", "", "eth*", "eth[01]:ingress", "?t?2:egress", "none*", "waits"];
+        words.extend(Some(dice.one(&patterns)).filter(|word| !word.is_empty()));
     }
     words.extend(["--remote", dice.one(&["10.0.0.7", "10.0.0.8", "10.0.0.7,10.0.0.8", "10.0.0.9,10.0.0.7,10.0.0.6"])]);
     words.extend(dice.one(&[vec![], vec!["--id", "7"], vec!["--tunnel", "vxlan", "--id", "9"]]));
@@ -402,11 +407,15 @@ fn keys(there: &There, map: Map) -> BTreeSet<Vec<u8>> {
 fn assert_has(there: &There, wanted: &Wanted) {
     let mut taps = BTreeSet::new();
     for (watched, link) in &wanted.interfaces {
-        let ifindex = link.as_ref().unwrap().ifindex;
-        taps.extend(watched.direction.directions().iter().map(|direction| key(ifindex, *direction).encode()));
+        // The rows of what is named and gone stay.
+        let gone = || there.stored.as_ref().ok()?.interfaces.get(&watched.interface).map(|at| (at.ifindex, at.watch));
+        let place = link.as_ref().map(|link| (link.ifindex, Watch::Both)).or_else(gone);
+        let Some((ifindex, watch)) = place else { continue };
+        let directions = watched.direction.directions().iter().filter(|at| watch.has(**at));
+        taps.extend(directions.map(|direction| key(ifindex, *direction).encode()));
     }
     assert_eq!(keys(there, Map::Taps), taps);
-    for (ifindex, name) in LINKS {
+    for (ifindex, name) in there.links.iter().map(|link| (link.ifindex, &link.ifname)) {
         for direction in [Direction::Ingress, Direction::Egress] {
             let at = there.taps_at(key(ifindex, direction));
             let pinned = there.programs[&Program::tap(direction)];
@@ -552,8 +561,8 @@ fn what_is_lost_at_the_hooks_comes_back_and_nothing_else_changes() {
     for _ in 0..31 {
         let (mut kernel, wanted) = made(any_request(&mut dice));
         let before = kernel.there.rows.clone();
-        let (_, link) = dice.one(&wanted.interfaces);
-        let ifindex = link.unwrap().ifindex;
+        let there: Vec<u32> = wanted.interfaces.iter().filter_map(|(_, link)| Some(link.as_ref()?.ifindex)).collect();
+        let Some(ifindex) = (!there.is_empty()).then(|| dice.one(&there)) else { continue };
         let hooks = kernel.hooks(ifindex);
         match dice.below(3) {
             0 => hooks.ingress.clear(),
@@ -635,4 +644,178 @@ fn whatever_has_been_made_of_a_difference_can_be_taken_back() {
         let (was, is) = (state(&before), state(&kernel.there));
         assert!(was == is, "{done} of {acts:#?}\nundone by {undone:#?}\n{was:#}\n{is:#}");
     }
+}
+
+// ---- interfaces that come and go ----
+
+/// The interfaces that come and go: those of the pattern, and others.
+const NAMES: [&str; 7] = ["eth0", "eth1", "eth2", "eth3", "foo0", "foo1", "eth*"];
+
+/// Something happens to an interface that is no out interface.
+fn happens(dice: &mut Dice, kernel: &mut Kernel, last: &mut u32) -> String {
+    let is_free = |kernel: &Kernel, name: &str| kernel.there.links.iter().all(|link| link.ifname != name);
+    let mut name = dice.one(&NAMES);
+    while !is_free(kernel, name) && dice.below(3) > 0 {
+        name = dice.one(&NAMES);
+    }
+    let own: Vec<usize> =
+        (0..kernel.there.links.len()).filter(|at| NAMES.contains(&kernel.there.links[*at].ifname.as_str())).collect();
+    let at = (!own.is_empty()).then(|| dice.one(&own));
+    match (dice.below(4), at) {
+        (0, Some(at)) => {
+            let gone = kernel.there.links.remove(at);
+            kernel.there.hooks.remove(&gone.ifindex);
+            kernel.there.marks.remove(&gone.ifindex);
+            format!("{} goes", gone.ifname)
+        }
+        (1, Some(at)) if is_free(kernel, name) => {
+            let before = std::mem::replace(&mut kernel.there.links[at].ifname, name.into());
+            format!("{before} becomes {name}")
+        }
+        (2, Some(at)) => {
+            let link = &mut kernel.there.links[at];
+            let alt = format!("alt-of-{}", link.ifindex);
+            if link.altnames.pop().is_none() {
+                link.altnames.push(alt);
+            }
+            format!("{} is called otherwise too, or no more", link.ifname)
+        }
+        _ if is_free(kernel, name) => {
+            *last += 1;
+            kernel.add(link(*last, name));
+            format!("{name} comes as {last}")
+        }
+        _ => "nothing".into(),
+    }
+}
+
+/// Each tap counts some frames; how many in all.
+fn count(dice: &mut Dice, there: &mut There) -> u64 {
+    let mut sum = 0;
+    for cpus in there.rows.get_mut(&Map::Taps).into_iter().flat_map(BTreeMap::values_mut) {
+        let mut tap = crate::datapath::abi::Tap::decode(&cpus[0]).unwrap();
+        let seen = dice.below(50) as u64;
+        (tap.counts.choice.seen, sum) = (tap.counts.choice.seen + seen, sum + seen);
+        cpus[0] = tap.encode();
+    }
+    sum
+}
+
+/// What a session tells of it, of taps that it has and had.
+fn counted(there: &There) -> u64 {
+    let stored = there.stored.as_ref().unwrap();
+    let places = stored.interfaces.values();
+    let both = [Direction::Ingress, Direction::Egress];
+    let of = |place: &crate::session::stored::Place| {
+        let directions = both.iter().filter(|at| place.watch.has(**at));
+        let seen =
+            |at: &Direction| there.tap_counts(key(place.ifindex, *at)).choice.seen + place.before(*at).choice.seen;
+        directions.map(seen).sum::<u64>()
+    };
+    places.map(of).sum::<u64>() + stored.removed_taps.choice.seen
+}
+
+#[test]
+fn whatever_comes_and_goes_the_taps_are_those_of_the_patterns_and_no_count_is_lost() {
+    let requests: [&[&str]; 7] = [
+        &["eth*"],
+        &["eth*:ingress", "*0:egress"],
+        &["eth[0-1]", "foo0"],
+        &["alt-of-*", "eth3:ingress"],
+        &["foo1", "*[02]:egress"],
+        &["?t*:egress", "eth1", "foo*:ingress"],
+        &["eth0", "foo1"],
+    ];
+    for seed in 0..28u64 {
+        let mut dice = Dice(0x7a77e2 + 7919 * seed);
+        let (mut kernel, mut wanted_now) = made(request(requests[seed as usize % requests.len()]));
+        let (mut last, mut sum, mut story) = (10, 0, Vec::new());
+        for _ in 0..15 {
+            sum += count(&mut dice, &mut kernel.there);
+            (0..=dice.below(2)).for_each(|_| story.push(happens(&mut dice, &mut kernel, &mut last)));
+            if dice.below(6) == 0 {
+                let other = request(dice.one(&requests));
+                story.push(format!("asked is {:?}", other.interfaces));
+                wanted_now.request = other;
+            }
+            let stored = kernel.there.stored.as_ref().ok();
+            // As `resolve::follow` does.
+            let mut asked = wanted_now.request.clone();
+            for watched in &mut asked.interfaces {
+                let place = stored.and_then(|stored| stored.interfaces.get(&watched.interface));
+                let place = place.filter(|place| place.pattern.is_none());
+                let now = place.and_then(|place| kernel.there.link(place.ifindex));
+                watched.interface = now.map_or_else(|| watched.interface.clone(), |link| link.ifname.clone());
+            }
+            asked.interfaces.dedup_by(|a, b| a.interface == b.interface);
+            let wanted = wanted(&kernel.there, asked);
+            let indexes: Vec<u32> =
+                wanted.interfaces.iter().filter_map(|(_, link)| Some(link.as_ref()?.ifindex)).collect();
+            if indexes.iter().collect::<BTreeSet<_>>().len() < indexes.len() {
+                // Named twice by now, which is refused.
+                continue;
+            }
+            kernel.settle(&wanted, &format!("{story:#?}"));
+            assert_has(&kernel.there, &wanted);
+            assert_eq!(counted(&kernel.there), sum, "{story:#?} {:#?}", kernel.there.stored);
+            let stored = kernel.there.stored.as_ref().unwrap();
+            for (name, place) in &stored.interfaces {
+                let link = kernel.there.link(place.ifindex);
+                let by = link.and_then(|link| pattern::of(&wanted.request, name, link));
+                assert_eq!(place.pattern.as_deref(), by, "{name} {story:#?}");
+            }
+            wanted_now = wanted;
+        }
+    }
+}
+
+#[test]
+fn more_than_there_is_room_for_are_told_and_those_that_leave_make_room() {
+    let (mut kernel, _) = made(request(&["v*", "eth0"]));
+    for at in 0..pattern::MOST as u32 + 6 {
+        kernel.add(link(100 + at, &format!("v{at}")));
+    }
+    let wanted_now = wanted(&kernel.there, request(&["v*", "eth0"]));
+    assert_eq!((wanted_now.interfaces.len(), wanted_now.left_out), (pattern::MOST, 7));
+    let told = |kernel: &Kernel, wanted: &Wanted| {
+        let (changes, more) = difference(wanted, &kernel.there);
+        assert!(!more && changes.iter().all(|change| change.acts.is_empty()), "{changes:#?}");
+        changes.iter().map(Change::line).collect::<Vec<_>>()
+    };
+    for _ in 0..3 {
+        let (changes, _) = difference(&wanted_now, &kernel.there);
+        kernel.apply_all(&changes);
+    }
+    let lines = told(&kernel, &wanted_now);
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].starts_with("patterns: they match 7 interfaces more than the 1024"), "{lines:?}");
+    assert_has(&kernel.there, &wanted_now);
+    // The first ones that are watched go, others come in their place, and all is told at once.
+    for at in 0..20 {
+        kernel.there.links.retain(|link| link.ifindex != 100 + at);
+        kernel.there.hooks.remove(&(100 + at));
+        kernel.there.marks.remove(&(100 + at));
+        kernel.add(link(5000 + at, &format!("v-new{at}")));
+    }
+    let wanted_now = wanted(&kernel.there, request(&["v*", "eth0"]));
+    for _ in 0..3 {
+        let (changes, _) = difference(&wanted_now, &kernel.there);
+        kernel.apply_all(&changes);
+    }
+    assert_eq!(told(&kernel, &wanted_now).len(), 1);
+    assert_has(&kernel.there, &wanted_now);
+    let numbers: BTreeSet<u32> = kernel.there.stored.unwrap().interfaces.values().map(|place| place.number).collect();
+    assert_eq!((numbers.len(), numbers.last()), (pattern::MOST, Some(&(pattern::MOST as u32 - 1))));
+}
+
+#[test]
+fn a_new_interface_whose_hooks_nobody_asked_about_is_left_to_the_next_sync() {
+    let (mut kernel, _) = made(request(&["eth*"]));
+    kernel.add(link(9, "eth9"));
+    let hooks = kernel.there.hooks.remove(&9).unwrap();
+    let wanted = wanted(&kernel.there, request(&["eth*"]));
+    assert_eq!(difference(&wanted, &kernel.there), (Vec::new(), false));
+    kernel.there.hooks.insert(9, hooks);
+    kernel.settle(&wanted, "eth9");
+    assert_has(&kernel.there, &wanted);
 }
