@@ -12,7 +12,7 @@ use lab::frames::{self, Ends};
 use lab::remotes::{answering, assert_no_counter_went_back, collector, listed, mac, remote, remotes, said_up};
 use lab::status::Session;
 use lab::talk::{Flow, flows, untagged};
-use lab::{COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, PATIENCE, mac_text, poll};
+use lab::{COLLECTOR_MAC, Lab, Ns, OUT_MAC, PATIENCE, mac_text, poll};
 
 /// Has a remote answer, or nobody.
 fn answers(lab: &Lab, n: u8, does: bool) {

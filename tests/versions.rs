@@ -237,7 +237,8 @@ fn a_move_that_is_killed_anywhere_loses_nothing_and_is_ended_by_the_next() {
     let before = lab.machine();
     let sizes = [("drops", "percpu_array", 200), ("config", "array", 160)];
     // After the load, within the maps and after them, within the hooks, within the pins, and after it is remembered.
-    for (at, again) in [3, 5, 6, 8, 13, 17].into_iter().zip([&["sync"][..], &UP].into_iter().cycle()) {
+    let replaced = [&UP[..], &["--ttl", "63", "--replace"]].concat();
+    for (at, again) in [3, 5, 6, 8, 13, 17].into_iter().zip([&["sync"][..], &UP, &replaced].into_iter().cycle()) {
         make_recorded(&lab, |script| with_larger_values(script, &lab, &sizes));
         assert_copies(&lab);
         let mut killed = lab.command(Ns::Host, &[env!("CARGO_BIN_EXE_snifctl"), "sync"]);
