@@ -195,11 +195,6 @@ fn what_the_dead_have_left_is_told_and_swept_by_others() {
 }
 
 #[test]
-fn namespaces_come_and_go_with_a_session_each_and_leave_nothing() {
-    bare::come_and_go(20);
-}
-
-#[test]
 fn a_session_whose_relay_is_gone_is_still_its_namespaces_own() {
     let lab = Lab::roomy();
     lab.said(&UP).quietly_ok();

@@ -1,4 +1,5 @@
-//! The part of `make soak` that looks at the whole machine: nothing else of ours may run beside it.
+//! Network namespaces that come and go with a session in each leave nothing in the kernel. It looks at the whole machine, so
+//! it is a test binary of its own: `cargo test` runs one at a time.
 
 mod lab;
 
@@ -23,15 +24,16 @@ fn memory(name: &str) -> i64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// SNIFCTL_NAMESPACES has more of them; each takes a quarter of a second.
+/// SNIFCTL_NAMESPACES has more of them; each takes a sixth of a second. `make soak` has a thousand.
 #[test]
-fn a_thousand_namespaces_come_and_go_and_leave_no_program_map_link_or_memory() {
-    let count = std::env::var("SNIFCTL_NAMESPACES").ok().and_then(|text| text.parse().ok()).unwrap_or(1000);
+fn namespaces_come_and_go_and_leave_no_program_map_link_or_memory() {
+    let count = std::env::var("SNIFCTL_NAMESPACES").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
     // The first ones fill caches that stay.
     bare::come_and_go(20);
     let before = (held(), ["Slab", "Percpu"].map(memory));
     bare::come_and_go(count);
-    let after = poll(PATIENCE, || Some(held()).filter(|held| *held == before.0));
+    let is_less = || held().iter().zip(before.0).all(|(after, before)| *after <= before);
+    let after = poll(PATIENCE, || is_less().then_some(()));
     assert!(after.is_some(), "programs, maps and links: {:?} became {:?}", before.0, held());
     const MOST: i64 = 10 * 1024;
     let grown = || ["Slab", "Percpu"].map(memory).iter().zip(before.1).map(|(after, before)| after - before).max();
