@@ -39,7 +39,7 @@ const EVENTS: [(&str, &str, usize); 19] = [
     ),
     ("ip link del eth1", "eth1: it is gone", 1),
     (
-        "ip link add eth1 type veth peer name peer1 && ip link set dev eth1 up && ip link set dev peer1 up",
+        "ip link add eth1 type veth peer name peer1 && for dev in eth1 peer1; do ip link set dev $dev addrgenmode none; ip link set dev $dev up; done",
         "tap eth1",
         1,
     ),

@@ -294,8 +294,10 @@ impl Chaos {
             assert!(!of.is_empty(), "{remote} gets none of {} copies, of {remotes:?}", sent.len());
             copies.extend(of);
         }
-        // Others may be at work on the watched link too: ARP, say.
-        let is_ours = |frame: &Vec<u8>| frame.get(12..14) != Some(&frames::ETH_ARP.to_be_bytes()[..]);
+        // The kernel is at work on the watched links too: ARP, and what it tells IPv6 multicast groups.
+        let is_ours = |frame: &Vec<u8>| {
+            frame.get(12..14) != Some(&frames::ETH_ARP.to_be_bytes()[..]) && !frame.starts_with(&[0x33, 0x33])
+        };
         copies.retain(is_ours);
         assert_same_frames(&sent, &copies);
         self.lab.settled().assert_accounted();

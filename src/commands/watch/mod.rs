@@ -183,8 +183,10 @@ impl Watcher<'_> {
         let Ok(outcome) = outcome else { return Ok(true) };
         for session in &outcome.sessions {
             let name = &session.name;
-            session.lines().iter().for_each(|line| self.log.say(Level::Info, name, "applied", line));
-            session.notes.iter().for_each(|note| self.log.say(Level::Warning, name, "warning", note));
+            session.lines().iter().for_each(|line| self.log.say(Level::Info, "", "applied", line));
+            let own = format!("{name}: ");
+            let notes = session.notes.iter().map(|note| note.strip_prefix(&own).unwrap_or(note));
+            notes.for_each(|note| self.log.say(Level::Warning, name, "warning", note));
             let failed = session.error.iter().map(|err| (Level::Error, format!("{err:#}")));
             self.log.standing(&format!("{name} of a file"), &failed.collect::<Vec<_>>());
         }
