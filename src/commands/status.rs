@@ -17,7 +17,11 @@ pub(super) fn run(context: &Context, name: Option<&str>, check: bool, as_json: b
         Some(name) => vec![open.chosen(Some(name))?],
     };
     let status = stats::status(&open, &names)?;
-    let problems: Vec<String> = status.sessions.iter().flat_map(problems).collect();
+    let named = |session: &Session| {
+        let name = session.name.clone();
+        problems(session).into_iter().map(move |line| format!("{name}: {line}"))
+    };
+    let problems: Vec<String> = status.sessions.iter().flat_map(named).collect();
     match (as_json, check) {
         (true, _) => json::print(&serde_json::to_value(&status)?)?,
         (false, true) => problems.iter().try_for_each(|line| print(&format!("{line}\n")))?,
@@ -26,7 +30,7 @@ pub(super) fn run(context: &Context, name: Option<&str>, check: bool, as_json: b
     Ok(if check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What is not as it must be with a session, a line for each, with its name.
+/// What is not as it must be with a session, a line for each.
 pub(crate) fn problems(session: &Session) -> Vec<String> {
     let mut lines = session.faults.clone();
     for remote in &session.remotes {
@@ -40,5 +44,5 @@ pub(crate) fn problems(session: &Session) -> Vec<String> {
             lines.push(format!("{subject}{why}"));
         }
     }
-    lines.iter().map(|line| format!("{}: {line}", session.name)).collect()
+    lines
 }

@@ -396,15 +396,15 @@ impl Drop for Lines {
 
 /// The call with an absolute path and nothing of our environment. How it ends is for the caller to judge.
 fn expression(cmd: &Cmd) -> Result<duct::Expression> {
-    let Some(program) = find(&cmd.program) else {
-        bail!("{} is not installed; try: snifctl doctor", cmd.program);
-    };
-    let call = match find("setpriv").filter(|_| cmd.is_mortal) {
-        Some(setpriv) => {
+    let found =
+        |program: &str| find(program).with_context(|| format!("{program} is not installed; try: snifctl doctor"));
+    let program = found(&cmd.program)?;
+    let call = match cmd.is_mortal {
+        true => {
             let words = ["--pdeathsig", "KILL", "--"].into_iter().map(OsString::from).chain([program.into()]);
-            duct::cmd(setpriv, words.chain(cmd.args.iter().map(OsString::from)))
+            duct::cmd(found("setpriv")?, words.chain(cmd.args.iter().map(OsString::from)))
         }
-        None => duct::cmd(program, &cmd.args),
+        false => duct::cmd(program, &cmd.args),
     };
     let call = call.full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
     // A terminal sends its ^C to its whole group: a tool that it hit would leave its work half done. One that reads the

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_json::{Value, json};
 
-/// One list. An empty text is an empty list: `ip` prints nothing where it finds nothing. What is no JSON is left out.
+/// One list. An empty text is an empty list: `ip` prints nothing where it finds nothing. Of what is no JSON the part
+/// before the oddity is read.
 ///
 /// # Errors
 /// It is no list at all.

@@ -55,7 +55,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         files: Files::default(),
         suspects: BTreeMap::new(),
         waits: false,
-        monitors: Monitors { sender, started: [None; monitor::COMMANDS.len()] },
+        monitors: Monitors { sender, started: [None; monitor::COMMANDS.len()], runs: [false; monitor::COMMANDS.len()] },
     };
     watcher.read_files().map_err(apply::usage)?;
     watcher.go_on(&events)?;
@@ -66,10 +66,12 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The monitors, by when they were last started; `None` for one that is to be.
+/// The monitors, each by its place.
 struct Monitors {
     sender: Sender<Event>,
+    /// When it was last started.
     started: [Option<Instant>; monitor::COMMANDS.len()],
+    runs: [bool; monitor::COMMANDS.len()],
 }
 
 /// What is said of all files.
@@ -104,10 +106,14 @@ struct Watcher<'a> {
     monitors: Monitors,
 }
 
+/// All mistakes in files, which have a line each, as one line.
+fn one_line(err: &anyhow::Error) -> String {
+    format!("{err:#}").replace("\nsnifctl: ", "; ")
+}
+
 impl Watcher<'_> {
     /// Until a signal ends it.
     fn go_on(&mut self, events: &Receiver<Event>) -> Result<()> {
-        let mut ended = [None; monitor::COMMANDS.len()].map(|_: Option<Instant>| Some(Instant::now()));
         let mut is_ready = false;
         while interrupt::code().is_none() {
             if interrupt::is_reload() {
@@ -115,18 +121,13 @@ impl Watcher<'_> {
                 match self.read_files() {
                     Ok(()) => self.timing.event(Instant::now()),
                     Err(err) => {
-                        let text = format!("{err:#}").replace("\nsnifctl: ", "; ");
-                        self.log.say(
-                            Level::Error,
-                            "",
-                            "reload",
-                            &format!("{text}; what was read before stays in force"),
-                        );
+                        let text = format!("{}; what was read before stays in force", one_line(&err));
+                        self.log.say(Level::Error, "", "reload", &text);
                     }
                 }
                 is_ready = false;
             }
-            let mut next = self.start_monitors(&mut ended)?;
+            let restart = self.start_monitors()?;
             let now = Instant::now();
             if self.timing.due(now) <= now {
                 let has_failed = self.look(now)?;
@@ -138,10 +139,9 @@ impl Watcher<'_> {
                 continue;
             }
             let round = self.probes.go_on(&self.context.runner, now, &self.monitors.sender);
-            let dues = next.into_iter().chain([self.timing.due(now)]).chain(self.notify.feed(now)).chain(round);
-            next = dues.min();
-            let wait = next.map_or(RESTART, |next| next.saturating_duration_since(Instant::now()));
-            let event = match events.recv_timeout(wait) {
+            let dues = [restart, self.notify.feed(now), round].into_iter().flatten();
+            let next = dues.fold(self.timing.due(now), Instant::min);
+            let event = match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -149,7 +149,7 @@ impl Watcher<'_> {
             for event in [event].into_iter().chain(events.try_iter()) {
                 match event {
                     Event::Changed => self.timing.event(Instant::now()),
-                    Event::Ended(at) => ended[at] = Some(Instant::now()),
+                    Event::Ended(at) => self.monitors.runs[at] = false,
                     Event::Answered(answers) => {
                         if self.probes.answered(answers) {
                             self.timing.event(Instant::now());
@@ -160,6 +160,11 @@ impl Watcher<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Is this session to be watched?
+    fn is_meant(&self, name: &String) -> bool {
+        self.args.names.is_empty() || self.args.names.contains(name)
     }
 
     /// Reads the directory.
@@ -178,7 +183,7 @@ impl Watcher<'_> {
             // What is up is kept in order all the same.
             outcome => outcome,
         };
-        let failed = outcome.as_ref().err().map(|err| (Level::Error, format!("{err:#}").replace("\nsnifctl: ", "; ")));
+        let failed = outcome.as_ref().err().map(|err| (Level::Error, one_line(err)));
         self.log.standing(FILES, &failed.into_iter().collect::<Vec<_>>());
         let Ok(outcome) = outcome else { return Ok(true) };
         for session in &outcome.sessions {
@@ -195,9 +200,9 @@ impl Watcher<'_> {
     }
 
     /// Starts those that have ended; answers when the next may be.
-    fn start_monitors(&mut self, ended: &mut [Option<Instant>]) -> Result<Option<Instant>> {
+    fn start_monitors(&mut self) -> Result<Option<Instant>> {
         let mut next = None;
-        for (at, ended) in ended.iter_mut().enumerate().filter(|(_, ended)| ended.is_some()) {
+        for at in (0..monitor::COMMANDS.len()).filter(|at| !self.monitors.runs[*at]).collect::<Vec<_>>() {
             let (now, last) = (Instant::now(), self.monitors.started[at]);
             if let Some(due) = last.map(|last| last + RESTART).filter(|due| *due > now) {
                 next = next.into_iter().chain([due]).min();
@@ -205,8 +210,9 @@ impl Watcher<'_> {
             }
             self.monitors.started[at] = Some(now);
             match monitor::start(&self.context.runner, at, &self.monitors.sender) {
-                Ok(()) => *ended = None,
+                Ok(()) => self.monitors.runs[at] = true,
                 Err(err) if interrupt::is_cause(&err) => return Ok(None),
+                Err(err) if last.is_none() => return Err(err),
                 Err(err) => self.log.say(Level::Warning, "", "monitor", &format!("{err:#}")),
             }
             // What has changed meanwhile had no listener.
@@ -231,7 +237,7 @@ impl Watcher<'_> {
             Err(err) if interrupt::is_cause(&err) => return Ok(false),
             looked => looked,
         };
-        let (names, mut has_failed) = match looked {
+        let (names, has_failed) = match looked {
             Ok(looked) => looked,
             Err(err) => {
                 self.log.standing("", &[(Level::Error, format!("{err:#}"))]);
@@ -255,7 +261,6 @@ impl Watcher<'_> {
             1 => "1 problem".into(),
             n => format!("{n} problems"),
         };
-        has_failed &= interrupt::code().is_none();
         self.notify.say(&format!("STATUS={sessions}, {state}"));
         Ok(has_failed)
     }
@@ -263,7 +268,6 @@ impl Watcher<'_> {
     /// The sessions that are watched, each put right; and has one of them failed?
     fn sessions(&mut self, is_for_all: bool) -> Result<(BTreeSet<String>, bool)> {
         let context = self.context;
-        let is_meant = |name: &String| self.args.names.is_empty() || self.args.names.contains(name);
         let mut has_failed = false;
         if self.files.is_due {
             has_failed |= self.apply(true, |_| true)?;
@@ -277,7 +281,8 @@ impl Watcher<'_> {
             return Ok((BTreeSet::new(), has_failed));
         }
         let open = Open::to_write(&context)?;
-        let names: BTreeSet<String> = engine::everything(&open).into_iter().filter(is_meant).collect();
+        let names: BTreeSet<String> =
+            engine::everything(&open).into_iter().filter(|name| self.is_meant(name)).collect();
         self.waits = false;
         for name in &names {
             let mut standing = Vec::new();
@@ -332,18 +337,16 @@ impl Watcher<'_> {
             Err(err) if interrupt::is_cause(&err) => return Err(err),
             Err(_) => return Ok(Vec::new()),
         };
-        let bare = |line: String| line.strip_prefix(&format!("{name}: ")).map_or(line.clone(), String::from);
-        Ok(status::problems(&session).into_iter().map(bare).collect())
+        Ok(status::problems(&session))
     }
 
     /// Takes down what was watched.
     fn take_down(&self) -> Result<()> {
         let _held = interrupt::hold();
         let open = Open::to_remove(&self.context)?;
-        let is_meant = |name: &String| self.args.names.is_empty() || self.args.names.contains(name);
         engine::everything(&open)
             .iter()
-            .filter(|name| is_meant(name))
+            .filter(|name| self.is_meant(name))
             .try_for_each(|name| engine::take_down(&open, name, Clsact::Remove).map(drop))
     }
 }
