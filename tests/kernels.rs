@@ -195,7 +195,7 @@ fn a_route_that_moves_to_wireguard_and_a_remote_behind_it_make_no_loop() {
     WireGuard::pair(&lab);
     let up = |remote: &str| {
         // No ARP of the collector's, nor its keepalives, which WireGuard sends ten seconds after it received.
-        let filter = ["--filter", &format!("icmp or udp and dst host {COLLECTOR_IP}")];
+        let filter = ["--filter", &format!("icmp or (udp and dst host {COLLECTOR_IP})")];
         lab.said(&[&["up", "eth0", "out0", "--tunnel", "gre", "--remote", remote], &filter[..]].concat()).ok();
     };
     let other = ["10.99.0.2/32", "via", &COLLECTOR_IP.to_string(), "dev", "out0"];
