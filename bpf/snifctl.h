@@ -131,14 +131,17 @@ enum device_key {
 	DEVICE_REMOTE = 2, /* of remote slot n: this plus 2n, or one more */
 };
 
+/* Taps of other network namespaces, where ifindexes are other ones, are told by the classid of their filters. */
+#define TAP_ELSEWHERE 0x80000000U
+
 struct tap_key {
-	__u32 ifindex;
+	__u32 ifindex; /* or TAP_ELSEWHERE and a number */
 	enum direction direction;
 };
 
 struct tap {
 	__u32 slot; /* index of the tap in a copy's mark */
-	__u32 unused;
+	__u32 relay; /* ifindex of what takes copies home from another network namespace, 0: in our own */
 	struct stat stat;
 	struct choice choice;
 };

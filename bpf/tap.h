@@ -372,11 +372,15 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 relay, __u32 mark, __u32 f
 
 /*
  * Once for each remote of the set. The packet's mark and cb carry the copy's description to the relay, and are put back.
+ * `segments`: wire frames in it, and above them the bytes of headers that each repeats. `relay`: 0 for the session's own.
  */
-__noinline int send_copies(struct __sk_buff *skb, __u64 remotes, __u32 tap_mark, __u32 frames, __u32 headers)
+__noinline int send_copies(struct __sk_buff *skb, __u64 remotes, __u32 tap_mark, __u64 segments, __u32 relay)
 {
-	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS],
-	      relay = device(DEVICE_RELAY);
+	__u32 mark = skb->mark, cb_segs = skb->cb[CB_SEGS], cb_headers = skb->cb[CB_HEADERS], frames = segments,
+	      headers = segments >> 32;
+
+	if (!relay)
+		relay = device(DEVICE_RELAY);
 
 	skb->cb[CB_SEGS] = frames;
 	skb->cb[CB_HEADERS] = headers;
@@ -449,7 +453,8 @@ static __always_inline bool is_sampled(struct __sk_buff *skb, struct config *cfg
 /* Always TC_ACT_UNSPEC: whatever becomes of the copy, the next filter and the stack see the packet as it came. */
 static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 {
-	struct tap_key key = { .ifindex = skb->ifindex, .direction = direction };
+	struct tap_key key = { .ifindex = skb->tc_classid ? TAP_ELSEWHERE | skb->tc_classid : skb->ifindex,
+			       .direction = direction };
 	struct config *cfg = session();
 	struct copy copy;
 	struct tap *watched = bpf_map_lookup_elem(&taps, &key);
@@ -486,7 +491,7 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	}
 	if (chosen & cfg->down)
 		refuse_copies(chosen & cfg->down, mark, copy.frames, REASON(down));
-	send_copies(skb, chosen & ~cfg->down, mark, copy.frames, copy.headers);
+	send_copies(skb, chosen & ~cfg->down, mark, (__u64)copy.headers << 32 | copy.frames, watched->relay);
 	return TC_ACT_UNSPEC;
 }
 

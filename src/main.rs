@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod datapath;
 mod file;
+mod origin;
 mod output;
 mod request;
 mod session;

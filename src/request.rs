@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::datapath::abi::{Direction, MAX_REMOTES, MAX_TAPS};
+use crate::origin::Origin;
+use crate::session::away;
 use crate::tools::batch;
 use crate::tools::exec::quote;
 use crate::tunnel::Tunnel;
@@ -113,7 +115,10 @@ impl FromStr for Named {
     type Err = Usage;
 
     fn from_str(text: &str) -> Result<Named, Usage> {
-        let (interface, direction) = match text.split_once(':') {
+        // Elsewhere, the name there is behind the last `/`.
+        let name = text.rfind('/').map_or(0, |at| at + 1);
+        let at = text[name..].find(':').map(|at| (&text[..name + at], &text[name + at + 1..]));
+        let (interface, direction) = match at {
             Some((interface, "both")) => (interface, Some(Watch::Both)),
             Some((interface, "ingress")) => (interface, Some(Watch::Ingress)),
             Some((interface, "egress")) => (interface, Some(Watch::Egress)),
@@ -637,8 +642,21 @@ pub(crate) fn ensure_interface_name(name: &str) -> Result<(), Usage> {
 /// The longest pattern: each interface that came by it remembers it.
 const PATTERN_BYTES: usize = 63;
 
-/// The name of an interface, or a pattern of names.
+/// The longest text for interfaces in other network namespaces.
+const AWAY_BYTES: usize = 500;
+
+/// The name of an interface, or a pattern of names, here or in another network namespace.
 fn ensure_interface(text: &str) -> Result<(), Usage> {
+    if let Some((origin, name)) = away::parts(text) {
+        let (origin, _) = away::origin_of(origin);
+        ensure_usage!(
+            text.len() <= AWAY_BYTES,
+            "IFACE {text:?} has {} bytes, at most {AWAY_BYTES} are possible; try: 'pods:shop/app=web/*'",
+            text.len()
+        );
+        origin.parse::<Origin>().map_err(|Usage(said)| Usage(format!("IFACE {text:?}: {said}")))?;
+        return ensure_interface(name);
+    }
     if !is_pattern(text) {
         return ensure_interface_name(text);
     }

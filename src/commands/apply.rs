@@ -348,7 +348,9 @@ fn so_far(err: anyhow::Error, sessions: &[Applied]) -> anyhow::Error {
 
 /// What there is of a session that is asked for, if the machine can have it.
 fn looked_up(open: &Open, request: &Request) -> Result<Found> {
-    let found = Found::of(open, request, true)?;
+    let (there, open) = open.read_around(&request.name, Some(request))?;
+    let open = &*open;
+    let found = Found::of(there, open, request, true)?;
     let scope = found.scope(&open.machine, WAITS_FOR_INTERFACES)?;
     let interfaces = resolve::interfaces(&found.request, found.known.as_ref(), &open.machine);
     resolve::ensure_distinct(&interfaces)?;
@@ -378,13 +380,18 @@ fn surplus(open: &Open, named: &BTreeSet<&str>) -> Result<Vec<String>> {
 
 /// Makes one session, or changes it; answers whether there was nothing to do.
 fn made(context: &Context, open: &Open, work: &mut Work, found: Option<Found>) -> Result<bool> {
-    let now;
+    let (now, around);
+    let request = &work.entry.request;
     let (open, found) = match found {
-        Some(found) => (open, found),
+        Some(found) => {
+            around = open.seen_by(&request.name, found.known.as_ref(), Some(request))?;
+            (&*around, found)
+        }
         None => {
             now = open.again(&context.runner)?;
-            let found = Found::of(&now, &work.entry.request, true)?;
-            (&now, found)
+            let (there, own) = now.read_around(&request.name, Some(request))?;
+            around = own;
+            (&*around, Found::of(there, &around, request, true)?)
         }
     };
     let (found, moved) = found.moved(open)?;

@@ -200,7 +200,7 @@ fn check_interface(runner: &Runner, name: &str, links: &[Link]) -> Result<Vec<Ch
     };
     let name = link.ifname.as_str();
     let mut checks = vec![check_link(link)];
-    let hooks = tc::hooks(runner, &[name])?.pop();
+    let hooks = tc::hooks(runner, &[tc::Dev::ours(name)])?.pop();
     let Some(hooks) = hooks else { return Ok(checks) };
     if hooks.has_qdisc("ingress") {
         let detail = "an `ingress` qdisc sits where clsact must go: no tap can be attached";

@@ -10,7 +10,7 @@ use crate::commands::{read_session, show, warn};
 use crate::output::text;
 use crate::request::{Request, Watch, Watched, listed};
 use crate::session::difference::Clsact;
-use crate::session::engine::{self, Context, Edit, Open, Scope};
+use crate::session::engine::{self, Context, Cow, Edit, Open, Scope};
 use crate::session::pattern;
 use crate::session::resolve;
 use crate::session::stored::Stored;
@@ -29,11 +29,14 @@ pub(super) fn run(context: &Context, command: TapCommand) -> Result<ExitCode> {
 }
 
 /// A session that is open for an edit: what there is of it, what it remembers, its request with the names of today.
-fn edited(open: &Open, args: &TapArgs) -> Result<(There, Stored, Request)> {
+fn edited<'b, 'a>(open: &'b Open<'a>, args: &TapArgs) -> Result<(There, Stored, Request, Cow<'b, 'a>)> {
     let there = open.edited(args.session.name.as_deref())?;
     let Ok(stored) = there.stored.clone() else { bail!("session {} cannot be read", there.name) };
+    let mut asked = stored.request.clone();
+    asked.interfaces.push(Watched { interface: args.interface.interface.clone(), direction: Watch::Both });
+    let open = open.seen_by(&there.name, Some(&stored), Some(&asked))?;
     let request = resolve::follow(&stored, &open.machine);
-    Ok((there, stored, request))
+    Ok((there.with(&open), stored, request, open))
 }
 
 /// The name that the request has for an interface, which may be called otherwise; of one that a pattern matches its own.
@@ -70,9 +73,10 @@ fn affected(request: &Request, stored: &Stored, open: &Open, name: &str) -> Vec<
 
 fn add(context: &Context, args: &TapArgs, waits: bool) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
-    let (there, stored, mut request) = edited(&open, args)?;
+    let (there, stored, mut request, open) = edited(&open, args)?;
+    let open = &*open;
     let (asked, direction) = (&args.interface.interface, args.direction()?);
-    let known = known_name(&request, &stored, &open, asked);
+    let known = known_name(&request, &stored, open, asked);
     resolve::ensure_there(asked, Some(&stored), &open.machine, waits)?;
     let name = known.clone().unwrap_or_else(|| asked.clone());
     let before = request.clone();
@@ -88,8 +92,8 @@ fn add(context: &Context, args: &TapArgs, waits: bool) -> Result<ExitCode> {
     }
     request.check()?;
     let session = there.name.clone();
-    let names = affected(&request, &stored, &open, &name);
-    if request == before && is_attached(&open, &there, &names, direction)? {
+    let names = affected(&request, &stored, open, &name);
+    if request == before && is_attached(open, &there, &names, direction)? {
         bail!(
             "IFACE {asked} is already watched by session {session} ({}); see: snifctl tap list --name {session}",
             hook_names(direction)
@@ -102,7 +106,7 @@ fn add(context: &Context, args: &TapArgs, waits: bool) -> Result<ExitCode> {
             Scope::interfaces(names.clone(), if request == before { Vec::new() } else { names }),
         )
     };
-    let done = engine::carry_out(&open, there, edit)?;
+    let done = engine::carry_out(open, there, edit)?;
     warn(&done.warnings);
     Ok(ExitCode::SUCCESS)
 }
@@ -118,11 +122,12 @@ fn is_attached(open: &Open, there: &There, interfaces: &[String], direction: Wat
 
 fn remove(context: &Context, args: &TapArgs) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
-    let (there, stored, mut request) = edited(&open, args)?;
+    let (there, stored, mut request, open) = edited(&open, args)?;
+    let open = &*open;
     let (asked, direction) = (&args.interface.interface, args.direction()?);
     let session = there.name.clone();
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
-    let name = known_name(&request, &stored, &open, asked);
+    let name = known_name(&request, &stored, open, asked);
     let at = request.interfaces.iter().position(|watched| Some(&watched.interface) == name.as_ref());
     let is_watched = |at: &usize| direction.directions().iter().any(|way| request.interfaces[*at].direction.has(*way));
     let links = &open.machine.links;
@@ -155,9 +160,9 @@ fn remove(context: &Context, args: &TapArgs) -> Result<ExitCode> {
         false => is_leaving,
     };
     if at.filter(is_watched).is_none() && is_leaving {
-        let names = affected(&request, &stored, &open, asked);
+        let names = affected(&request, &stored, open, asked);
         let edit = Edit { clsact, ..Edit::new(request, Scope::interfaces(names, Vec::new())) };
-        return engine::carry_out(&open, there, edit).map(|_| ExitCode::SUCCESS);
+        return engine::carry_out(open, there, edit).map(|_| ExitCode::SUCCESS);
     }
     let Some(at) = at.filter(is_watched) else {
         let known = listed(request.interfaces.iter().map(|at| quote(&at.to_string())));
@@ -175,10 +180,10 @@ fn remove(context: &Context, args: &TapArgs) -> Result<ExitCode> {
          {session}"
     );
     let name = name.unwrap_or_else(|| asked.clone());
-    let names = affected(&request, &stored, &open, &name);
+    let names = affected(&request, &stored, open, &name);
     let still = open.machine.named(&name).and_then(|link| pattern::of(&request, &name, link)).map(String::from);
     let edit = Edit { clsact, ..Edit::new(request, Scope::interfaces(names, Vec::new())) };
-    engine::carry_out(&open, there, edit)?;
+    engine::carry_out(open, there, edit)?;
     if let Some(pattern) = still {
         eprintln!("snifctl: {name} is still watched, as {} matches it", quote(&pattern));
     }

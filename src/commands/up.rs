@@ -39,8 +39,10 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     // clang may run while routes and links are looked up.
     let compiling = source.clone().begin(runner)?;
     let open = Open::to_write(context)?;
-    let found = Found::of(&open, &request, args.replace)?;
-    let (found, moved) = found.moved(&open)?;
+    let (there, open) = open.read_around(&request.name, Some(&request))?;
+    let open = &*open;
+    let found = Found::of(there, open, &request, args.replace)?;
+    let (found, moved) = found.moved(open)?;
     moved.iter().for_each(|change| eprintln!("snifctl: {}: {}", request.name, change.line()));
     let (request, known) = (found.request.clone(), found.known.clone());
     let is_replaced = known.as_ref().is_some_and(|stored| !stored.request.differences(&request).is_empty());
@@ -51,7 +53,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     }
     let compiling = Started(Some((source, compiling)));
     let edit = Edit { clsact, filter, compiling, ..Edit::new(request.clone(), scope) };
-    let done = engine::carry_out(&open, found.there, edit)?;
+    let done = engine::carry_out(open, found.there, edit)?;
     if runner.dry_run {
         open.sweep_dead();
         return shown(&request.name, &done, known.is_some());
@@ -64,7 +66,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
         }
         Some(_) => tell(&request.name, &done, is_replaced),
     }
-    let code = finish(&open, &request, &done, args.json)?;
+    let code = finish(open, &request, &done, args.json)?;
     open.sweep_dead();
     Ok(code)
 }
@@ -79,8 +81,7 @@ pub(super) struct Found {
 
 impl Found {
     /// `replaces`: it may have another request.
-    pub(super) fn of(open: &Open, asked: &Request, replaces: bool) -> Result<Found> {
-        let there = open.read(&asked.name)?;
+    pub(super) fn of(there: There, open: &Open, asked: &Request, replaces: bool) -> Result<Found> {
         let (request, known) = match &there.stored {
             Ok(stored) => {
                 upgrade::ensure_known(&there)?;

@@ -211,6 +211,8 @@ impl TapKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tap {
     pub slot: u32,
+    /// The device that takes its copies home from another network namespace; 0 in our own.
+    pub relay: u32,
     pub counts: TapCounts,
 }
 
@@ -240,7 +242,7 @@ impl TapCounts {
 impl Tap {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.slot.to_ne_bytes().to_vec();
-        bytes.extend([0; 4]);
+        bytes.extend(self.relay.to_ne_bytes());
         let TapCounts { stat, choice } = &self.counts;
         for count in [stat.pcnt, stat.bcnt, stat.dcnt, choice.seen, choice.filtered, choice.skipped, choice.own] {
             bytes.extend(count.to_ne_bytes());
@@ -250,10 +252,10 @@ impl Tap {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Tap> {
         let mut cursor = Cursor::new(bytes, 64, "tap")?;
-        let (slot, _unused) = (cursor.u32(), cursor.u32());
+        let (slot, relay) = (cursor.u32(), cursor.u32());
         let stat = Stat { pcnt: cursor.u64(), bcnt: cursor.u64(), dcnt: cursor.u64() };
         let choice = Choice { seen: cursor.u64(), filtered: cursor.u64(), skipped: cursor.u64(), own: cursor.u64() };
-        Ok(Tap { slot, counts: TapCounts { stat, choice } })
+        Ok(Tap { slot, relay, counts: TapCounts { stat, choice } })
     }
 }
 

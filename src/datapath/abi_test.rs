@@ -39,7 +39,7 @@ fn what_is_encoded_is_decoded() {
         stat: Stat { pcnt: 1, bcnt: 2, dcnt: 3 },
         choice: Choice { seen: 4, filtered: 5, skipped: 6, own: 7 },
     };
-    let tap = Tap { slot: 9, counts };
+    let tap = Tap { slot: 9, relay: 7, counts };
     assert_eq!(Tap::decode(&tap.encode()).unwrap(), tap);
     let remote = Remote {
         room_flags: 0x0e00_0000_0000_000a,
@@ -135,7 +135,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
     expect("tap_key", &[("ifindex", 0), ("direction", 4), ("", 8)]);
     expect("stat", &[("pcnt", 0), ("bcnt", 8), ("dcnt", 16), ("", 24)]);
     expect("choice", &[("seen", 0), ("filtered", 8), ("skipped", 16), ("own", 24), ("", 32)]);
-    expect("tap", &[("slot", 0), ("unused", 4), ("stat", 8), ("choice", 32), ("", 64)]);
+    expect("tap", &[("slot", 0), ("relay", 4), ("stat", 8), ("choice", 32), ("", 64)]);
     let remote = [
         ("room_flags", 0),
         ("ifindex", 8),

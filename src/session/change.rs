@@ -11,12 +11,14 @@ use crate::datapath::abi::{self, Config, Direction};
 use crate::datapath::parts::{Map, Program};
 use crate::datapath::source::Source;
 use crate::session::alive;
+use crate::session::away;
 use crate::session::home::{Home, handle};
 use crate::session::relay;
 use crate::session::stored::Stored;
 use crate::tools::clang::{Compiling, Object};
 use crate::tools::exec::{self, Runner, quote};
 use crate::tools::interrupt::{self, Partly};
+use crate::tools::tc::Dev;
 use crate::tools::{bpftool, ip, tc};
 
 /// One row of the difference between what is wanted and what is there.
@@ -100,26 +102,26 @@ pub(crate) enum Act {
     Unmark(u32),
     AddClsact {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
         /// It goes with the last tap.
         is_ours: bool,
     },
     /// Marks a clsact qdisc as ours that is there.
     AddMark {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
     },
     DelMark {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
     },
     DelClsact {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
     },
     Attach {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
         direction: Direction,
         pref: u32,
         program: Program,
@@ -127,7 +129,7 @@ pub(crate) enum Act {
     },
     Replace {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
         direction: Direction,
         pref: u32,
         program: Program,
@@ -135,11 +137,13 @@ pub(crate) enum Act {
     },
     Detach {
         ifindex: u32,
-        dev: String,
+        dev: Dev,
         direction: Direction,
         pref: u32,
     },
     Ip(String),
+    /// In another network namespace.
+    IpIn(PathBuf, String),
     Offloads(String),
     /// Until the bridge passes frames.
     Await {
@@ -197,23 +201,30 @@ impl<'a> Executor<'a> {
     }
 
     fn batch(&mut self, by: By, acts: &[&Act]) -> Result<()> {
-        let mut lines = Vec::new();
-        for act in acts {
-            lines.extend(self.lines(act)?);
+        for acts in acts.chunk_by(|a, b| netns(a) == netns(b)) {
+            let mut lines = Vec::new();
+            for act in acts {
+                lines.extend(self.lines(act)?);
+            }
+            let netns = netns(acts[0]);
+            if self.runner.dry_run {
+                let tool = match by {
+                    By::Bpftool => "bpftool",
+                    By::Tc => "tc",
+                    By::Ip | By::Itself => "ip",
+                };
+                let enter =
+                    netns.map_or(String::new(), |netns| exec::enter(netns).map(|word| quote(&word) + " ").concat());
+                lines.iter().try_for_each(|line| exec::print(&format!("{enter}{tool} {line}\n")))?;
+                continue;
+            }
+            match by {
+                By::Bpftool => bpftool::batch(self.runner, &lines)?,
+                By::Tc => tc::batch(self.runner, netns, &lines)?,
+                By::Ip | By::Itself => ip::batch(self.runner, netns, &lines)?,
+            }
         }
-        if self.runner.dry_run {
-            let tool = match by {
-                By::Bpftool => "bpftool",
-                By::Tc => "tc",
-                By::Ip | By::Itself => "ip",
-            };
-            return lines.iter().try_for_each(|line| exec::print(&format!("{tool} {line}\n")));
-        }
-        match by {
-            By::Bpftool => bpftool::batch(self.runner, &lines),
-            By::Tc => tc::batch(self.runner, &lines),
-            By::Ip | By::Itself => ip::batch(self.runner, &lines),
-        }
+        Ok(())
     }
 
     /// Where the session's pins are now.
@@ -241,7 +252,7 @@ impl<'a> Executor<'a> {
     }
 
     fn lines(&mut self, act: &Act) -> Result<Vec<String>> {
-        let handle = handle(self.name);
+        let place = |dev, ifindex, direction, pref| place(self.name, dev, ifindex, direction, pref);
         Ok(match act {
             Act::Write(map, key, value) => vec![bpftool::update(&self.map(*map), key, value)],
             Act::Delete(map, key) => vec![bpftool::delete(&self.map(*map), key)],
@@ -251,19 +262,21 @@ impl<'a> Executor<'a> {
                 self.config = Config { request: self.config.request, ..**config };
                 vec![bpftool::update(&self.map(Map::Config), &[0; 4], &self.config.encode())]
             }
-            Act::AddClsact { dev, is_ours: false, .. } => vec![tc::add_clsact(dev)],
-            Act::AddClsact { dev, .. } => vec![tc::add_clsact(dev), tc::add_mark(dev)],
-            Act::AddMark { dev, .. } => vec![tc::add_mark(dev)],
-            Act::DelMark { dev, .. } => vec![tc::del_mark(dev)],
-            Act::DelClsact { dev, .. } => vec![tc::del_clsact(dev)],
-            Act::Attach { dev, direction, pref, program, from, .. } => {
-                vec![tc::add_filter(dev, *direction, *pref, handle, &self.pin(*program, *from))]
+            Act::AddClsact { dev, is_ours: false, .. } => vec![tc::add_clsact(&dev.name)],
+            Act::AddClsact { dev, .. } => vec![tc::add_clsact(&dev.name), tc::add_mark(&dev.name)],
+            Act::AddMark { dev, .. } => vec![tc::add_mark(&dev.name)],
+            Act::DelMark { dev, .. } => vec![tc::del_mark(&dev.name)],
+            Act::DelClsact { dev, .. } => vec![tc::del_clsact(&dev.name)],
+            Act::Attach { dev, direction, pref, program, from, ifindex } => {
+                vec![tc::add_filter(&place(dev, *ifindex, *direction, *pref), &self.pin(*program, *from))]
             }
-            Act::Replace { dev, direction, pref, program, from, .. } => {
-                vec![tc::replace_filter(dev, *direction, *pref, handle, &self.pin(*program, *from))]
+            Act::Replace { dev, direction, pref, program, from, ifindex } => {
+                vec![tc::replace_filter(&place(dev, *ifindex, *direction, *pref), &self.pin(*program, *from))]
             }
-            Act::Detach { dev, direction, pref, .. } => vec![tc::del_filter(dev, *direction, *pref, handle)],
-            Act::Ip(line) => vec![line.clone()],
+            Act::Detach { dev, direction, pref, ifindex } => {
+                vec![tc::del_filter(&place(dev, *ifindex, *direction, *pref))]
+            }
+            Act::Ip(line) | Act::IpIn(_, line) => vec![line.clone()],
             _ => Vec::new(),
         })
     }
@@ -375,6 +388,27 @@ impl<'a> Executor<'a> {
     }
 }
 
+/// Where a session's filter is.
+pub(super) fn place<'a>(session: &str, dev: &'a Dev, ifindex: u32, direction: Direction, pref: u32) -> tc::Place<'a> {
+    let (hook, handle) = (direction.into(), handle(session));
+    tc::Place { dev: &dev.name, hook, pref, handle, classid: away::classid(ifindex) }
+}
+
+/// The network namespace in which it is done, if that is not ours.
+fn netns(act: &Act) -> Option<&Path> {
+    match act {
+        Act::IpIn(netns, _) => Some(netns),
+        Act::AddClsact { dev, .. }
+        | Act::AddMark { dev, .. }
+        | Act::DelMark { dev, .. }
+        | Act::DelClsact { dev, .. }
+        | Act::Attach { dev, .. }
+        | Act::Replace { dev, .. }
+        | Act::Detach { dev, .. } => dev.netns.as_deref(),
+        _ => None,
+    }
+}
+
 fn make_private(dir: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(dir)
 }
@@ -389,7 +423,7 @@ fn by(act: &Act) -> By {
         | Act::Attach { .. }
         | Act::Replace { .. }
         | Act::Detach { .. } => By::Tc,
-        Act::Ip(_) => By::Ip,
+        Act::Ip(_) | Act::IpIn(..) => By::Ip,
         _ => By::Itself,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail, ensure};
@@ -13,6 +14,7 @@ use crate::datapath::source::Source;
 use crate::request::{Request, Watched};
 use crate::session::ahead;
 use crate::session::alive;
+use crate::session::away::{self, Elsewhere};
 use crate::session::bypassed::{self, Flow};
 use crate::session::change::{Act, Change, Executor, explain};
 use crate::session::difference::{self, Clsact, Wanted};
@@ -21,6 +23,7 @@ use crate::session::machine::Machine;
 use crate::session::pattern;
 use crate::session::relay;
 use crate::session::resolve::{self, Asked, RemoteRoute, Resolved, Warning};
+use crate::session::stored::Stored;
 use crate::session::there::There;
 use crate::session::upgrade;
 use crate::session::version;
@@ -29,7 +32,7 @@ use crate::tools::exec::{self, Runner};
 use crate::tools::interrupt;
 use crate::tools::ip::{self, Link};
 use crate::tools::requirements;
-use crate::tools::tc;
+use crate::tools::tc::{self, Dev};
 
 /// How a command runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +47,23 @@ pub(crate) struct Open<'a> {
     pub home: Home,
     pub machine: Machine<'a>,
     _held: Held,
+}
+
+/// The machine as all sessions see it, or as one does.
+pub(crate) enum Cow<'b, 'a> {
+    Ours(&'b Open<'a>),
+    Own(Open<'a>),
+}
+
+impl<'a> Deref for Cow<'_, 'a> {
+    type Target = Open<'a>;
+
+    fn deref(&self) -> &Open<'a> {
+        match self {
+            Cow::Ours(open) => open,
+            Cow::Own(open) => open,
+        }
+    }
 }
 
 /// The lock, and what is done when it goes.
@@ -112,6 +132,33 @@ impl<'a> Open<'a> {
     pub(crate) fn again<'b>(&self, runner: &'b Runner) -> Result<Open<'b>> {
         let held = Held { home: self.home.clone(), lock: None, is_written: false };
         Ok(Open { runner, home: self.home.clone(), machine: Machine::ask(runner)?, _held: held })
+    }
+
+    /// The same as a session sees it, whose interfaces may be in other network namespaces. `request`: what it is to be.
+    pub(crate) fn seen_by<'b>(
+        &'b self,
+        session: &str,
+        stored: Option<&Stored>,
+        request: Option<&Request>,
+    ) -> Result<Cow<'b, 'a>> {
+        if !away::is_asked(stored, request) {
+            return Ok(Cow::Ours(self));
+        }
+        let home: Vec<Link> = self.machine.links.iter().filter(|link| link.away.is_none()).cloned().collect();
+        Ok(Cow::Own(self.beside(away::look(self.runner, session, stored, request, &home)?)))
+    }
+
+    fn beside(&self, elsewhere: Elsewhere) -> Open<'a> {
+        let held = Held { home: self.home.clone(), lock: None, is_written: false };
+        Open { runner: self.runner, home: self.home.clone(), machine: self.machine.beside(elsewhere), _held: held }
+    }
+
+    /// A session that is there, and the machine as it sees it.
+    pub(crate) fn read_around<'b>(&'b self, name: &str, request: Option<&Request>) -> Result<(There, Cow<'b, 'a>)> {
+        let there = self.read(name)?;
+        let open = self.seen_by(name, there.stored.as_ref().ok(), request)?;
+        let there = there.with(&open);
+        Ok((there, open))
     }
 
     /// The session that is meant.
@@ -256,6 +303,8 @@ pub(crate) fn carry_out(open: &Open, there: There, mut edit: Edit) -> Result<Don
 
 fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Source, Compiling)>) -> Result<Done> {
     let runner = open.runner;
+    let open = &*open.seen_by(&there.name, there.stored.as_ref().ok(), Some(&edit.request))?;
+    there = there.with(open);
     if there.is_published && !there.halves.is_empty() {
         // What a change has left half done is finished with this one.
         let Scope { asked, .. } = std::mem::take(&mut edit.scope);
@@ -304,7 +353,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     let mut now = there;
     while more {
         let read = || {
-            let mut now = There::read(runner, &open.home, &now.name, &now.links)?;
+            let mut now = There::read(runner, &open.home, &now.name, &now.links)?.with(open);
             now.look(runner, &indexes, edit.scope.relay)?;
             Ok(now)
         };
@@ -411,8 +460,11 @@ fn undone(open: &Open, before: &There, indexes: &BTreeSet<u32>, relay: bool) -> 
         return Ok(());
     }
     let _held = interrupt::hold();
-    let links = ip::links(runner)?;
-    let mut now = There::read(runner, &open.home, &before.name, &links)?;
+    let open = &open.again(runner)?;
+    let now = There::read(runner, &open.home, &before.name, &open.machine.links)?;
+    let known = before.stored.as_ref().ok().or(now.stored.as_ref().ok());
+    let open = &*open.seen_by(&before.name, known, now.stored.as_ref().ok().map(|stored| &stored.request))?;
+    let mut now = now.with(open);
     now.look(runner, indexes, relay)?;
     now.neighbours =
         if now.hops().is_empty() && before.hops().is_empty() { Vec::new() } else { ip::neighbours(runner)? };
@@ -448,11 +500,28 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
             &now
         }
     };
-    let mut there = There::read_to_remove(open.runner, &open.home, name, &open.machine.links)?;
+    let there = There::read_to_remove(open.runner, &open.home, name, &open.machine.links)?;
+    let own;
+    let open = match &there.stored {
+        Ok(stored) => {
+            own = open.seen_by(name, Some(stored), None)?;
+            &*own
+        }
+        Err(_) => {
+            own = Cow::Own(open.beside(away::remains(open.runner, name)));
+            &*own
+        }
+    };
+    let mut there = there.with(open);
     let indexes = match (&there.stored, there.is_published) {
         (Ok(stored), true) => stored.interfaces.values().map(|place| place.ifindex).collect(),
         // Nothing says where its taps are.
-        _ => tapped(open).unwrap_or_else(|_| open.machine.links.iter().map(|link| link.ifindex).collect()),
+        _ => {
+            let mut found =
+                tapped(open).unwrap_or_else(|_| open.machine.links.iter().map(|link| link.ifindex).collect());
+            found.extend(open.machine.elsewhere.links.iter().map(|link| link.ifindex));
+            found
+        }
     };
     let indexes: BTreeSet<u32> = indexes.union(&there.marks).copied().collect();
     there.look(open.runner, &indexes, false)?;
@@ -467,12 +536,15 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
 pub(crate) fn sweep(open: &Open) -> Result<bool> {
     let indexes = tapped(open)?;
     let links: Vec<&Link> = open.machine.links.iter().filter(|link| indexes.contains(&link.ifindex)).collect();
-    let names: Vec<&str> = links.iter().map(|link| link.ifname.as_str()).collect();
+    let devices: Vec<Dev> = links.iter().map(|link| link.dev()).collect();
     let mut lines = Vec::new();
-    for (name, hooks) in names.iter().zip(tc::hooks(open.runner, &names)?) {
+    for (Dev { name, .. }, hooks) in devices.iter().zip(tc::hooks(open.runner, &devices)?) {
         for direction in [Direction::Ingress, Direction::Egress] {
             let taps = hooks.filters(direction).iter().filter(|at| at.program() == Program::tap(direction).name());
-            let line = |filter: &tc::Filter| Some(tc::del_filter(name, direction, filter.pref, filter.handle()?));
+            let line = |filter: &tc::Filter| {
+                let (hook, pref, handle) = (direction.into(), filter.pref, filter.handle()?);
+                Some(tc::del_filter(&tc::Place { dev: name, hook, pref, handle, classid: 0 }))
+            };
             lines.extend(taps.filter_map(line));
         }
         let is_ours = |filter: &&tc::Filter| filter.options.is_none() || filter.program().starts_with("snif_tap_");
@@ -482,7 +554,7 @@ pub(crate) fn sweep(open: &Open) -> Result<bool> {
     }
     match open.runner.dry_run {
         true => lines.iter().try_for_each(|line| exec::print(&format!("tc {line}\n")))?,
-        false => tc::batch(open.runner, &lines)?,
+        false => tc::batch(open.runner, None, &lines)?,
     }
     Ok(!lines.is_empty())
 }
@@ -490,7 +562,7 @@ pub(crate) fn sweep(open: &Open) -> Result<bool> {
 /// The interfaces that can run a tap of any session.
 pub(super) fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
     let names = tc::with_clsact(open.runner)?;
-    let links = open.machine.links.iter().filter(|link| names.contains(&link.ifname));
+    let links = open.machine.links.iter().filter(|link| link.away.is_none() && names.contains(&link.ifname));
     Ok(links.map(|link| link.ifindex).collect())
 }
 

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::request::Underlay;
+use crate::session::away::Elsewhere;
 use crate::session::firewall;
 use crate::session::pattern;
 use crate::session::stack::Facts;
@@ -21,7 +22,9 @@ use crate::tools::kernel;
 /// The answers of the machine.
 pub(crate) struct Machine<'a> {
     pub runner: &'a Runner,
+    /// Of our network namespace, and those elsewhere that a session watches, or is to.
     pub links: Vec<Link>,
+    pub elsewhere: Elsewhere,
     features: RefCell<BTreeMap<u32, BTreeMap<String, bool>>>,
     routes: RefCell<BTreeMap<Packet, Result<RouteReply, String>>>,
     addresses: OnceCell<Vec<IpAddr>>,
@@ -35,16 +38,27 @@ const FEW: usize = 16;
 
 impl<'a> Machine<'a> {
     pub(crate) fn ask(runner: &'a Runner) -> Result<Machine<'a>> {
-        Ok(Machine {
+        Ok(Machine::of(runner, ip::links(runner)?, Elsewhere::default()))
+    }
+
+    fn of(runner: &'a Runner, links: Vec<Link>, elsewhere: Elsewhere) -> Machine<'a> {
+        Machine {
             runner,
-            links: ip::links(runner)?,
+            links,
+            elsewhere,
             features: RefCell::default(),
             routes: RefCell::default(),
             addresses: OnceCell::new(),
             tcx: RefCell::default(),
             endpoints: RefCell::default(),
             chains: OnceCell::new(),
-        })
+        }
+    }
+
+    /// The same beside what a session has elsewhere.
+    pub(crate) fn beside(&self, elsewhere: Elsewhere) -> Machine<'a> {
+        let home: Vec<Link> = self.links.iter().filter(|link| link.away.is_none()).cloned().collect();
+        Machine::of(self.runner, elsewhere.beside(&home), elsewhere)
     }
 
     /// The interface of that name, which may be one of its other names.
@@ -89,12 +103,16 @@ impl<'a> Machine<'a> {
         if !kernel::has_tcx() || links.len() > FEW {
             return;
         }
-        let lines: Vec<String> = links.iter().map(|link| bpftool::net_question(&link.ifname)).collect();
-        let answers = if lines.is_empty() { Vec::new() } else { bpftool::ask(self.runner, &lines).unwrap_or_default() };
-        for (link, answer) in links.iter().zip(answers) {
-            let found = bpftool::attachments(&answer).unwrap_or_default();
-            let tcx = found.into_iter().filter(|at| at.is_tcx() && at.ifindex == link.ifindex).collect();
-            self.tcx.borrow_mut().insert(link.ifindex, tcx);
+        let netns = |link: &Link| link.away.as_ref().map(|away| away.netns.clone());
+        for links in links.chunk_by(|a, b| netns(a) == netns(b)) {
+            let lines: Vec<String> = links.iter().map(|link| bpftool::net_question(&link.dev().name)).collect();
+            let answers = bpftool::ask_in(self.runner, netns(links[0]).as_deref(), &lines).unwrap_or_default();
+            for (link, answer) in links.iter().zip(answers) {
+                let ifindex = link.away.as_ref().map_or(link.ifindex, |away| away.ifindex);
+                let found = bpftool::attachments(&answer).unwrap_or_default();
+                let tcx = found.into_iter().filter(|at| at.is_tcx() && at.ifindex == ifindex).collect();
+                self.tcx.borrow_mut().insert(link.ifindex, tcx);
+            }
         }
     }
 

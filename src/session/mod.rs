@@ -8,6 +8,7 @@
 
 pub(crate) mod ahead;
 pub(crate) mod alive;
+pub(crate) mod away;
 pub(crate) mod bypassed;
 pub(crate) mod change;
 pub(crate) mod difference;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::datapath::abi::MAX_TAPS;
 use crate::request::{Request, Watch, Watched, ensure_interface_name};
+use crate::session::away;
 use crate::session::relay;
 use crate::session::stored::{Place, Stored};
 use crate::tools::ip::Link;
@@ -12,8 +13,23 @@ use crate::wildcard::{is_pattern, matches};
 /// So many interfaces one session watches.
 pub(crate) const MOST: usize = MAX_TAPS as usize / 2;
 
+/// Can it stand for several interfaces?
+pub(crate) fn is_set(text: &str) -> bool {
+    match away::parts(text) {
+        Some((origin, name)) => is_pattern(name) || away::origin_of(origin).1 || origin.starts_with("pods:"),
+        None => is_pattern(text),
+    }
+}
+
 /// Does the pattern match the name, or one of the other names, of this interface?
 pub(crate) fn matches_link(pattern: &str, link: &Link) -> bool {
+    if let Some((origin, name)) = away::parts(pattern) {
+        return link.found_by.iter().any(|(by, at)| by == origin && matches(name, at));
+    }
+    link.away.is_none() && matches_name(pattern, link)
+}
+
+fn matches_name(pattern: &str, link: &Link) -> bool {
     matches(pattern, &link.ifname) || link.altnames.iter().any(|alt| matches(pattern, alt))
 }
 
@@ -28,13 +44,14 @@ pub(crate) fn named<'a>(links: &'a [Link], name: &str) -> Option<&'a Link> {
 /// Is this a pattern here? An interface of that very name wins, also when it was watched and is gone.
 pub(crate) fn is_open(text: &str, stored: Option<&Stored>, links: &[Link]) -> bool {
     let is_known = || stored.and_then(|stored| stored.interfaces.get(text)).is_some_and(|at| at.pattern.is_none());
-    is_pattern(text) && !is_known() && named(links, text).is_none()
+    is_set(text) && !is_known() && named(links, text).is_none()
 }
 
 /// Would it be watched if it were named? All but the loopback interface, which is nobody's link.
 fn can_be_watched(link: &Link) -> bool {
     let is_own = relay::is_one(link) || link.link_type == "loopback";
-    link.is_ethernet() && !is_own && ensure_interface_name(&link.ifname).is_ok()
+    let can_be_told = ensure_interface_name(&link.dev().name).is_ok();
+    link.is_ethernet() && !is_own && can_be_told
 }
 
 /// Does the pattern match an interface that can be watched?
@@ -101,14 +118,14 @@ pub(crate) fn of<'a>(request: &'a Request, name: &str, link: &Link) -> Option<&'
     if request.interfaces.iter().any(|watched| watched.interface == name) {
         return None;
     }
-    let mut all = request.interfaces.iter().map(|watched| watched.interface.as_str()).filter(|text| is_pattern(text));
+    let mut all = request.interfaces.iter().map(|watched| watched.interface.as_str()).filter(|text| is_set(text));
     all.find(|text| matches_link(text, link))
 }
 
 /// Is this one of the interfaces of a pattern, by what it is called now, or by what it was when it was last looked at?
 pub(crate) fn stands_for(pattern: &str, name: &str, place: &Place, link: Option<&Link>) -> bool {
     place.pattern.is_some()
-        && is_pattern(pattern)
+        && is_set(pattern)
         && (place.pattern.as_deref() == Some(pattern)
             || matches(pattern, name)
             || link.is_some_and(|link| matches_link(pattern, link)))

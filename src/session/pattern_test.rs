@@ -66,6 +66,7 @@ fn an_interface_of_that_very_name_wins_also_when_it_is_gone() {
         before: None,
         passed: None,
         pattern: pattern.map(String::from),
+        guest: None,
     };
     stored.interfaces.insert("eth*".into(), place(None));
     links.pop();

@@ -15,6 +15,7 @@ use crate::session::home::ALIAS;
 use crate::session::there::There;
 use crate::tools::exec::{Cmd, Runner};
 use crate::tools::ip::{self, Link};
+use crate::tools::tc::Dev;
 use crate::tools::{ethtool, tc};
 
 /// A relay must take any super-packet and any frame.
@@ -71,12 +72,17 @@ pub(crate) struct New {
 }
 
 impl New {
+    /// Of its bridge.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The first names that are not taken, and three numbers. `gone`: devices that are removed before.
     pub(crate) fn choose(links: &[Link], gone: &[String]) -> New {
         let left: Vec<&Link> = links.iter().filter(|link| !gone.contains(&link.ifname)).collect();
         let taken = |name: &String| left.iter().any(|link| link.ifname == *name || link.altnames.contains(name));
         let free = (0..).map(|n| format!("snif{n}")).find(|relay| !devices(relay).iter().any(taken));
-        let last = links.iter().map(|link| link.ifindex).max().unwrap_or(0);
+        let last = links.iter().filter(|link| link.away.is_none()).map(|link| link.ifindex).max().unwrap_or(0);
         let first = FIRST_INDEX.max(last + 1);
         New { name: free.expect("numbers do not end"), bridge: first, port: first + 1, peer: first + 2 }
     }
@@ -103,7 +109,7 @@ impl New {
         acts.push(Act::Offloads(bridge.clone()));
         let indexes = [self.bridge, self.port, self.peer];
         for (dev, ifindex) in all.iter().zip(indexes) {
-            acts.push(Act::AddClsact { ifindex, dev: dev.clone(), is_ours: false });
+            acts.push(Act::AddClsact { ifindex, dev: Dev::ours(dev), is_ours: false });
         }
         for ((dev, ifindex), device) in all.iter().zip(indexes).zip(Device::ALL) {
             acts.push(attach(ifindex, dev, device.program(), tc::FIRST_PREF));
@@ -120,7 +126,7 @@ impl New {
 }
 
 /// The line after which a device asks for nobody.
-fn quiet(device: &str) -> String {
+pub(super) fn quiet(device: &str) -> String {
     let ipv6 = if Path::new("/proc/sys/net/ipv6").exists() { " addrgenmode none" } else { "" };
     format!("link set dev {device} arp off{ipv6}")
 }
@@ -131,7 +137,7 @@ fn refer(key: u32, ifindex: u32) -> Act {
 
 fn attach(ifindex: u32, dev: &str, program: Program, pref: u32) -> Act {
     let direction = Direction::Egress;
-    Act::Attach { ifindex, dev: dev.into(), direction, pref, program, from: From::Session }
+    Act::Attach { ifindex, dev: Dev::ours(dev), direction, pref, program, from: From::Session }
 }
 
 /// The writes after which programs know the devices of a relay that is there, where they do not.
@@ -204,7 +210,7 @@ pub(crate) fn replacements(there: &There) -> Vec<Act> {
     let at = |device: Device| {
         let link = there.device(device)?;
         let (pref, _) = filter_at(there, link, device.program())?;
-        let (ifindex, dev, program) = (link.ifindex, link.ifname.clone(), device.program());
+        let (ifindex, dev, program) = (link.ifindex, link.dev(), device.program());
         Some(Act::Replace { ifindex, dev, direction: Direction::Egress, pref, program, from: From::Building })
     };
     Device::ALL.into_iter().filter_map(at).collect()
@@ -216,7 +222,7 @@ pub(crate) fn filters_back(before: &There, now: &There) -> Vec<Act> {
         let (link, program) = (now.device(device)?, device.program());
         let (_, was) = filter_at(before, link, program)?;
         let (pref, is) = filter_at(now, link, program)?;
-        let (ifindex, dev, direction) = (link.ifindex, link.ifname.clone(), Direction::Egress);
+        let (ifindex, dev, direction) = (link.ifindex, link.dev(), Direction::Egress);
         (was != is).then_some(Act::Replace { ifindex, dev, direction, pref, program, from: From::Session })
     };
     Device::ALL.into_iter().filter_map(at).collect()
@@ -314,7 +320,7 @@ pub(crate) fn difference(there: &There, reloaded: bool) -> Difference {
 /// What puts a program at a device's egress hook, where it is not there.
 fn filter_acts(there: &There, link: &Link, program: Program, reloaded: bool) -> Option<Vec<Act>> {
     let hooks = there.hooks.get(&link.ifindex)?;
-    let (ifindex, dev, direction) = (link.ifindex, link.ifname.clone(), Direction::Egress);
+    let (ifindex, dev, direction) = (link.ifindex, link.dev(), Direction::Egress);
     match filter_at(there, link, program) {
         Some((_, id)) if reloaded || id.is_none() || id.as_ref() == there.programs.get(&program) => None,
         Some((_, id)) if id.as_ref() == there.unpinned_programs.get(&program) => None,

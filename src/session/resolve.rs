@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::datapath::abi::ETHERNET;
 use crate::datapath::template::{self, Outer, Path};
 use crate::request::{Oversize, Probe, Request, Underlay, Watch, Watched, example};
+use crate::session::away;
 use crate::session::home::ALIAS;
 use crate::session::machine::Machine;
 use crate::session::pattern;
@@ -148,6 +149,9 @@ pub(crate) fn ensure_there(text: &str, stored: Option<&Stored>, machine: &Machin
         let is_awaited = waits && machine.named(text).is_none();
         return if is_awaited { Ok(()) } else { ensure_watchable(text, machine) };
     }
+    if let Some((origin, _)) = away::parts(text).filter(|_| !waits && !pattern::any(text, &machine.links)) {
+        return away::refusal(text, machine.elsewhere.absent.get(origin));
+    }
     ensure!(
         waits || pattern::any(text, &machine.links),
         "IFACE {} matches no interface here that can be watched; to wait for one, add --wait-for-interface; list interfaces \
@@ -160,6 +164,9 @@ pub(crate) fn ensure_there(text: &str, stored: Option<&Stored>, machine: &Machin
 /// An interface that can be watched.
 pub(crate) fn ensure_watchable(name: &str, machine: &Machine) -> Result<()> {
     let link = machine.named(name);
+    if let Some((origin, _)) = away::parts(name).filter(|_| link.is_none()) {
+        return away::refusal(name, machine.elsewhere.absent.get(origin));
+    }
     let link = link.with_context(|| no_interface(name))?;
     ensure!(
         link.is_ethernet(),
@@ -563,7 +570,7 @@ fn find_neighbours(runner: &Runner, ways: &mut BTreeMap<IpAddr, Way>, asked: &As
         let is_being_asked = |way: &Way| way.neighbour(&now).is_some_and(Neighbour::is_being_asked);
         let lines = questions(ways, &now, |_, way| !is_being_asked(way));
         // That one cannot be asked is seen by what becomes of it.
-        if !lines.is_empty() && ip::batch(runner, &lines).is_err() {
+        if !lines.is_empty() && ip::batch(runner, None, &lines).is_err() {
             interrupt::check()?;
         }
     }
@@ -620,7 +627,7 @@ fn ask_open(
     if lines.is_empty() {
         return Ok(table);
     }
-    ip::batch(runner, &lines)?;
+    ip::batch(runner, None, &lines)?;
     let quiet = Runner { verbose: false, ..*runner };
     let start = Instant::now();
     let is_waiting = |table: &[Neighbour]| {

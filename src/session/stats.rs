@@ -151,7 +151,8 @@ pub(crate) fn status(open: &Open, names: &[String]) -> Result<Status> {
 
 /// One session, whatever there is of it.
 pub(crate) fn session(open: &Open, name: &str) -> Result<Session> {
-    let mut there = open.read(name)?;
+    let (mut there, open) = open.read_around(name, None)?;
+    let open = &*open;
     let outs: Vec<(u32, Out)> = outs(&there);
     let mut asked: std::collections::BTreeSet<u32> = outs.iter().map(|(ifindex, _)| *ifindex).collect();
     match &there.stored {

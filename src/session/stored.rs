@@ -11,6 +11,7 @@ use crate::datapath::abi::{Direction, Stat, TapCounts};
 use crate::datapath::source;
 use crate::request::{Request, Watch};
 use crate::session::version::{self, Foreign};
+use crate::tools::ip::Link;
 
 /// Of the form of what is stored. Another one is not read; `down` takes such a session away all the same.
 pub(crate) const VERSION: u32 = 1;
@@ -97,6 +98,26 @@ pub(crate) struct Place {
     /// The pattern of the request by which it is watched; none where it is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
+    /// Where it is, if that is another network namespace: then its number is one of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<Guest>,
+}
+
+/// An interface in another network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guest {
+    /// Of the namespace.
+    pub inode: u64,
+    pub ifindex: u32,
+    /// The number of the device there that takes copies home.
+    pub relay: u32,
+}
+
+impl Guest {
+    pub(crate) fn of(link: &Link) -> Option<Guest> {
+        let away = link.away.as_ref()?;
+        Some(Guest { inode: away.inode, ifindex: away.ifindex, relay: away.relay })
+    }
 }
 
 impl Place {
@@ -264,6 +285,7 @@ mod tests {
                 before: Some([TapCounts::default(); 2]),
                 passed: Some([1, 2]),
                 pattern: Some("eth*".into()),
+                guest: Some(Guest { inode: 7, ifindex: 2, relay: 9 }),
             },
         );
         stored.remotes.insert([10, 0, 0, 7].into(), 3);

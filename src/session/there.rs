@@ -11,6 +11,8 @@ use serde_json::value::RawValue;
 use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts, TapKey, remote_flag};
 use crate::datapath::parts::{Device, Map, Program};
 use crate::request::Probe;
+use crate::session::away::Guest;
+use crate::session::engine::Open;
 use crate::session::home::{ALIAS, Home, handle};
 use crate::session::relay;
 use crate::session::stored::{Hop, Silence, Stored, Unreadable};
@@ -20,7 +22,7 @@ use crate::tools::bpftool;
 use crate::tools::ethtool;
 use crate::tools::exec::{Failed, Runner};
 use crate::tools::ip::{self, Link, Neighbour};
-use crate::tools::tc::{self, Filter, Hooks};
+use crate::tools::tc::{self, Dev, Filter, Hooks};
 
 /// The elements of a map: one value, or one per CPU.
 pub(crate) type Rows = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
@@ -31,6 +33,8 @@ pub(crate) struct There {
     pub name: String,
     /// In the order of their numbers.
     pub links: Vec<Link>,
+    /// The other network namespaces where it watches interfaces, or is to.
+    pub guests: Vec<Guest>,
     /// Its pins are in place.
     pub is_published: bool,
     /// Where they are, are made, and go on their way out.
@@ -157,6 +161,7 @@ impl There {
         Ok(There {
             name: name.into(),
             links: links.to_vec(),
+            guests: Vec::new(),
             is_published: home.has(&dir),
             dir: dir.clone(),
             building,
@@ -221,8 +226,8 @@ impl There {
 
     /// The maps of the programs at the relay's hooks: they hold them all, whatever pins are gone.
     fn held_by_relay(&self, runner: &Runner) -> Result<Vec<u64>> {
-        let names: Vec<&str> = self.relays().iter().map(|link| link.ifname.as_str()).collect();
-        let hooks = tc::hooks(runner, &names)?;
+        let devices: Vec<Dev> = self.relays().iter().map(|link| link.dev()).collect();
+        let hooks = tc::hooks(runner, &devices)?;
         let filters = hooks.iter().flat_map(|hooks| hooks.ingress.iter().chain(&hooks.egress));
         let ids = filters.filter(|filter| filter.handle() == Some(handle(&self.name))).filter_map(Filter::id);
         let lines: Vec<String> = ids.map(|id| format!("prog show id {id}")).collect();
@@ -284,13 +289,20 @@ impl There {
         Stored::decode(&text.map_err(|err| Unreadable::Damaged(err.to_string()))?)
     }
 
+    /// The same beside what a session has elsewhere.
+    pub(crate) fn with(mut self, open: &Open) -> There {
+        self.links = open.machine.links.clone();
+        self.guests = open.machine.elsewhere.guests.clone();
+        self
+    }
+
     /// Looks at the hooks of these interfaces, and of the relay and at its features where `relay` says so.
     pub(crate) fn look(&mut self, runner: &Runner, interfaces: &BTreeSet<u32>, relay: bool) -> Result<()> {
         let devices = if relay { self.relay_indexes() } else { BTreeSet::new() };
         let wanted = |link: &&Link| interfaces.contains(&link.ifindex) || devices.contains(&link.ifindex);
         let found: Vec<Link> = self.links.iter().filter(wanted).cloned().collect();
-        let names: Vec<&str> = found.iter().map(|link| link.ifname.as_str()).collect();
-        for (link, hooks) in found.iter().zip(tc::hooks(runner, &names)?) {
+        let devices: Vec<Dev> = found.iter().map(Link::dev).collect();
+        for (link, hooks) in found.iter().zip(tc::hooks(runner, &devices)?) {
             if hooks.marked {
                 self.marks.insert(link.ifindex);
             }
@@ -494,7 +506,8 @@ impl Map {
 /// A tap's row: its slot, and what all CPUs have counted.
 fn tap(cpus: &[Vec<u8>]) -> Option<Tap> {
     let cpus: Vec<Tap> = cpus.iter().filter_map(|value| Tap::decode(value).ok()).collect();
-    Some(Tap { slot: cpus.first()?.slot, counts: TapCounts::sum(cpus.iter().map(|tap| tap.counts)) })
+    let first = cpus.first()?;
+    Some(Tap { slot: first.slot, relay: first.relay, counts: TapCounts::sum(cpus.iter().map(|tap| tap.counts)) })
 }
 
 /// A key, or a value, that is one number.

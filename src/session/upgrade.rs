@@ -26,7 +26,7 @@ use crate::session::stored::{Compiled, Stored, Unreadable};
 use crate::session::there::{There, ask_each, key};
 use crate::session::version;
 use crate::tools::exec::Runner;
-use crate::tools::{interrupt, ip};
+use crate::tools::interrupt;
 
 /// Beginning of the names of the pins of maps of drops that programs of before have written.
 const EARLIER: &str = "drops_before";
@@ -101,7 +101,8 @@ pub(crate) fn moved(open: &Open, there: There) -> Result<(There, Option<Change>)
     let Some(others) = version::of_others(&stored).filter(|_| there.is_published && there.config.is_some()) else {
         return Ok((there, None));
     };
-    let mut there = pinned(open, there)?;
+    let open = &*open.seen_by(&there.name, Some(&stored), None)?;
+    let mut there = pinned(open, there)?.with(open);
     let places = stored.interfaces.values().map(|place| place.ifindex);
     let indexes: BTreeSet<u32> = places.chain(engine::tapped(open)?).collect();
     there.look(open.runner, &indexes, true)?;
@@ -178,7 +179,7 @@ fn replacements(there: &There) -> Vec<Act> {
     let taps = links.flat_map(|link| {
         let at = |direction: Direction| {
             let (pref, _) = there.taps_at(key(link.ifindex, direction)).into_iter().next()?;
-            let (dev, program, from) = (link.ifname.clone(), Program::tap(direction), From::Building);
+            let (dev, program, from) = (link.dev(), Program::tap(direction), From::Building);
             Some(Act::Replace { ifindex: link.ifindex, dev, direction, pref, program, from })
         };
         [Direction::Ingress, Direction::Egress].into_iter().filter_map(at).collect::<Vec<_>>()
@@ -193,7 +194,7 @@ fn back(open: &Open, before: &There, indexes: &BTreeSet<u32>) -> Result<()> {
         return Ok(());
     }
     let _held = interrupt::hold();
-    let mut now = There::read(open.runner, &open.home, &before.name, &ip::links(open.runner)?)?;
+    let mut now = There::read(open.runner, &open.home, &before.name, &open.machine.links)?.with(open);
     now.look(open.runner, indexes, true)?;
     let changes = difference::back(before, &now);
     Executor::new(open.runner, &open.home, &before.name, engine::initial(&now)).carry_out(&changes)

@@ -2,6 +2,8 @@
 //! with a quote lasts until the same quote; there is no escape. `#` begins a comment anywhere, also inside quotes. A
 //! backslash at the end joins two lines. (iproute2, lib/utils.c; bpftool, main.c.)
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -33,11 +35,22 @@ pub(crate) fn can_say(text: &str) -> bool {
 ///
 /// `-force` lets the tool go on: it says `Command failed -:N` on stderr for line N and prints nothing on stdout for it.
 pub(crate) fn ask(runner: &Runner, program: &str, options: &[&str], lines: &[String]) -> Result<Vec<Reply>> {
+    ask_in(runner, None, program, options, lines)
+}
+
+/// The same in another network namespace, if there is one.
+pub(crate) fn ask_in(
+    runner: &Runner,
+    netns: Option<&Path>,
+    program: &str,
+    options: &[&str],
+    lines: &[String],
+) -> Result<Vec<Reply>> {
     if lines.is_empty() {
         return Ok(Vec::new());
     }
     let words = options.iter().copied().chain(["-force", "-batch", "-"]);
-    let answer = runner.answer(&Cmd::new(program, words).input(lines))?;
+    let answer = runner.answer(&Cmd::new(program, words).input(lines).within(netns))?;
     let mut reasons = failures(&answer.stderr);
     if answer.has_failed() && reasons.is_empty() {
         return Err(answer.failed().into());
@@ -47,8 +60,8 @@ pub(crate) fn ask(runner: &Runner, program: &str, options: &[&str], lines: &[Str
         Err(_) if lines.len() > 1 => {
             // Somewhere in it is what is no JSON, or ends early: halves tell where.
             let (first, second) = lines.split_at(lines.len() / 2);
-            let mut replies = ask(runner, program, options, first)?;
-            replies.extend(ask(runner, program, options, second)?);
+            let mut replies = ask_in(runner, netns, program, options, first)?;
+            replies.extend(ask_in(runner, netns, program, options, second)?);
             Ok(replies)
         }
         Err(why) => match (json::list(&said, program), reasons.pop()) {

@@ -109,7 +109,15 @@ struct Answer {
 
 /// Asks many questions in one bpftool. Returns one answer each.
 pub(crate) fn ask(runner: &Runner, lines: &[String]) -> Result<Vec<Value>> {
-    ask_raw(runner, lines)?.iter().map(|answer| value(answer)).collect()
+    ask_in(runner, None, lines)
+}
+
+/// The same in another network namespace, if there is one.
+pub(crate) fn ask_in(runner: &Runner, netns: Option<&Path>, lines: &[String]) -> Result<Vec<Value>> {
+    match lines {
+        [] => Ok(Vec::new()),
+        _ => ask_raw_in(runner, netns, lines)?.iter().map(|answer| value(answer)).collect(),
+    }
 }
 
 /// An answer as any JSON.
@@ -119,7 +127,12 @@ pub(crate) fn value(answer: &RawValue) -> Result<Value> {
 
 /// The same with the answers unread: the dump of a large map has a word for each byte.
 pub(crate) fn ask_raw(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
-    let output = done(runner.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines)))?;
+    ask_raw_in(runner, None, lines)
+}
+
+fn ask_raw_in(runner: &Runner, netns: Option<&Path>, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
+    let command = Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines).within(netns);
+    let output = done(runner.read(&command))?;
     let answers = outputs(&output)?;
     if answers.len() != lines.len() {
         bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());

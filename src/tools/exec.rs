@@ -24,6 +24,8 @@ pub(crate) struct Cmd {
     stdin: Stdin,
     patience: Option<Duration>,
     is_mortal: bool,
+    /// The network namespace that it runs in, if that is not ours.
+    netns: Option<PathBuf>,
 }
 
 /// What a program reads from its standard input.
@@ -39,7 +41,7 @@ impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
     pub(crate) fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
         let args = args.into_iter().map(Into::into).collect();
-        Cmd { program: program.into(), args, stdin: Stdin::Nothing, patience: None, is_mortal: false }
+        Cmd { program: program.into(), args, stdin: Stdin::Nothing, patience: None, is_mortal: false, netns: None }
     }
 
     /// Lines for the program's standard input.
@@ -56,6 +58,11 @@ impl Cmd {
     /// The kernel ends the program when the thread of ours that has started it ends, however it does.
     pub(crate) fn mortal(self) -> Cmd {
         Cmd { is_mortal: true, ..self }
+    }
+
+    /// The program runs in this network namespace; all else stays ours, so it sees our bpffs.
+    pub(crate) fn within(self, netns: Option<&Path>) -> Cmd {
+        Cmd { netns: netns.map(Path::to_path_buf), ..self }
     }
 
     /// Ends the program, and fails, when it takes longer.
@@ -76,9 +83,15 @@ pub(crate) fn quote(word: &str) -> String {
 impl Cmd {
     /// The words of the call, without what it is fed.
     fn words(&self) -> String {
-        let words = std::iter::once(&self.program).chain(&self.args);
-        words.map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+        let enter = self.netns.as_ref().map(|netns| enter(netns)).into_iter().flatten();
+        let words = enter.chain(std::iter::once(&self.program).chain(&self.args).cloned());
+        words.map(|word| quote(&word)).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The words before a command that runs in another network namespace.
+pub(crate) fn enter(netns: &Path) -> [String; 2] {
+    ["nsenter".into(), format!("--net={}", netns.display())]
 }
 
 /// What the program is fed follows as a here-document.
@@ -398,14 +411,22 @@ impl Drop for Lines {
 fn expression(cmd: &Cmd) -> Result<duct::Expression> {
     let found =
         |program: &str| find(program).with_context(|| format!("{program} is not installed; try: snifctl doctor"));
-    let program = found(&cmd.program)?;
-    let call = match cmd.is_mortal {
-        true => {
-            let words = ["--pdeathsig", "KILL", "--"].into_iter().map(OsString::from).chain([program.into()]);
-            duct::cmd(found("setpriv")?, words.chain(cmd.args.iter().map(OsString::from)))
-        }
-        false => duct::cmd(program, &cmd.args),
+    let mut words: Vec<OsString> = vec![found(&cmd.program)?.into()];
+    words.extend(cmd.args.iter().map(OsString::from));
+    let mut before = |program: &str, args: &[String]| {
+        let args = args.iter().map(OsString::from).chain(["--".into()]);
+        words.splice(0..0, [found(program)?.into()].into_iter().chain(args));
+        Ok::<(), anyhow::Error>(())
     };
+    if let Some(netns) = &cmd.netns {
+        let [program, which] = enter(netns);
+        before(&program, &[which])?;
+    }
+    if cmd.is_mortal {
+        before("setpriv", &["--pdeathsig".into(), "KILL".into()])?;
+    }
+    let program = words.remove(0);
+    let call = duct::cmd(program, words);
     let call = call.full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
     // A terminal sends its ^C to its whole group: a tool that it hit would leave its work half done. One that reads the
     // terminal must stay in that group.

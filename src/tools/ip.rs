@@ -1,11 +1,13 @@
 //! What `ip` knows: links, routes, neighbours, addresses. JSON in, typed values out.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::tools::exec::{Cmd, Runner, quote};
+use crate::tools::tc::Dev;
 use crate::tools::{batch, json};
 
 /// One interface, from `ip -j -d -s link show`.
@@ -51,6 +53,26 @@ pub(crate) struct Link {
     /// The switch whose port this is.
     #[serde(default, deserialize_with = "json::or_unknown")]
     pub phys_switch_id: String,
+    /// The number of the other end of a pair that is in another network namespace.
+    #[serde(default, deserialize_with = "json::or_unknown")]
+    pub link_index: Option<u32>,
+    /// Where it is, if it is not in our network namespace: then its number and its name are our own for it.
+    #[serde(skip)]
+    pub away: Option<Box<Away>>,
+    /// What of a request it was found by: an origin, and its name there.
+    #[serde(skip)]
+    pub found_by: Vec<(String, String)>,
+}
+
+/// An interface as another network namespace has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Away {
+    pub netns: PathBuf,
+    pub inode: u64,
+    pub name: String,
+    pub ifindex: u32,
+    /// The number of the device there that takes copies home.
+    pub relay: u32,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -91,6 +113,14 @@ pub(crate) struct Lost {
 }
 
 impl Link {
+    /// As tools are told it.
+    pub(crate) fn dev(&self) -> Dev {
+        match &self.away {
+            Some(away) => Dev { name: away.name.clone(), netns: Some(away.netns.clone()) },
+            None => Dev::ours(&self.ifname),
+        }
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.flags.iter().any(|flag| flag == "UP")
     }
@@ -157,7 +187,12 @@ pub(crate) fn mac_text(bytes: &[u8]) -> String {
 
 /// Every interface of this network namespace that `ip` tells in a form that we know, in the order of their numbers.
 pub(crate) fn links(runner: &Runner) -> Result<Vec<Link>> {
-    let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show"]);
+    links_in(runner, None)
+}
+
+/// The same of another one, if there is one.
+pub(crate) fn links_in(runner: &Runner, netns: Option<&Path>) -> Result<Vec<Link>> {
+    let cmd = Cmd::new("ip", ["-j", "-d", "-s", "link", "show"]).within(netns);
     let mut links: Vec<Link> = json::members(&runner.read(&cmd)?, "ip link")?;
     links.sort_by_key(|link| link.ifindex);
     Ok(links)
@@ -390,8 +425,8 @@ pub(crate) fn addresses(runner: &Runner) -> Result<Vec<IpAddr>> {
 }
 
 /// Runs many changes in one `ip`; it stops at the first that fails.
-pub(crate) fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
-    runner.write(&Cmd::new("ip", ["-batch", "-"]).input(lines)).map(drop)
+pub(crate) fn batch(runner: &Runner, netns: Option<&Path>, lines: &[String]) -> Result<()> {
+    runner.write(&Cmd::new("ip", ["-batch", "-"]).input(lines).within(netns)).map(drop)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What sits at an interface's TC hooks, and how ours gets there and leaves. One `tc -batch` for many interfaces.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;
@@ -15,6 +16,21 @@ pub(crate) const FIRST_PREF: u32 = 1;
 
 /// A chain without filters that marks a clsact qdisc as ours, and goes with it. tc shows it to who asks for chains.
 pub(crate) const MARK: u32 = 0x534e49;
+
+/// An interface as tools are told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dev {
+    pub name: String,
+    /// The network namespace that it is in, if that is not ours.
+    pub netns: Option<PathBuf>,
+}
+
+impl Dev {
+    /// One of our own network namespace.
+    pub(crate) fn ours(name: &str) -> Dev {
+        Dev { name: name.into(), netns: None }
+    }
+}
 
 /// The two hooks of clsact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,13 +160,35 @@ impl Hooks {
 
 /// What sits at the hooks of each of these interfaces, in their order. The qdiscs are asked for once: of one interface the
 /// kernel tells all, and `tc` leaves out the others.
-pub(crate) fn hooks(runner: &Runner, interfaces: &[&str]) -> Result<Vec<Hooks>> {
-    if interfaces.is_empty() {
-        return Ok(Vec::new());
+pub(crate) fn hooks(runner: &Runner, interfaces: &[Dev]) -> Result<Vec<Hooks>> {
+    let mut names: BTreeMap<Option<&Path>, Vec<&str>> = BTreeMap::new();
+    for dev in interfaces {
+        names.entry(dev.netns.as_deref()).or_default().push(&dev.name);
     }
+    let mut found = BTreeMap::new();
+    for (netns, names) in names {
+        found.insert(netns, hooks_in(runner, netns, &names)?.into_iter());
+    }
+    let mut hooks = Vec::new();
+    for dev in interfaces {
+        hooks.push(found.get_mut(&dev.netns.as_deref()).and_then(Iterator::next).unwrap_or_default());
+    }
+    Ok(hooks)
+}
+
+/// Those of interfaces of one network namespace. One that ends meanwhile has none.
+fn hooks_in(runner: &Runner, netns: Option<&Path>, interfaces: &[&str]) -> Result<Vec<Hooks>> {
+    let gone = || interfaces.iter().map(|_| Hooks { gone: true, ..Hooks::default() }).collect();
+    match ask_hooks(runner, netns, interfaces) {
+        Err(_) if netns.is_some_and(|netns| !netns.exists()) => Ok(gone()),
+        answer => answer,
+    }
+}
+
+fn ask_hooks(runner: &Runner, netns: Option<&Path>, interfaces: &[&str]) -> Result<Vec<Hooks>> {
     let lines: Vec<String> =
         ["qdisc show".to_string()].into_iter().chain(interfaces.iter().flat_map(|dev| questions(dev))).collect();
-    let mut replies = batch::ask(runner, "tc", &["-j", "-s"], &lines)?.into_iter();
+    let mut replies = batch::ask_in(runner, netns, "tc", &["-j", "-s"], &lines)?.into_iter();
     let Some(qdiscs) = replies.next() else { return Ok(Vec::new()) };
     let mut qdiscs_of: HashMap<String, Vec<Qdisc>> = HashMap::new();
     for qdisc in json::known::<Qdisc>(qdiscs.unwrap_or_default()) {
@@ -240,29 +278,46 @@ pub(crate) fn del_mark(dev: &str) -> String {
 }
 
 /// The batch line that attaches a pinned program.
-pub(crate) fn add_filter(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32, pin: &str) -> String {
-    format!("filter add {} bpf da object-pinned {pin}", place(dev, hook, pref, handle))
+pub(crate) fn add_filter(at: &Place, pin: &str) -> String {
+    format!("filter add {} bpf da object-pinned {pin}{}", at.words(), at.classid())
 }
 
 /// The batch line that puts another pinned program in the place of one: no packet passes between them.
-pub(crate) fn replace_filter(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32, pin: &str) -> String {
-    format!("filter replace {} bpf da object-pinned {pin}", place(dev, hook, pref, handle))
+pub(crate) fn replace_filter(at: &Place, pin: &str) -> String {
+    format!("filter replace {} bpf da object-pinned {pin}{}", at.words(), at.classid())
 }
 
-pub(crate) fn del_filter(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32) -> String {
-    format!("filter del {} bpf", place(dev, hook, pref, handle))
+pub(crate) fn del_filter(at: &Place) -> String {
+    format!("filter del {} bpf", at.words())
 }
 
-fn place(dev: &str, hook: impl Into<Hook>, pref: u32, handle: u32) -> String {
-    format!("dev {} {} pref {pref} handle {handle:#x}", word(dev), hook.into().name())
+/// Where a filter of ours is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub dev: &'a str,
+    pub hook: Hook,
+    pub pref: u32,
+    pub handle: u32,
+    /// What the program can read of its filter; 0 for nothing.
+    pub classid: u16,
+}
+
+impl Place<'_> {
+    fn words(&self) -> String {
+        format!("dev {} {} pref {} handle {:#x}", word(self.dev), self.hook.name(), self.pref, self.handle)
+    }
+
+    fn classid(&self) -> String {
+        if self.classid == 0 { String::new() } else { format!(" classid :{:x}", self.classid) }
+    }
 }
 
 /// Runs many changes in one `tc`; it stops at the first that fails.
-pub(crate) fn batch(runner: &Runner, lines: &[String]) -> Result<()> {
+pub(crate) fn batch(runner: &Runner, netns: Option<&Path>, lines: &[String]) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
-    runner.write(&Cmd::new("tc", ["-batch", "-"]).input(lines)).map(drop)
+    runner.write(&Cmd::new("tc", ["-batch", "-"]).input(lines).within(netns)).map(drop)
 }
 
 #[cfg(test)]
@@ -306,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_has_no_hooks_and_is_no_failure() {
-        let hooks = hooks(&Runner::default(), &["lo", "no-such-device", "lo"]).unwrap();
+        let hooks = hooks(&Runner::default(), &["lo", "no-such-device", "lo"].map(Dev::ours)).unwrap();
         assert_eq!(hooks.iter().map(|hooks| hooks.gone).collect::<Vec<_>>(), [false, true, false]);
         assert!(!hooks[2].qdiscs.is_empty());
     }
@@ -329,7 +384,9 @@ mod tests {
     #[test]
     fn lines_name_a_device_as_the_batch_language_has_it() {
         assert_eq!(del_clsact("'a"), "qdisc del dev \"'a\" clsact");
-        let line = add_filter("a\\", Hook::Egress, 1, 0x10, "/p");
-        assert_eq!(line, "filter add dev \"a\\\" egress pref 1 handle 0x10 bpf da object-pinned /p");
+        let at = Place { dev: "a\\", hook: Hook::Egress, pref: 1, handle: 0x10, classid: 0 };
+        let line = "filter add dev \"a\\\" egress pref 1 handle 0x10 bpf da object-pinned /p";
+        assert_eq!(add_filter(&at, "/p"), line);
+        assert_eq!(add_filter(&Place { classid: 0x1f, ..at }, "/p"), format!("{line} classid :1f"));
     }
 }

@@ -11,13 +11,13 @@ use crate::request::{Watch, Watched, listed};
 use crate::session::ahead;
 use crate::session::change::{Act, Change, From};
 use crate::session::difference::hooks::{attach, detach, free_pref, taken, unmarks};
-use crate::session::difference::make::settle;
+use crate::session::difference::make::{guests, settle};
 use crate::session::difference::neighbours;
 use crate::session::difference::rows::{Expected, ORDER, config, down, slots, spread_writes, writes, zeros};
 use crate::session::difference::{Wanted, crowd};
 use crate::session::pattern;
 use crate::session::relay;
-use crate::session::stored::{Compiled, Place, Stored};
+use crate::session::stored::{Compiled, Guest, Place, Stored};
 use crate::session::there::{Rows, There, key};
 use crate::tools::exec::quote;
 use crate::tools::ip::{Link, mac_text};
@@ -27,6 +27,8 @@ pub(super) struct Alter<'a> {
     pub(super) there: &'a There,
     pub(super) stored: &'a Stored,
     pub(super) changes: Vec<Change>,
+    /// What goes once no tap needs it.
+    pub(super) idle: Vec<Change>,
 }
 
 impl Alter<'_> {
@@ -43,6 +45,8 @@ impl Alter<'_> {
         self.relay_and_config(&target, down);
         self.taps();
         self.surplus(&target);
+        let idle = std::mem::take(&mut self.idle);
+        self.changes.extend(idle);
         if self.is_reloaded() {
             // The old programs go last: until then, they can come back.
             self.changes.push(Change::silent(vec![Act::RemovePins(self.there.building.clone())]));
@@ -243,6 +247,7 @@ impl Alter<'_> {
             before: None,
             passed: Some(link.passed()),
             pattern: by.map(String::from),
+            guest: Guest::of(link),
         });
         if place.pattern.as_deref() != by {
             place.pattern = by.map(String::from);
@@ -257,6 +262,7 @@ impl Alter<'_> {
             };
             place.before = Some([counted(Direction::Ingress), counted(Direction::Egress)]);
             (place.ifindex, place.mtu, place.passed) = (link.ifindex, link.mtu, Some(link.passed()));
+            place.guest = Guest::of(link);
             notes.push((name.clone(), "it was made again".into(), "watched".into()));
         }
         if place.watch.with(watched.direction) != place.watch {
@@ -494,7 +500,7 @@ impl Alter<'_> {
                 let taps = there.taps_at(key(*ifindex, direction));
                 acts.extend(taps.iter().take(1).map(|(pref, _)| Act::Replace {
                     ifindex: *ifindex,
-                    dev: link.ifname.clone(),
+                    dev: link.dev(),
                     direction,
                     pref: *pref,
                     program: Program::tap(direction),
@@ -554,6 +560,7 @@ impl Alter<'_> {
         let Some(before) = there.config.map(|before| Config { down, ..before }) else { return };
         let mut config = config(self.wanted, target, Some(&before));
         let (mut refers, mut is_new) = (Vec::new(), false);
+        let mut bridge = there.device(Device::Bridge).map(|link| link.ifname.clone());
         if there.offloads.is_some() {
             match relay::difference(there, self.is_reloaded()) {
                 relay::Difference::Repair(changes) => {
@@ -562,11 +569,13 @@ impl Alter<'_> {
                 }
                 relay::Difference::Renew { faults, new, acts } => {
                     config = Config { relay: new.bridge, port: new.port, peer: new.peer, ..config };
+                    bridge = Some(new.name().into());
                     (refers, is_new) = (new.refer(), true);
                     self.push("relay", &faults.join(", "), "made again", acts);
                 }
             }
         }
+        let guests = bridge.map_or_else(Vec::new, |bridge| guests(self.wanted, there, &bridge, is_new));
         if config != before {
             let fault = self.config_fault(&before, &config);
             let configure = vec![Act::Configure(Box::new(config))];
@@ -579,8 +588,11 @@ impl Alter<'_> {
         }
         if is_new {
             self.changes.push(Change::silent(refers));
+            self.changes.extend(guests);
             return;
         }
+        self.changes.extend(guests.iter().filter(|change| !change.is_silent()).cloned());
+        self.idle = guests.into_iter().filter(Change::is_silent).collect();
         let devices = [Device::Bridge, Device::Peer].into_iter().filter_map(|device| there.device(device));
         let names: Vec<&str> = devices.map(|link| link.ifname.as_str()).collect();
         self.push("relay", &format!("the programs do not know {}", names.join(" or ")), "told", refers);
@@ -618,8 +630,8 @@ impl Alter<'_> {
             let lacks_clsact = !hooks.has_qdisc("clsact");
             let mut clsact = Vec::new();
             if lacks_clsact {
-                marks.push(Act::Mark(link.ifindex));
-                clsact.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone(), is_ours: true });
+                marks.extend(link.away.is_none().then_some(Act::Mark(link.ifindex)));
+                clsact.push(Act::AddClsact { ifindex: link.ifindex, dev: link.dev(), is_ours: true });
             }
             for direction in watched.direction.directions() {
                 let Some(((fault, fix), acts)) = self.tap(link, *direction) else { continue };
@@ -647,7 +659,7 @@ impl Alter<'_> {
     /// What is wrong at a tap's hook, and what puts it right.
     fn tap(&self, link: &Link, direction: Direction) -> Option<((&'static str, &'static str), Vec<Act>)> {
         let there = self.there;
-        let (ifindex, dev, program) = (link.ifindex, link.ifname.clone(), Program::tap(direction));
+        let (ifindex, dev, program) = (link.ifindex, link.dev(), Program::tap(direction));
         let mut at = there.taps_at(key(ifindex, direction)).into_iter();
         let Some((pref, id)) = at.next() else {
             return Some((("its filter is gone", "attached"), vec![attach(there, link, direction, From::Session)]));

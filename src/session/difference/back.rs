@@ -2,6 +2,7 @@
 
 use crate::datapath::abi::{Config, Direction};
 use crate::datapath::parts::{Map, Program};
+use crate::session::away::Guest;
 use crate::session::change::{Act, Change, From};
 use crate::session::difference::neighbours;
 use crate::session::difference::rows::ORDER;
@@ -35,6 +36,8 @@ pub(crate) fn back(before: &There, now: &There) -> Vec<Change> {
     acts.extend(moved.map(|(program, _)| Act::RestorePin(*program)));
     acts.extend(hooks_back(before, now));
     acts.extend(relay::filters_back(before, now));
+    let had = |guest: &Guest| before.guests.iter().any(|at| at.inode == guest.inode && at.device.is_some());
+    acts.extend(now.guests.iter().filter(|guest| !had(guest)).filter_map(Guest::removal));
     for map in ORDER.into_iter().rev().filter(|map| *map != Map::Outs) {
         let old = before.rows.get(&map);
         let new = now.rows.get(&map).into_iter().flatten();
@@ -53,7 +56,7 @@ pub(super) fn hooks_back(before: &There, now: &There) -> Vec<Act> {
         if relay::is_one(link) {
             continue;
         }
-        let dev = link.ifname.clone();
+        let dev = link.dev();
         if old.has_qdisc("clsact") && !new.has_qdisc("clsact") {
             acts.push(Act::AddClsact { ifindex: *ifindex, dev: dev.clone(), is_ours: before.marks.contains(ifindex) });
         }

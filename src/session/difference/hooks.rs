@@ -16,7 +16,8 @@ pub(super) fn marks(wanted: &Wanted, there: &There) -> Vec<Act> {
         let hooks = there.hooks.get(&link.ifindex);
         hooks.is_some_and(|hooks| !hooks.gone && !hooks.has_qdisc("clsact") && !hooks.has_qdisc("ingress"))
     };
-    links.filter(lacks).map(|link| Act::Mark(link.ifindex)).collect()
+    let is_ours = |link: &&Link| link.away.is_none();
+    links.filter(lacks).filter(is_ours).map(|link| Act::Mark(link.ifindex)).collect()
 }
 
 /// The end of these notes: the qdiscs themselves are marked. With [`Clsact::Leave`], those of the watched interfaces are not
@@ -29,14 +30,14 @@ pub(super) fn unmarks(wanted: &Wanted, there: &There) -> Vec<Act> {
         if hooks.has_qdisc("ingress") {
             continue;
         }
-        let (ifindex, dev, is_new) = (link.ifindex, link.ifname.clone(), !hooks.has_qdisc("clsact"));
+        let (ifindex, dev, is_new) = (link.ifindex, link.dev(), !hooks.has_qdisc("clsact"));
         let is_noted = there.notes.contains(&ifindex);
         if wanted.clsact == Clsact::Leave && (is_new || hooks.marked) {
             acts.push(Act::DelMark { ifindex, dev });
         } else if wanted.clsact == Clsact::Remove && is_noted && !is_new && !hooks.marked {
             acts.push(Act::AddMark { ifindex, dev });
         }
-        if is_new || is_noted {
+        if (is_new && link.away.is_none()) || is_noted {
             notes.push(Act::Unmark(ifindex));
         }
     }
@@ -61,7 +62,7 @@ pub(super) fn attach_all(there: &There, link: &Link, watch: Watch) -> Change {
     }
     let mut acts = Vec::new();
     if hooks.is_none_or(|hooks| !hooks.has_qdisc("clsact")) {
-        acts.push(Act::AddClsact { ifindex: link.ifindex, dev: link.ifname.clone(), is_ours: true });
+        acts.push(Act::AddClsact { ifindex: link.ifindex, dev: link.dev(), is_ours: true });
     }
     acts.extend(watch.directions().iter().map(|direction| attach(there, link, *direction, From::Session)));
     Change::new(format!("taps of {}", link.ifname), "they are not there", "attached", acts)
@@ -71,7 +72,7 @@ pub(super) fn attach(there: &There, link: &Link, direction: Direction, from: Fro
     let pref =
         there.hooks.get(&link.ifindex).map_or(crate::tools::tc::FIRST_PREF, |hooks| free_pref(there, hooks, direction));
     let program = Program::tap(direction);
-    Act::Attach { ifindex: link.ifindex, dev: link.ifname.clone(), direction, pref, program, from }
+    Act::Attach { ifindex: link.ifindex, dev: link.dev(), direction, pref, program, from }
 }
 
 /// The lowest preference that our filter can take: before all others, unless another kind sits there, or a stranger has
@@ -90,7 +91,7 @@ pub(super) fn free_pref(there: &There, hooks: &Hooks, direction: Direction) -> u
 pub(super) fn detach(there: &There, link: &Link, goes: impl Fn(Direction) -> bool) -> Vec<Act> {
     let directions = [Direction::Ingress, Direction::Egress].into_iter().filter(|direction| goes(*direction));
     let at = |direction: Direction| {
-        let dev = link.ifname.clone();
+        let dev = link.dev();
         there.taps_at(key(link.ifindex, direction)).into_iter().map(move |(pref, _)| Act::Detach {
             ifindex: link.ifindex,
             dev: dev.clone(),

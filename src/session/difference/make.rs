@@ -1,16 +1,18 @@
 //! A new session, and the end of one.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::datapath::abi::{Config, Direction};
 use crate::datapath::source::Source;
+use crate::session::away;
 use crate::session::change::{Act, Change};
 use crate::session::difference::hooks::{attach_all, detach, marks, unmarks};
 use crate::session::difference::rows::{Expected, ORDER, config, down, spread_writes, writes};
 use crate::session::difference::{Clsact, Wanted, crowd, neighbours};
 use crate::session::pattern;
 use crate::session::relay;
-use crate::session::stored::{Place, Stored};
+use crate::session::stored::{Guest, Place, Stored};
 use crate::session::there::{Rows, There, key};
 
 pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
@@ -32,6 +34,7 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
             before: None,
             passed: Some(link.passed()),
             pattern: pattern::of(request, &watched.interface, link).map(String::from),
+            guest: Guest::of(link),
         };
         stored.interfaces.insert(watched.interface.clone(), place);
     }
@@ -56,6 +59,7 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
     changes.push(Change::new("session", "it is not there", "made", load));
     changes.push(Change::new("relay", "it is not there", "made", relay.make(&there.name)));
     changes.push(Change::silent(relay.refer()));
+    changes.extend(guests(wanted, there, relay.name(), true));
     changes.push(Change::silent(marks(wanted, there)));
     changes.extend(wanted.interfaces.iter().flat_map(|(watched, link)| {
         let link = link.as_ref()?;
@@ -64,6 +68,18 @@ pub(super) fn make(wanted: &Wanted, there: &There) -> Vec<Change> {
     changes.push(Change::silent(unmarks(wanted, there)));
     changes.extend(neighbours::keep(wanted, there, &stored, false));
     changes
+}
+
+/// What is wrong with the devices that take copies home from other network namespaces; those where nothing is watched any
+/// more go.
+pub(super) fn guests(wanted: &Wanted, there: &There, bridge: &str, is_new: bool) -> Vec<Change> {
+    let links = wanted.interfaces.iter().filter_map(|(_, link)| link.as_ref()?.away.as_ref());
+    let watched: BTreeSet<u64> = links.map(|away| away.inode).collect();
+    let change = |guest: &away::Guest| match watched.contains(&guest.inode) {
+        true => guest.difference(&there.name, bridge, is_new),
+        false => guest.removal().filter(|_| !is_new).map(|act| Change::silent(vec![act])),
+    };
+    there.guests.iter().filter_map(change).collect()
 }
 
 /// Takes away what is left of a session of this name; clsact qdiscs stay for the taps that come.
@@ -142,7 +158,7 @@ pub(super) fn settle(there: &There, clsact: Clsact, kept: impl Fn(u32) -> Vec<Di
         let stays = !kept(*ifindex).is_empty();
         let goes = !others && !stays && clsact == Clsact::Remove;
         if goes && hooks.has_qdisc("clsact") {
-            let remove = Act::DelClsact { ifindex: *ifindex, dev: link.ifname.clone() };
+            let remove = Act::DelClsact { ifindex: *ifindex, dev: link.dev() };
             changes.push(Change::new(format!("clsact of {}", link.ifname), "nothing uses it", "removed", vec![remove]));
         }
         let left = is_ours(Direction::Ingress) + is_ours(Direction::Egress) > 0;
@@ -150,7 +166,7 @@ pub(super) fn settle(there: &There, clsact: Clsact, kept: impl Fn(u32) -> Vec<Di
         if stays {
             continue;
         }
-        let (ifindex, dev, is_there) = (*ifindex, link.ifname.clone(), hooks.has_qdisc("clsact"));
+        let (ifindex, dev, is_there) = (*ifindex, link.dev(), hooks.has_qdisc("clsact"));
         if is_given_up && hooks.marked {
             changes.push(Change::silent(vec![Act::DelMark { ifindex, dev }]));
         } else if !goes && !is_given_up && is_there && !hooks.marked {

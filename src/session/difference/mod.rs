@@ -78,7 +78,8 @@ pub(crate) fn difference(wanted: &Wanted, there: &There) -> (Vec<Change>, bool) 
         Ok(stored) if there.is_published && there.config.is_some() && has_all_maps(there) => {
             let (trimmed, is_full) = trimmed(wanted, there, stored);
             let wanted = trimmed.as_ref().unwrap_or(wanted);
-            let (changes, more) = alter::Alter { wanted, there, stored, changes: Vec::new() }.changes();
+            let (changes, more) =
+                alter::Alter { wanted, there, stored, changes: Vec::new(), idle: Vec::new() }.changes();
             (changes, more || is_full)
         }
         _ => (make::make(wanted, there), false),

@@ -33,8 +33,10 @@ impl Expected {
                 let (key, slot) = (key(place.ifindex, *direction), place.slot(*direction));
                 expected.put(Map::Slots, slot.to_ne_bytes().to_vec(), key.encode());
                 // The rows of a tap count: one with the right slot is left alone.
-                if taps.get(&(place.ifindex, *direction as u32)).is_none_or(|tap| tap.slot != slot) {
-                    expected.put(Map::Taps, key.encode(), Tap { slot, ..Tap::default() }.encode());
+                let relay = place.guest.map_or(0, |guest| guest.relay);
+                let is_right = |tap: &Tap| (tap.slot, tap.relay) == (slot, relay);
+                if !taps.get(&(place.ifindex, *direction as u32)).is_some_and(is_right) {
+                    expected.put(Map::Taps, key.encode(), Tap { slot, relay, ..Tap::default() }.encode());
                 }
             }
         }

@@ -10,10 +10,12 @@ use crate::datapath::parts::Program;
 use crate::datapath::template::Path as Way;
 use crate::request::Watch;
 use crate::request::tests::request;
+use crate::session::away::Guest;
 use crate::session::change::{Act, From};
 use crate::session::difference::rows::ORDER;
 use crate::session::home::handle;
 use crate::session::there::{Rows, key};
+use crate::tools::ip::Away;
 use crate::tools::tc::Hooks;
 use crate::tools::tc::{Filter as TcFilter, Qdisc};
 
@@ -42,6 +44,13 @@ fn link(ifindex: u32, ifname: &str) -> Link {
     serde_json::from_value(link).unwrap()
 }
 
+/// An interface in another network namespace.
+fn elsewhere() -> Link {
+    let away = Away { netns: "/blue".into(), inode: 77, name: "eth0".into(), ifindex: 2, relay: 0x7100_0001 };
+    let found_by = vec![("netns:blue".into(), "eth0".into())];
+    Link { away: Some(Box::new(away)), found_by, ..link(0x8000_0001, "netns:blue/eth0") }
+}
+
 // ---- the kernel ----
 
 /// What the kernel has, and the programs that are being loaded.
@@ -55,11 +64,13 @@ pub(super) struct Kernel {
 
 impl Kernel {
     pub(super) fn new() -> Kernel {
-        let links: Vec<Link> = LINKS.iter().map(|(ifindex, name)| link(*ifindex, name)).collect();
+        let mut links: Vec<Link> = LINKS.iter().map(|(ifindex, name)| link(*ifindex, name)).collect();
+        links.push(elsewhere());
         let there = There {
             name: "default".into(),
             hooks: links.iter().map(|link| (link.ifindex, Hooks::default())).collect(),
             links,
+            guests: vec![Guest::new("netns:blue", "/blue".into(), 77, 0x7100_0001)],
             is_published: false,
             dir: "/pins/default".into(),
             building: "/pins/_new_default".into(),
@@ -226,6 +237,15 @@ impl Kernel {
             Act::LoadMoved(..) | Act::Fill(..) | Act::MoveMap(..) => unreachable!("of no difference"),
             Act::Offloads(_) => there.offloads = Some(Vec::new()),
             Act::Ip(line) => self.ip(line),
+            Act::IpIn(netns, line) => {
+                let guest = there.guests.iter_mut().find(|guest| guest.netns == *netns).expect("a guest");
+                if line.starts_with("link delete dev ") {
+                    guest.device.take().expect("it is there");
+                    return;
+                }
+                let device = guest.device.as_mut().expect("it is there");
+                set(device, &line.split(' ').collect::<Vec<_>>()[4..]);
+            }
         }
     }
 
@@ -258,6 +278,16 @@ impl Kernel {
             let gone = self.there.links.iter().find(|link| link.ifname == name).expect("it is there").clone();
             self.remove(&gone.ifname);
             gone.link.iter().for_each(|other| self.remove(other));
+        } else if let Some(netns) = after("netns") {
+            let lower = after("link").expect("a bridge");
+            assert!(self.there.links.iter().any(|link| link.ifname == words[3]), "no {lower}");
+            let guest = self.there.guests.iter_mut().find(|guest| guest.netns.to_str() == Some(netns));
+            let guest = guest.expect("a guest");
+            assert!(guest.device.is_none());
+            let index = after("index").expect("an index").parse().expect("a number");
+            let mut device = Link { mtu: 65535, ..link(index, after("name").expect("a name")) };
+            device.flags.clear();
+            guest.device = Some(device);
         } else if words[1] == "add" {
             let number = |at: usize| words.iter().enumerate().filter(|(_, word)| **word == "index").nth(at);
             let index = |at| words[number(at).expect("an index").0 + 1].parse().expect("a number");
@@ -274,14 +304,7 @@ impl Kernel {
         } else {
             let name = after("dev").expect("a device");
             let link = self.there.links.iter_mut().find(|link| link.ifname == name).expect("it is there");
-            match &words[4..] {
-                ["mtu", mtu] => link.mtu = mtu.parse().unwrap(),
-                ["master", master] => link.master = Some(master.to_string()),
-                ["alias", alias] => link.ifalias = alias.to_string(),
-                ["arp", "off", ..] => link.flags.push("NOARP".into()),
-                ["up"] => link.flags.extend(["UP".into(), "LOWER_UP".into()]),
-                other => panic!("{other:?} of {name}"),
-            }
+            set(link, &words[4..]);
         }
     }
 
@@ -296,6 +319,10 @@ impl Kernel {
         let at = self.there.links.iter().position(|link| link.ifname == name).expect("it is there");
         let gone = self.there.links.remove(at);
         self.there.hooks.remove(&gone.ifindex);
+        if gone.kind() == "bridge" {
+            // What stands on it goes with it.
+            self.there.guests.iter_mut().for_each(|guest| guest.device = None);
+        }
         for link in &mut self.there.links {
             link.master = link.master.take().filter(|master| *master != gone.ifname);
         }
@@ -322,6 +349,17 @@ impl Kernel {
         let is_over = changes.iter().all(|change| change.acts.is_empty() && change.fault == "it is gone");
         assert!(!more && is_over, "{what}: after three rounds {changes:#?}");
         first.unwrap_or_default()
+    }
+}
+
+fn set(link: &mut Link, words: &[&str]) {
+    match words {
+        ["mtu", mtu] => link.mtu = mtu.parse().unwrap(),
+        ["master", master] => link.master = Some(master.to_string()),
+        ["alias", alias] => link.ifalias = alias.to_string(),
+        ["arp", "off", ..] => link.flags.push("NOARP".into()),
+        ["up"] => link.flags.extend(["UP".into(), "LOWER_UP".into()]),
+        other => panic!("{other:?} of {}", link.ifname),
     }
 }
 
@@ -376,6 +414,8 @@ fn any_request(dice: &mut Dice) -> Request {
         }
         let patterns = ["", "", "eth*", "eth[01]:ingress", "?t?2:egress", "none*", "waits"];
         words.extend(Some(dice.one(&patterns)).filter(|word| !word.is_empty()));
+        let others = ["", "netns:blue/eth0", "netns:blue/e*:ingress", "netns:blue/*:egress", "netns:red/*"];
+        words.extend(Some(dice.one(&others)).filter(|word| !word.is_empty()));
     }
     words.extend(["--remote", dice.one(&["10.0.0.7", "10.0.0.8", "10.0.0.7,10.0.0.8", "10.0.0.9,10.0.0.7,10.0.0.6"])]);
     words.extend(dice.one(&[vec![], vec!["--id", "7"], vec!["--tunnel", "vxlan", "--id", "9"]]));
@@ -425,6 +465,12 @@ fn assert_has(there: &There, wanted: &Wanted) {
         }
     }
     let stored = there.stored.as_ref().unwrap();
+    let is_away = stored.interfaces.values().any(|place| place.guest.is_some());
+    assert_eq!(there.guests[0].device.is_some(), is_away, "a device there takes copies home");
+    for tap in there.tap_rows() {
+        let ((ifindex, _), tap) = tap;
+        assert_eq!(tap.relay, if ifindex == 0x8000_0001 { 0x7100_0001 } else { 0 });
+    }
     assert_eq!(stored.request, wanted.request);
     let slots: BTreeSet<Vec<u8>> = stored.remotes.values().map(|slot| slot.to_ne_bytes().to_vec()).collect();
     assert_eq!((slots.len(), keys(there, Map::Remotes)), (wanted.request.options.remotes.len(), slots));
@@ -460,7 +506,7 @@ fn any_edit_ends_in_what_is_wanted() {
         let there = &kernel.there;
         assert!(!there.is_published && there.halves.is_empty() && there.marks.is_empty());
         assert!(there.hooks.values().all(|hooks| hooks.qdiscs.is_empty()), "{:#?}", there.hooks);
-        assert_eq!(there.links.len(), LINKS.len());
+        assert_eq!(there.links.len(), LINKS.len() + 1);
     }
 }
 
