@@ -10,8 +10,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use indoc::indoc;
 
-use crate::request::{self, DEFAULT, Named, Options, Request, Watch};
-use crate::usage::{Usage, number, refuse, spelled};
+use crate::origin::Origin;
+use crate::request::{self, DEFAULT, Named, Options, Request, Watch, Watched};
+use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
 
 /// Copy every packet of a Linux interface into a tunnel, with eBPF: exact, counted, the watched traffic untouched
 #[derive(Debug, Parser)]
@@ -290,11 +291,86 @@ pub(crate) enum DemoPart {
     Peer,
 }
 
+/// The flags that stand for interfaces.
+const PLACES: [&str; 5] = ["netns", "pid", "container", "pod", "pods"];
+
+/// Other network namespaces, whose interfaces are meant: those that are named, else all but `lo`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Other network namespaces")]
+pub(crate) struct ElsewhereArgs {
+    /// Watch in this network namespace: a name of `ip netns`, or a path
+    #[arg(long, value_name = "NAME|PATH")]
+    pub netns: Vec<String>,
+    /// Watch in the network namespace of this process
+    #[arg(long, value_name = "PID", allow_negative_numbers = true)]
+    pub pid: Vec<String>,
+    /// Watch in this container: of Docker, containerd, CRI-O or Podman; an id, or its beginning
+    #[arg(long, value_name = "ID")]
+    pub container: Vec<String>,
+    /// Watch in this pod of Kubernetes, where it is on this node
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub pod: Vec<String>,
+    /// Watch in every pod on this node that has these labels: app=web,tier!=test; new ones with `watch`
+    #[arg(long, value_name = "SELECTOR")]
+    pub pods: Vec<String>,
+    /// The namespace of --pods; '*' for all
+    #[arg(long, value_name = "NAMESPACE", requires = "pods", default_value = "default", hide_default_value = true)]
+    pub namespace: String,
+    /// Watch the node's end of each pair instead, where there is one
+    #[arg(long)]
+    pub host_side: bool,
+}
+
+impl ElsewhereArgs {
+    /// What is meant: these interfaces, in the other network namespaces if there are any.
+    fn named(&self, interfaces: &[Named]) -> Result<Vec<Named>, Usage> {
+        let of = |flag: &'static str, kind: &'static str, values: &[String]| -> Vec<(String, String)> {
+            values.iter().map(|value| (format!("--{flag} {value}"), format!("{kind}:{value}"))).collect()
+        };
+        let pods: Vec<String> = self.pods.iter().map(|selector| format!("{}/{selector}", self.namespace)).collect();
+        let places = [
+            of("netns", "netns", &self.netns),
+            of("pid", "pid", &self.pid),
+            of("container", "container", &self.container),
+            of("pod", "pod", &self.pod),
+            of("pods", "pods", &pods),
+        ]
+        .concat();
+        if places.is_empty() {
+            ensure_usage!(
+                !self.host_side,
+                "--host-side says which end of a pod's pair is meant; try: --pod shop/web-1 --host-side"
+            );
+            return Ok(interfaces.to_vec());
+        }
+        if let Some(other) = interfaces.iter().find(|at| at.interface.contains('/')) {
+            refuse!("IFACE {:?} says where it is itself; leave out {}", other.interface, places[0].0);
+        }
+        let all = [Named { interface: "*".into(), direction: None }];
+        let interfaces = if interfaces.is_empty() { &all } else { interfaces };
+        let side = if self.host_side { "host:" } else { "" };
+        let mut named = Vec::new();
+        for (flag, place) in places {
+            if let Err(Usage(said)) = place.parse::<Origin>() {
+                refuse!("{flag}: {said}");
+            }
+            named.extend(
+                interfaces
+                    .iter()
+                    .map(|at| Named { interface: format!("{side}{place}/{}", at.interface), direction: at.direction }),
+            );
+        }
+        Ok(named)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     /// Interfaces to watch, or patterns of names: 'eth*'; of one, a direction: eth0:ingress, eth0:egress
-    #[arg(required = true, value_name = "IFACE[:DIRECTION]")]
+    #[arg(required_unless_present_any = PLACES, value_name = "IFACE[:DIRECTION]")]
     pub interfaces: Vec<Named>,
+    #[command(flatten)]
+    pub elsewhere: ElsewhereArgs,
     #[command(flatten)]
     pub options: Options,
     /// Name of the session: 1 to 15 characters of a-z, 0-9 and '-'
@@ -320,7 +396,8 @@ pub(crate) struct UpArgs {
 impl UpArgs {
     /// What is asked for, checked as far as that can be without a look at the machine.
     pub(crate) fn request(&self) -> Result<Request, Usage> {
-        Request::new(self.name.clone(), self.interfaces.clone(), self.direction, self.options.clone())
+        let interfaces = self.elsewhere.named(&self.interfaces)?;
+        Request::new(self.name.clone(), interfaces, self.direction, self.options.clone())
     }
 }
 
@@ -440,8 +517,10 @@ pub(crate) enum TapCommand {
 #[derive(Debug, Args)]
 pub(crate) struct TapArgs {
     /// The interface, or one direction of it: eth0:ingress, eth0:egress; or a pattern of names: 'eth*'
-    #[arg(value_name = "IFACE[:DIRECTION]")]
-    pub interface: Named,
+    #[arg(required_unless_present_any = PLACES, value_name = "IFACE[:DIRECTION]")]
+    pub interface: Option<Named>,
+    #[command(flatten)]
+    pub elsewhere: ElsewhereArgs,
     /// Which of its packets [default: both]
     #[arg(long, value_enum)]
     pub direction: Option<Watch>,
@@ -454,15 +533,24 @@ pub(crate) struct TapArgs {
 }
 
 impl TapArgs {
-    pub(crate) fn direction(&self) -> Result<Watch, Usage> {
-        match (self.interface.direction, self.direction) {
-            (Some(named), Some(other)) if named != other => refuse!(
-                "--direction {} is not that of {}:{}; leave one of them out",
+    /// The interface, or what stands for several, and which of its packets.
+    pub(crate) fn watched(&self) -> Result<Watched, Usage> {
+        let named = self.elsewhere.named(self.interface.as_slice())?;
+        let [Named { interface, direction }] = &named[..] else {
+            refuse!(
+                "of --netns, --pid, --container, --pod and --pods one is possible here; try: snifctl tap add --netns blue"
+            )
+        };
+        match (direction, self.direction) {
+            (Some(named), Some(other)) if *named != other => refuse!(
+                "--direction {} is not that of {interface}:{}; leave one of them out",
                 spelled(other),
-                self.interface.interface,
-                spelled(named)
+                spelled(*named)
             ),
-            (named, other) => Ok(named.or(other).unwrap_or(Watch::Both)),
+            (named, other) => {
+                let direction = named.or(other).unwrap_or(Watch::Both);
+                Ok(Watched { interface: interface.clone(), direction })
+            }
         }
     }
 }

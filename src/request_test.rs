@@ -85,7 +85,7 @@ fn interface_names_cannot_reach_the_tools_as_anything_else() {
     for name in ["", "a b", "a#b", "a\nb", "sixteen-letters-", "../x", "."] {
         assert!(refusal(&[name]).starts_with("IFACE"), "{name:?}");
     }
-    for pattern in ["eth *", "*#, &"*".repeat(64)] {
+    for pattern in ["eth *", "*#", &"*".repeat(64)] {
         assert!(refusal(&[pattern]).ends_with("try: 'eth*'"), "{pattern:?}");
     }
     assert!(refusal(&["eth0", "eth0"]).contains("named twice"));

@@ -33,6 +33,7 @@ fn case(row: [usize; 12]) -> Case {
         peer_gso: peer == 1,
         out_gso: far == 1,
         swaps: swaps == 1,
+        elsewhere: false,
     }
 }
 

@@ -33,7 +33,7 @@ fn edited<'b, 'a>(open: &'b Open<'a>, args: &TapArgs) -> Result<(There, Stored, 
     let there = open.edited(args.session.name.as_deref())?;
     let Ok(stored) = there.stored.clone() else { bail!("session {} cannot be read", there.name) };
     let mut asked = stored.request.clone();
-    asked.interfaces.push(Watched { interface: args.interface.interface.clone(), direction: Watch::Both });
+    asked.interfaces.push(args.watched()?);
     let open = open.seen_by(&there.name, Some(&stored), Some(&asked))?;
     let request = resolve::follow(&stored, &open.machine);
     Ok((there.with(&open), stored, request, open))
@@ -75,7 +75,8 @@ fn add(context: &Context, args: &TapArgs, waits: bool) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
     let (there, stored, mut request, open) = edited(&open, args)?;
     let open = &*open;
-    let (asked, direction) = (&args.interface.interface, args.direction()?);
+    let Watched { interface: asked, direction } = &args.watched()?;
+    let direction = *direction;
     let known = known_name(&request, &stored, open, asked);
     resolve::ensure_there(asked, Some(&stored), &open.machine, waits)?;
     let name = known.clone().unwrap_or_else(|| asked.clone());
@@ -124,7 +125,8 @@ fn remove(context: &Context, args: &TapArgs) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
     let (there, stored, mut request, open) = edited(&open, args)?;
     let open = &*open;
-    let (asked, direction) = (&args.interface.interface, args.direction()?);
+    let Watched { interface: asked, direction } = &args.watched()?;
+    let direction = *direction;
     let session = there.name.clone();
     let clsact = if args.clsact.keep_clsact { Clsact::Leave } else { Clsact::Remove };
     let name = known_name(&request, &stored, open, asked);

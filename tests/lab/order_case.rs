@@ -52,6 +52,8 @@ pub(crate) struct Case {
     pub remotes: usize,
     /// The filter changes meanwhile, between two that take everything.
     pub swaps: bool,
+    /// The other end of the watched link is watched, in its network namespace.
+    pub elsewhere: bool,
 }
 
 /// Name, what decodes it, bytes that it adds over IPv4.
@@ -77,6 +79,7 @@ pub(crate) const PLAIN: Case = Case {
     out: Out::Veth,
     remotes: 1,
     swaps: false,
+    elsewhere: false,
 };
 
 /// The kernel's own tunnel, when it is the out interface.
@@ -143,7 +146,10 @@ impl Case {
 
     pub(crate) fn up(&self, lab: &Lab) {
         let remotes = self.remotes().iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
-        let mut args = vec!["up", "eth0", "--remote", &remotes, "--tunnel", self.tunnel.0, "--oversize", self.oversize];
+        let elsewhere = format!("netns:{}/peer0", lab.ns_name(Ns::Peer));
+        let watched = if self.elsewhere { &elsewhere } else { "eth0" };
+        let mut args =
+            vec!["up", watched, "--remote", &remotes, "--tunnel", self.tunnel.0, "--oversize", self.oversize];
         let snaplen = self.snaplen.map(|snaplen| snaplen.to_string());
         args.extend(snaplen.iter().flat_map(|snaplen| ["--snaplen", snaplen]));
         match self.rate {
