@@ -85,5 +85,184 @@ fn copies_leave_in_order() {
     let case = Case { elsewhere: true, ..PLAIN };
     Case { remotes: 3, ..case }.run();
     Case { oversize: "fragment", host_gso: true, peer_gso: true, ..case }.run();
+    Case { out: Out::Vxlan, ..case }.run();
     Case { tunnel: TUNNELS[4], out: Out::Bridge, host_gso: true, ..case }.run();
+}
+
+// ---- right, and gone without a trace ----
+
+/// Frames that the host sends to the pod are copied, each once.
+#[track_caller]
+fn assert_copied(lab: &Lab, n: u32) {
+    let before = lab.session().taps_total().pcnt;
+    lab.send(Ns::Host, "eth0", &frames::series(&Ends::HOST_TO_PEER, n));
+    let copied = poll(PATIENCE, || (lab.settled().taps_total().pcnt == before + u64::from(n)).then_some(()));
+    assert!(copied.is_some(), "{:#}", lab.session());
+}
+
+/// The device that takes copies home, as the pod has it.
+fn device(lab: &Lab) -> Option<String> {
+    let shown = String::from_utf8(lab.run(Ns::Peer, &["ip", "-br", "link"]).stdout).unwrap();
+    shown.lines().find_map(|line| Some(line.split('@').next()?.to_string()).filter(|name| name.starts_with("snif")))
+}
+
+#[test]
+fn what_is_damaged_there_is_told_and_mended() {
+    let lab = Lab::roomy();
+    let (host, there, pod) = (lab.machine(), peer(&lab), pod(&lab));
+    up(&lab, &[&pod], &["--direction", "ingress"]);
+    let space = pod.strip_suffix("/peer0").unwrap();
+    let relay = format!("relay of {space}");
+    let damages: [(&[&str], String); 6] = [
+        (&["ip", "link", "delete", "dev", "snif0"], format!("{relay}: it is not there")),
+        (&["ip", "link", "set", "dev", "snif0", "down"], format!("{relay}: snif0 is down")),
+        (&["ip", "link", "set", "dev", "snif0", "mtu", "1500"], format!("{relay}: the MTU of snif0 is 1500")),
+        (&["ip", "link", "set", "dev", "snif0", "arp", "on"], format!("{relay}: ARP of snif0 is on")),
+        (&["tc", "filter", "del", "dev", "peer0", "ingress"], format!("tap {pod} ingress: its filter is gone")),
+        (&["tc", "qdisc", "del", "dev", "peer0", "clsact"], format!("tap {pod} ingress: its clsact qdisc is gone")),
+    ];
+    for (damage, fault) in damages {
+        lab.run(Ns::Peer, damage);
+        assert_eq!(lab.said(&["status", "--check"]).stdout, format!("default: {fault}\n"), "{damage:?}");
+        let told = lab.said(&["sync"]).quietly_ok().stdout;
+        assert!(told.starts_with(&format!("default: {fault}; ")), "{damage:?}: {told}");
+        assert_eq!(lab.said(&["sync"]).quietly_ok().stdout, "");
+        assert_copied(&lab, 3);
+    }
+    lab.host(&["ip", "link", "delete", "dev", "snif0"]);
+    assert_eq!(device(&lab), None, "with the bridge goes what stands on it");
+    lab.said(&["sync"]).quietly_ok();
+    assert_copied(&lab, 3);
+    lab.said(&["down"]).quietly_ok();
+    lab.assert_as_before(&host);
+    assert_eq!(peer(&lab), there);
+}
+
+#[test]
+fn taps_come_and_go_beside_others_and_each_session_has_its_own() {
+    let lab = Lab::roomy();
+    let (host, there, pod) = (lab.machine(), peer(&lab), pod(&lab));
+    let (name, netns) = (lab.ns_name(Ns::Peer), lab.ns_path(Ns::Peer).display().to_string());
+    up(&lab, &["out0:ingress"], &[]);
+    let said = lab.said(&["tap", "add", "peer0:ingress", "--netns", &name]).ok().stderr;
+    let doubles = format!("snifctl: what {pod} sends and gets is copied twice where it passes out0, too");
+    assert!(said.starts_with(&doubles), "{said}");
+    assert_copied(&lab, 2);
+    // The same by another name is one interface.
+    let twice = lab.said(&["tap", "add", &format!("netns:{netns}/peer0:ingress")]);
+    twice.refused(1, "is already watched", "snifctl tap list --name default");
+    let other = ["--netns", &name, "--name", "other", "--filter", "udp"];
+    up(&lab, &[], &other);
+    let shown = lab.status()["sessions"][1]["taps"][0]["interface"].clone();
+    assert_eq!(shown, pod.as_str(), "of a whole namespace everything but lo");
+    assert_copied(&lab, 2);
+    assert_eq!(lab.said(&["status", "--check"]).quietly_ok().stdout, "");
+    lab.said(&["down", "--name", "other"]).quietly_ok();
+    assert_copied(&lab, 2);
+    lab.said(&["tap", "remove", &pod]).quietly_ok();
+    assert_eq!(peer(&lab), there);
+    assert_eq!(lab.session().removed_taps.stat.pcnt, 6, "its counters are kept");
+    lab.said(&["tap", "add", &pod]).ok();
+    assert_copied(&lab, 2);
+    let exported = lab.said(&["export"]).quietly_ok().stdout;
+    assert!(exported.contains(&format!("interfaces = [\"out0:ingress\", \"{pod}\"]")), "{exported}");
+    // Nothing tells any more where its taps are.
+    std::fs::remove_dir_all(lab.pins().join("default")).unwrap();
+    lab.said(&["down"]).ok();
+    lab.assert_as_before(&host);
+    assert_eq!(peer(&lab), there);
+}
+
+#[test]
+fn a_namespace_that_comes_again_is_watched_again() {
+    let lab = Lab::roomy();
+    let name = format!("{}x", lab.ns_name(Ns::Peer));
+    let gone = Gone(name.clone());
+    let origin = format!("netns:{name}");
+    up(&lab, &["--netns", &name, "--wait-for-interface"], &[]);
+    assert_eq!(lab.status()["sessions"][0]["waiting"][0], format!("{origin}/*"));
+    for life in 1..=3 {
+        gone.make(&lab);
+        assert_eq!(lab.said(&["status", "--check"]).status.code(), Some(1));
+        lab.said(&["sync"]).ok();
+        let taps = lab.session().taps;
+        assert_eq!((taps.len(), taps[0].interface.as_str()), (2, format!("{origin}/eth0").as_str()), "{life}");
+        gone.end();
+        lab.said(&["sync"]).ok();
+        assert_eq!(lab.session().taps.len(), 0, "what came by a pattern goes with its namespace");
+        assert_eq!(lab.said(&["status", "--check"]).quietly_ok().stdout, "");
+    }
+    lab.said(&["down"]).quietly_ok();
+}
+
+/// A network namespace of this test's own, that ends and comes again.
+struct Gone(String);
+
+impl Gone {
+    fn make(&self, lab: &Lab) {
+        let add = std::process::Command::new("ip").args(["netns", "add", &self.0]).status().unwrap();
+        assert!(add.success());
+        lab.host(&["ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", &self.0]);
+    }
+
+    fn end(&self) {
+        let _ = std::process::Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[test]
+fn the_nodes_end_is_watched_where_that_is_asked_for() {
+    let lab = Lab::roomy();
+    let name = lab.ns_name(Ns::Peer);
+    up(&lab, &["--netns", &name, "--host-side"], &["--direction", "egress"]);
+    let taps = lab.session().taps;
+    assert_eq!((taps.len(), taps[0].interface.as_str()), (1, "eth0"));
+    assert_copied(&lab, 3);
+    lab.said(&["down"]).quietly_ok();
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_one_line() {
+    let lab = Lab::roomy();
+    let name = lab.ns_name(Ns::Peer);
+    let up = |words: &[&str]| lab.said(&[&["up", "--tunnel", "gre", "--remote", "198.51.100.2"], words].concat());
+    up(&["--netns", "no-such"]).refused(1, "IFACE netns:no-such/*", "ip netns list");
+    up(&["eth7", "--netns", &name]).refused(1, &format!("IFACE netns:{name}/eth7"), "--wait-for-interface");
+    up(&["--pid", "none"]).refused(2, "--pid none", "--pid 4711");
+    up(&["--pid", &std::process::id().to_string(), "--netns", &name]).refused(0, "", "");
+    up(&["netns:a/eth0", "--netns", &name]).refused(2, "IFACE \"netns:a/eth0\"", &format!("--netns {name}"));
+    up(&["a/b"]).refused(2, "IFACE \"a/b\"", "netns:blue/eth0");
+    up(&["eth0", "--host-side"]).refused(2, "--host-side", "--pod shop/web-1 --host-side");
+    assert!(fs::metadata(lab.pins()).is_err(), "nothing half-done stays");
+}
+
+/// Kills a command at some of its steps; `down` leaves both namespaces as they were.
+#[test]
+fn whatever_a_kill_leaves_is_taken_down() {
+    let lab = Lab::roomy();
+    let (host, there, pod) = (lab.machine(), peer(&lab), pod(&lab));
+    let remote = COLLECTOR_IP.to_string();
+    let words = ["up", &pod, "--tunnel", "gre", "--remote", &remote];
+    let mut kills = 0;
+    for step in (1..).step_by(5) {
+        let said = lab.said_by(&["env", &format!("SNIFCTL_INTERRUPT={step} before")], &words);
+        let is_killed = !said.status.success();
+        if is_killed {
+            kills += 1;
+            lab.said(&words).ok();
+        }
+        lab.said(&["down"]).ok();
+        lab.assert_as_before(&host);
+        assert_eq!(peer(&lab), there, "killed at step {step}");
+        if !is_killed {
+            break;
+        }
+    }
+    assert!(kills > 8, "killed {kills} times");
 }

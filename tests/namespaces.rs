@@ -24,14 +24,18 @@ fn memory(name: &str) -> i64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// SNIFCTL_NAMESPACES has more of them; each takes a sixth of a second. `make soak` has a thousand.
+/// SNIFCTL_NAMESPACES has more of them; each takes a sixth of a second. `make soak` has a thousand, and ten thousand pods.
 #[test]
 fn namespaces_come_and_go_and_leave_no_program_map_link_or_memory() {
     let count = std::env::var("SNIFCTL_NAMESPACES").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    // With the thousand of `make soak`, ten thousand.
+    let pods = if count < 1000 { count } else { 10 * count };
     // The first ones fill caches that stay.
     bare::come_and_go(20);
+    bare::pods_come_and_go(10, 10);
     let before = (held(), ["Slab", "Percpu"].map(memory));
     bare::come_and_go(count);
+    bare::pods_come_and_go(pods, 10);
     let is_less = || held().iter().zip(before.0).all(|(after, before)| *after <= before);
     let after = poll(PATIENCE, || is_less().then_some(()));
     assert!(after.is_some(), "programs, maps and links: {:?} became {:?}", before.0, held());

@@ -353,7 +353,9 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
     let mut now = there;
     while more {
         let read = || {
-            let mut now = There::read(runner, &open.home, &now.name, &now.links)?.with(open);
+            let now = There::read(runner, &open.home, &now.name, &now.links)?;
+            let open = open.seen_by(&now.name, now.stored.as_ref().ok(), Some(&edit.request))?;
+            let mut now = now.with(&open);
             now.look(runner, &indexes, edit.scope.relay)?;
             Ok(now)
         };
@@ -446,6 +448,10 @@ fn simulated(mut there: There, changes: &[Change]) -> There {
             }
             Act::Unmark(ifindex) => {
                 there.notes.remove(ifindex);
+            }
+            Act::IpIn(netns, line) if line.starts_with("link delete ") => {
+                let gone = there.guests.iter_mut().filter(|guest| guest.netns == *netns);
+                gone.for_each(|guest| guest.device = None);
             }
             _ => {}
         }

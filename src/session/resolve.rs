@@ -356,6 +356,9 @@ impl Resolved {
         let routes: Vec<&RemoteRoute> = self.remotes.values().collect();
         let outs = outs.iter().map(|(_, out)| out).chain(routes.iter().filter_map(|route| route.out.as_ref()));
         texts.extend(mtu_warning(request, &watched, &routes, &machine.links));
+        if !asked.interfaces.is_empty() {
+            texts.extend(doubles_warning(&watched));
+        }
         if !asked.new.is_empty() || !asked.interfaces.is_empty() {
             texts.extend(rate_warning(request, &watched, outs));
         }
@@ -807,6 +810,17 @@ fn rest_warning(remote: IpAddr, way: &Way, silence: Silence) -> String {
 fn down_warning(link: &Link) -> Option<String> {
     let name = &link.ifname;
     (!link.is_up()).then(|| format!("{name} is down: it is watched, nothing passes until: ip link set dev {name} up"))
+}
+
+/// What is watched where it begins, or ends, is copied once more where it passes.
+fn doubles_warning(watched: &[&Link]) -> Option<String> {
+    let away = watched.iter().find(|link| link.away.is_some())?;
+    let ours = watched.iter().find(|link| link.away.is_none())?;
+    Some(format!(
+        "what {} sends and gets is copied twice where it passes {}, too: watch that in a session of its own, whose filter \
+         leaves those addresses out, as in: --filter 'not net 10.42.0.0/16'",
+        away.ifname, ours.ifname
+    ))
 }
 
 /// Copies that share a watched interface's link can take what its own packets need.

@@ -99,6 +99,47 @@ pub(crate) fn come_and_go(count: usize) {
     assert!(swept.is_some(), "{:?}", left.iter().filter(still).collect::<Vec<_>>());
 }
 
+/// Pods that come and go, some at once, under one session of their node: each is watched while it lives, and takes its taps
+/// with it.
+pub(crate) fn pods_come_and_go(lives: usize, at_once: usize) {
+    let node = Bare::new();
+    let names: Vec<String> = (0..at_once).map(|n| format!("{}p{n}", node.name)).collect();
+    let flags: Vec<String> = names.iter().map(|name| format!("--netns {name}")).collect();
+    node.snifctl(&format!("up {} --tunnel gre --remote 198.51.100.2 --wait-for-interface", flags.join(" ")));
+    let id = program(&node.pins());
+    for round in 0..lives.div_ceil(at_once) {
+        let pods: Vec<Pod> = names.iter().map(|name| Pod::new(&node, name)).collect();
+        node.snifctl("sync");
+        let taps: serde_json::Value = serde_json::from_str(&node.snifctl("tap list --json")).expect("JSON");
+        let attached = taps["taps"].as_array().expect("a list").iter().filter(|tap| tap["attached"] == true);
+        assert_eq!(attached.count(), 2 * at_once, "round {round}: {taps:#}");
+        drop(pods);
+    }
+    node.snifctl("sync");
+    assert_eq!((node.snifctl("status --check").as_str(), program(&node.pins())), ("", id), "the session has lived on");
+    node.snifctl("down");
+}
+
+/// A network namespace with an eth0, whose other end the node has. It ends with its value.
+struct Pod<'a>(&'a str);
+
+impl Pod<'_> {
+    fn new<'a>(node: &Bare, name: &'a str) -> Pod<'a> {
+        super::feed(Command::new("ip").args(["-batch", "-"]), &format!("netns add {name}"));
+        // The kernel takes a namespace apart some time after it is gone, and the pair with it.
+        let end = format!("pod{:08x}", random());
+        let line = format!("link add {end} type veth peer name eth0 netns {name}");
+        super::feed(Command::new("ip").args(["-n", &node.name, "-batch", "-"]), &line);
+        Pod(name)
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", self.0]).output();
+    }
+}
+
 /// The id of a session's first program; 0 where it is gone.
 fn program(pins: &Path) -> u64 {
     let pin = pins.join("default/snif_tap_in");
