@@ -11,6 +11,7 @@ const GROUP: &str = "cost";
 pub(crate) const MAIN: &str = "64 B ingress";
 pub(crate) const IDLE: &str = "64 B ingress, nothing copied";
 const EMPTY: &str = "empty program";
+pub(crate) const ELSEWHERE: &str = "snifctl gre, from elsewhere";
 const REJECTS: &str = "snifctl gre, filter rejects";
 const USERSPACE: &str = "tcpdump and socat";
 pub(crate) const SLOW: &str = "64 B ingress, 25,000 a second";
@@ -80,6 +81,7 @@ fn every_mode() -> Vec<Mode> {
         gre("snifctl gre, filter of 1 host", &["--filter", "host 192.0.2.2"]),
         gre("snifctl gre, filter of 30 hosts", &["--filter", &thirty]),
         gre("snifctl gre, out of eth0 itself", &["--remote", &peer]),
+        Mode::elsewhere(ELSEWHERE, &["--tunnel", "gre"]),
     ]);
     modes
 }
@@ -126,6 +128,7 @@ fn row(case: &str, mode: &str, samples: &Samples) -> Row {
         .with("packets/frame", own.iter().map(|sample| sample.outer / sample.offered));
     match mode {
         REJECTS => row.with("over empty ns", added(samples, mode, EMPTY)),
+        ELSEWHERE => row.with("to home", ratio(samples, mode, "snifctl gre")),
         USERSPACE => row.noted("its work is done elsewhere: see CPU s/million"),
         _ => row,
     }

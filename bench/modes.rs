@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::lab::{COLLECTOR_IP, COLLECTOR_MAC, Ns, OUT_IP, PATIENCE, PEER_IP, mac_text, poll};
+use crate::lab::{COLLECTOR_IP, COLLECTOR_MAC, Ns, OUT_IP, OUT_MAC, PATIENCE, PEER_IP, mac_text, poll};
 use crate::rig::{Load, Rig, SNIFCTL, Sample, succeed};
 
 /// One way to copy, or none.
@@ -31,6 +31,9 @@ pub(crate) enum What {
         program: String,
         words: Vec<String>,
     },
+    /// A session of the collector's network namespace that watches eth0 in ours, as a node does a pod's: copies leave by the
+    /// collector's end of that pair.
+    Elsewhere(Vec<String>),
 }
 
 impl Mode {
@@ -47,6 +50,11 @@ impl Mode {
         Mode::new(name, What::Snifctl { program: SNIFCTL.into(), words })
     }
 
+    /// snifctl in another network namespace than eth0.
+    pub(crate) fn elsewhere(name: &'static str, options: &[&str]) -> Mode {
+        Mode::new(name, What::Elsewhere(options.iter().map(|word| word.to_string()).collect()))
+    }
+
     /// The same by another build, for a comparison within one run: `BASELINE=PATH make bench`.
     pub(crate) fn baseline(name: &'static str, options: &[&str]) -> Option<Mode> {
         let other = std::env::var("SNIFCTL_BASELINE").ok()?;
@@ -61,6 +69,7 @@ impl Mode {
     fn sink(&self) -> (Ns, &'static str) {
         let peer = PEER_IP.to_string();
         match &self.what {
+            What::Elsewhere(_) => (Ns::Host, "out0"),
             What::Snifctl { words, .. } if words.contains(&peer) => (Ns::Peer, "peer0"),
             _ => (Ns::Collector, "col0"),
         }
@@ -80,6 +89,16 @@ impl Mode {
             What::Snifctl { program, words } => {
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 rig.lab.host(&[&[program.as_str(), "up"], &words[..]].concat());
+            }
+            What::Elsewhere(words) => {
+                let (out, host) = (OUT_IP.to_string(), format!("{}/eth0", origin(rig)));
+                rig.drop_at(Ns::Host, "out0");
+                let address = format!("{COLLECTOR_IP}/24");
+                rig.lab.collector(&["ip", "address", "replace", &address, "dev", "col0"]);
+                let neighbour = [&out, "lladdr", &mac_text(OUT_MAC), "nud", "permanent", "dev", "col0"];
+                rig.lab.collector(&[&["ip", "neigh", "replace"], &neighbour[..]].concat());
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                rig.lab.collector(&[&[SNIFCTL, "up", &host, "--remote", &out], &words[..]].concat());
             }
         }
         running
@@ -113,7 +132,8 @@ impl Running<'_> {
     /// How many copies it says it has made.
     fn copies(&mut self) -> Option<f64> {
         match &self.what {
-            What::Snifctl { program, .. } => Some(self.rig.sent_copies(program)),
+            What::Snifctl { program, .. } => Some(self.rig.sent_copies(Ns::Host, program)),
+            What::Elsewhere(_) => Some(self.rig.sent_copies(Ns::Collector, SNIFCTL)),
             _ => self.forwarder.as_mut().map(Forwarder::end),
         }
     }
@@ -135,8 +155,18 @@ impl Running<'_> {
             }
             What::Userspace => {}
             What::Snifctl { program, .. } => drop(lab.host(&[&program, "down"])),
+            What::Elsewhere(_) => {
+                lab.collector(&[SNIFCTL, "down"]);
+                lab.collector(&["ip", "address", "flush", "dev", "col0"]);
+                lab.host(&["tc", "qdisc", "del", "dev", "out0", "clsact"]);
+            }
         }
     }
+}
+
+/// What the host's network namespace is called from elsewhere.
+fn origin(rig: &Rig) -> String {
+    format!("netns:{}", rig.lab.ns_name(Ns::Host))
 }
 
 const NFT_DUP: &str = "table netdev bench {

@@ -113,7 +113,7 @@ impl Rig {
         self.lab.dir().join(name).to_string_lossy().into_owned()
     }
 
-    fn drop_at(&self, ns: Ns, dev: &str) {
+    pub(crate) fn drop_at(&self, ns: Ns, dev: &str) {
         self.lab.run(ns, &["tc", "qdisc", "add", "dev", dev, "clsact"]);
         let program = ["bpf", "direct-action", "object-file", &self.programs(), "section", "classifier/drop"];
         self.lab.run(ns, &[&["tc", "filter", "add", "dev", dev, "ingress"], &program[..]].concat());
@@ -172,8 +172,8 @@ impl Rig {
     }
 
     /// What all remotes of the session have been sent, as snifctl counts it.
-    pub(crate) fn sent_copies(&self, program: &str) -> f64 {
-        let status = self.lab.host(&[program, "status", "--json"]).stdout;
+    pub(crate) fn sent_copies(&self, ns: Ns, program: &str) -> f64 {
+        let status = self.lab.run(ns, &[program, "status", "--json"]).stdout;
         let status: Value = serde_json::from_slice(&status).expect("JSON");
         let remotes = status["sessions"][0]["remotes"].as_array().expect("remotes");
         remotes.iter().map(|remote| remote["stat"]["pcnt"].as_f64().expect("a counter")).sum()

@@ -1,6 +1,6 @@
 //! What the figures should be.
 
-use crate::cost::{IDLE, MAIN, SLOW};
+use crate::cost::{ELSEWHERE, IDLE, MAIN, SLOW};
 use crate::report::{Report, Verdict};
 use crate::scale::{INTERFACES, REMOTES};
 
@@ -22,6 +22,11 @@ fn all() -> Vec<Target> {
     let remotes = |name| ["scale", REMOTES, "64", name];
     vec![
         ("64 B ingress, GRE: added time to mirred to a vxlan device's", gre("to vxlan device"), AtMost(0.6)),
+        (
+            "64 B ingress, GRE: added time from another network namespace to that at home",
+            ["cost", MAIN, ELSEWHERE, "to home"],
+            AtMost(1.5),
+        ),
         (
             "filter that rejects, less an empty program, ns",
             ["cost", IDLE, "snifctl gre, filter rejects", "over empty ns"],
