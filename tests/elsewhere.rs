@@ -9,6 +9,7 @@ use lab::check::assert_same_frames;
 use lab::decode::{Port, decap_gre, gre_packets, inner_frames, tcp_stream, verify_checksums};
 use lab::frames::{self, Ends};
 use lab::order_case::{Case, Out, PLAIN, TUNNELS};
+use lab::pods::{Cni, Gone, assert_pod_is_watched};
 use lab::{COLLECTOR_IP, Lab, Ns, Options, PATIENCE, poll};
 
 /// What the peer's end of the link is called here.
@@ -195,27 +196,6 @@ fn a_namespace_that_comes_again_is_watched_again() {
     lab.said(&["down"]).quietly_ok();
 }
 
-/// A network namespace of this test's own, that ends and comes again.
-struct Gone(String);
-
-impl Gone {
-    fn make(&self, lab: &Lab) {
-        let add = std::process::Command::new("ip").args(["netns", "add", &self.0]).status().unwrap();
-        assert!(add.success());
-        lab.host(&["ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", &self.0]);
-    }
-
-    fn end(&self) {
-        let _ = std::process::Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 #[test]
 fn the_nodes_end_is_watched_where_that_is_asked_for() {
     let lab = Lab::roomy();
@@ -265,4 +245,11 @@ fn whatever_a_kill_leaves_is_taken_down() {
         }
     }
     assert!(kills > 8, "killed {kills} times");
+}
+
+// ---- whatever the CNI ----
+
+#[test]
+fn pods_of_every_cni_are_watched_inside() {
+    [Cni::Bridge, Cni::PointToPoint, Cni::RedirectPeer, Cni::Macvlan].into_iter().for_each(assert_pod_is_watched);
 }

@@ -10,6 +10,7 @@ use lab::check::assert_same_frames;
 use lab::decode::{decap_gre, inner_frames};
 use lab::frames::{self, ETH_8021AD, ETH_8021Q, Ends, tagged};
 use lab::order_case::{Case, Out, PLAIN};
+use lab::pods::{Cni, assert_pod_is_watched};
 use lab::tunnels::{Kind, Link, decap_on, inner, raw_packets};
 use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll, strangers};
 
@@ -250,9 +251,13 @@ fn programs_at_tcx_hooks_are_told() {
 }
 
 fn has_tcx() -> bool {
+    is_at_least((6, 6))
+}
+
+fn is_at_least(version: (u32, u32)) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut parts = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    (parts.next(), parts.next()) >= (Some(6), Some(6))
+    (parts.next(), parts.next()) >= (Some(version.0), Some(version.1))
 }
 
 /// One end of a WireGuard tunnel.
@@ -319,6 +324,20 @@ fn a_filter_changes_and_everything_goes_without_a_trace() {
     lab.snifctl(["remote", "add", "198.51.100.3"]).assert().success();
     lab.snifctl(["down"]).assert().success();
     lab.assert_as_before(&before);
+}
+
+#[test]
+fn pods_that_have_no_end_at_the_node_are_watched_inside() {
+    [Cni::Macvlan, Cni::Ipvlan].into_iter().for_each(assert_pod_is_watched);
+}
+
+/// From 6.7 on there is netkit, and before 5.10 nothing that puts packets straight into a pod.
+#[test]
+fn pods_are_watched_where_packets_are_put_straight_into_them() {
+    assert_pod_is_watched(Cni::RedirectPeer);
+    if is_at_least((6, 7)) {
+        assert_pod_is_watched(Cni::Netkit);
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(crate) mod order;
 pub(crate) mod order_case;
 pub(crate) mod pairs;
 pub(crate) mod pcap;
+pub(crate) mod pods;
 pub(crate) mod remotes;
 pub(crate) mod sessions;
 pub(crate) mod status;
