@@ -22,6 +22,12 @@ const INTERFACES: &str = "interfaces";
 /// The words of `up` that are not about what the session is to be.
 const NOT_KEYS: [&str; 4] = ["replace", "wait-for-interface", "dry-run", "json"];
 
+/// Flags that stand for interfaces elsewhere, which a file names among the others: `netns:blue/eth0`.
+const NOT_IN_FILES: [&str; 6] = ["netns", "pid", "container", "pod", "namespace", "host-side"];
+
+/// The key of tables that say which pods: `[[session.pods]]`.
+const PODS: &str = "pods";
+
 /// A text of sessions, with the name that messages have for it.
 #[derive(Clone, Debug)]
 pub(crate) struct Text {
@@ -167,7 +173,8 @@ impl Arguments {
         static KNOWN: LazyLock<Arguments> = LazyLock::new(|| {
             let cli = Cli::command();
             let up = cli.find_subcommand("up").expect("a command of ours");
-            Arguments(up.get_arguments().filter(|arg| !NOT_KEYS.contains(&key_of(arg))).cloned().collect())
+            let is_key = |arg: &&Arg| !NOT_KEYS.contains(&key_of(arg)) && !NOT_IN_FILES.contains(&key_of(arg));
+            Arguments(up.get_arguments().filter(is_key).cloned().collect())
         });
         &KNOWN
     }
@@ -194,7 +201,8 @@ impl Arguments {
         }
         // A key that is wrong is not missing besides.
         let has = |key: &str| table.iter().any(|(name, value)| name.get_ref() == key && !is_empty(value.get_ref()));
-        for key in [INTERFACES, "tunnel", "remote"].into_iter().filter(|key| !has(key)) {
+        let needed = [INTERFACES, "tunnel", "remote"].into_iter();
+        for key in needed.filter(|key| !has(key) && (*key != INTERFACES || !has(PODS))) {
             let example = self.named(key).map(example).unwrap_or_default();
             mistakes.push((line, format!("{file}:{line}: {key}: is missing in this session; try: {key} = {example}")));
         }
@@ -224,6 +232,9 @@ impl Arguments {
         value: &Spanned<DeValue>,
         at: &dyn Fn(usize) -> usize,
     ) -> Result<Key, String> {
+        if name == PODS {
+            return pods(value, at).map(|values| Key { name: name.into(), line, values, is_switch: false });
+        }
         let Some(arg) = self.named(name) else { return Err(self.unknown(name)) };
         let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
         let is_list = matches!(arg.get_action(), ArgAction::Append);
@@ -263,6 +274,47 @@ impl Arguments {
     }
 }
 
+/// The interfaces that the tables of pods stand for, each as text with its place.
+fn pods(value: &Spanned<DeValue>, at: &dyn Fn(usize) -> usize) -> Result<Vec<(String, usize)>, String> {
+    const EXAMPLE: &str = "[[session.pods]] with namespace = \"shop\" and selector = \"app=web\"";
+    let tables = value.get_ref().as_array().filter(|list| list.iter().all(|one| one.get_ref().is_table()));
+    let Some(tables) = tables else { return Err(format!("is no list of tables; try: {EXAMPLE}")) };
+    let mut found = Vec::new();
+    for table in tables {
+        let here = at(table.span().start);
+        let (mut namespace, mut selector, mut annotations) = ("default".to_string(), String::new(), Vec::new());
+        let (mut interfaces, mut side) = (vec!["*".to_string()], "");
+        for (key, value) in in_order(table.get_ref().as_table().expect("a table")) {
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("namespace", DeValue::String(text)) => namespace = text.to_string(),
+                ("selector", DeValue::String(text)) => selector = text.to_string(),
+                ("annotations", DeValue::Table(all)) => {
+                    for (name, value) in in_order(all) {
+                        let Some(value) = value.get_ref().as_str() else {
+                            return Err(format!("{}: takes text; try: \"yes\"", name.get_ref()));
+                        };
+                        annotations.push(format!("{}={value}", name.get_ref()));
+                    }
+                }
+                (INTERFACES, DeValue::Array(list)) if strings(list).is_ok() => {
+                    interfaces = strings(list).unwrap_or_default().into_iter().map(|(text, _)| text).collect();
+                }
+                ("host-side", DeValue::Boolean(on)) => side = if *on { "host:" } else { "" },
+                (name, _) => {
+                    return Err(format!(
+                        "{name}: is no key of it, or of another type (namespace, selector: text; annotations: a table of texts; \
+                         interfaces: a list of texts; host-side: true or false); try: {EXAMPLE}"
+                    ));
+                }
+            }
+        }
+        let annotations = if annotations.is_empty() { String::new() } else { format!(";{}", annotations.join(",")) };
+        let text = |name: &String| (format!("{side}pods:{namespace}/{selector}{annotations}/{name}"), here);
+        found.extend(interfaces.iter().map(text));
+    }
+    Ok(found)
+}
+
 /// The name of the key for an argument.
 fn key_of(arg: &Arg) -> &str {
     arg.get_long().unwrap_or(arg.get_id().as_str())
@@ -296,6 +348,9 @@ fn example(arg: &Arg) -> String {
     }
     match key_of(arg) {
         INTERFACES => "[\"eth0:ingress\", \"eth1\"]",
+        "kubeconfig" => "\"/etc/kubernetes/admin.conf\"",
+        "context" => "\"kind-kind\"",
+        "node" => "\"worker-1\"",
         "remote" => "[\"10.0.0.7\"]",
         "name" => "\"mirror-1\"",
         "filter" => "\"tcp port 443\"",
@@ -331,7 +386,7 @@ fn distance(one: &str, other: &str) -> usize {
 /// Is a key right by itself?
 fn tried(key: &Key) -> Result<(), String> {
     let (names, flags) = match key.name.as_str() {
-        INTERFACES => (key.values.iter().map(|(name, _)| name.clone()).collect(), Vec::new()),
+        INTERFACES | PODS => (key.values.iter().map(|(name, _)| name.clone()).collect(), Vec::new()),
         _ => (vec!["eth0".into()], key.flags()),
     };
     let needed = [("tunnel", "gre"), ("remote", "10.0.0.7")].into_iter();
@@ -373,7 +428,8 @@ fn said(err: &clap::Error) -> String {
 impl Place {
     /// What the keys ask for together, and whether clsact is kept; or what `up` says of them.
     fn request(&self) -> Result<(Request, bool), String> {
-        let (interfaces, others): (Vec<&Key>, Vec<&Key>) = self.keys.iter().partition(|key| key.name == INTERFACES);
+        let is_interfaces = |key: &&Key| key.name == INTERFACES || key.name == PODS;
+        let (interfaces, others): (Vec<&Key>, Vec<&Key>) = self.keys.iter().partition(is_interfaces);
         let names = interfaces.iter().flat_map(|key| key.values.iter().map(|(name, _)| name.clone())).collect();
         let args = words_of_up(others.iter().flat_map(|key| key.flags()).collect(), names)?;
         let request = args.request().map_err(|Usage(said)| said)?;
@@ -395,7 +451,11 @@ impl Place {
         let name = |word: &str| word.strip_prefix("--").map(|name| name.trim_end_matches([',', ';', ':']).to_string());
         let mentioned = words.iter().find_map(|word| match name(word) {
             Some(name) => self.keys.iter().find(|key| key.name == name),
-            None if *word == "IFACE" || *word == INTERFACES => self.keys.iter().find(|key| key.name == INTERFACES),
+            None if *word == "IFACE" || *word == INTERFACES => {
+                let is_of_pods = body.contains("pods:");
+                let key = |name: &str| self.keys.iter().find(|key| key.name == name);
+                key(if is_of_pods { PODS } else { INTERFACES }).or_else(|| key(INTERFACES))
+            }
             None => None,
         });
         let first = name(words[0]).or((words[0] == "IFACE").then(|| INTERFACES.into()));

@@ -96,9 +96,14 @@ fn each_mistake_is_told_with_file_line_key_and_what_would_work() {
         ("remotes = []", "a.toml:6: remotes: is not a key of a session; try: remote = [\"10.0.0.7\"]"),
         (
             "replace = true",
-            "a.toml:6: replace: is not a key of a session; these are: interfaces, tunnel, id, egress-id, port, \
+            "a.toml:6: replace: is not a key of a session; these are: interfaces, pods, tunnel, id, egress-id, port, \
              sequence, udp-checksum, remote, spread, probe, filter, sample, sample-flows, snaplen, max-rate, oversize, source, \
-             underlay, ttl, tos, df, name, direction, keep-clsact",
+             underlay, ttl, tos, df, kubeconfig, context, node, max-taps, name, direction, keep-clsact",
+        ),
+        (
+            "pods = 7",
+            "a.toml:6: pods: is no list of tables; try: [[session.pods]] with namespace = \"shop\" and selector = \
+             \"app=web\"",
         ),
     ] {
         assert_mistakes(more, &[line]);
@@ -216,4 +221,19 @@ fn the_file_of_the_manual_is_taken() {
         .take_while(|line| line.is_empty() || line.starts_with("    "));
     let found = requests(&block.map(|line| format!("{}\n", line.trim_start())).collect::<String>());
     assert_eq!(found.iter().map(|request| request.name.as_str()).collect::<Vec<_>>(), ["web", "db"]);
+}
+
+#[test]
+fn pods_are_interfaces_of_their_own() {
+    let text = "[[session]]\ntunnel = 'gre'\nremote = '10.0.0.7'\n[[session.pods]]\nnamespace = 'shop'\nselector = 'app=web'\n\
+         [[session.pods]]\nnamespace = '*'\ninterfaces = ['eth0:egress']\nannotations = { mirror = 'yes', 'x.io/y' = '1' }\n";
+    let entries = parse(&[Text { name: "a.toml".into(), text: text.into() }]).unwrap();
+    let names: Vec<String> = entries[0].request.interfaces.iter().map(Watched::to_string).collect();
+    assert_eq!(names, ["pods:shop/app=web/*", "pods:*/;mirror=yes,x.io/y=1/eth0:egress"]);
+    let wrong = |from: &str, to: &str| {
+        let text = Text { name: "a.toml".into(), text: text.replace(from, to) };
+        parse(&[text]).unwrap_err().0
+    };
+    assert!(wrong("'shop'", "'Shop'")[0].starts_with("a.toml:4: pods: "), "{:?}", wrong("'shop'", "'Shop'"));
+    assert!(wrong("selector = 'app=web'", "select = 'x'")[0].starts_with("a.toml:4: pods: select: is no key of it"));
 }

@@ -407,6 +407,44 @@ pub(crate) struct Options {
     #[command(flatten)]
     #[serde(flatten)]
     pub outer: OuterOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub cluster: ClusterOptions,
+    /// Watch at most so many interfaces by patterns and labels; those that are over are told
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = max_taps)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_taps: Option<u32>,
+}
+
+/// Where pods are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Args)]
+#[command(next_help_heading = "Other network namespaces")]
+pub(crate) struct ClusterOptions {
+    /// The file that tells kubectl of its cluster [default: kubectl's own]
+    #[arg(long, value_name = "FILE", value_parser = |text: &str| said("--kubeconfig", text, "/etc/kubernetes/admin.conf"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<String>,
+    /// Which context of that file
+    #[arg(long, value_name = "CONTEXT", value_parser = |text: &str| said("--context", text, "kind-kind"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// The name of this node in its cluster [default: NODE_NAME of the environment, else the host's name]
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| said("--node", text, "worker-1"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// A word that is passed on.
+fn said(flag: &str, text: &str, example: &str) -> Result<String, Usage> {
+    ensure_usage!(
+        !text.is_empty() && !text.contains(char::is_control),
+        "{flag} {text:?} is not a name; try: {flag} {example}"
+    );
+    Ok(text.into())
+}
+
+fn max_taps(text: &str) -> Result<u32, Usage> {
+    number("--max-taps", text, 1..=u64::from(MAX_TAPS / 2), "--max-taps 100")
 }
 
 /// What is wanted of a session.
@@ -532,6 +570,10 @@ impl Request {
             ("--ttl", one(outer.ttl, outer.ttl == default_ttl())),
             ("--tos", one(outer.tos, outer.tos == 0)),
             ("--df", Values::Switch(outer.df)),
+            ("--kubeconfig", any(&options.cluster.kubeconfig)),
+            ("--context", any(&options.cluster.context)),
+            ("--node", any(&options.cluster.node)),
+            ("--max-taps", any(options.max_taps)),
         ]
     }
 

@@ -78,6 +78,10 @@ pub(crate) struct Elsewhere {
     pub links: Vec<Link>,
     /// Why nothing was found of an origin.
     pub absent: BTreeMap<String, Absent>,
+    /// Uids of pods that have no process yet.
+    pub pending: Vec<String>,
+    /// Pods that cannot be watched so, a line each.
+    pub left_out: Vec<String>,
     /// Interfaces of our own that are the other ends: by number, what each was found by.
     hosts: Vec<(u32, (String, String))>,
 }
@@ -108,7 +112,9 @@ pub(crate) fn look(
     for ((text, _), found) in origins.iter().zip(origin::find(runner, &wanted, &Cluster::of(request))) {
         match found {
             Ok(found) => {
-                for space in found {
+                elsewhere.pending.extend(found.pending);
+                elsewhere.left_out.extend(found.left_out);
+                for space in found.spaces {
                     let label = space.label.clone();
                     spaces.entry(space.inode).or_insert_with(|| (space, Vec::new())).1.push((text.to_string(), label));
                 }
@@ -221,6 +227,14 @@ impl Elsewhere {
         }
         let names = links.into_iter().flat_map(|link| [vec![link.ifname], link.altnames].concat()).collect();
         self.guests.push(Guest { label, netns: netns.into(), inode, relay, device, names });
+    }
+
+    /// What is to be said of places that cannot be watched, or of which nobody can say anything.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let unknown = self.absent.iter().filter(|(_, absent)| matches!(absent, Absent::Unknown(_)));
+        let unknown =
+            unknown.map(|(origin, absent)| format!("{origin}: {}; what is watched stays so", absent.reason()));
+        self.left_out.iter().cloned().chain(unknown).collect()
     }
 
     /// The links of our own network namespace and these, in the order of their numbers.
@@ -340,7 +354,7 @@ impl Guest {
 /// Why an interface elsewhere cannot be watched.
 pub(crate) fn refusal(text: &str, absent: Option<&Absent>) -> Result<()> {
     match absent {
-        Some(Absent::Unknown(why) | Absent::Gone(why)) => bail!("IFACE {text}: {why}"),
+        Some(absent) => bail!("IFACE {text}: {}", absent.reason()),
         None => bail!(
             "IFACE {text} is not there: that network namespace has no such interface; to wait for it, add \
              --wait-for-interface"

@@ -263,6 +263,8 @@ pub(crate) struct Done {
     pub warnings: Vec<Warning>,
     /// The outer headers, by remote.
     pub headers: BTreeMap<IpAddr, Remote>,
+    /// Uids of pods that have no process yet.
+    pub pending: Vec<String>,
 }
 
 impl Done {
@@ -378,7 +380,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
         );
     }
     let warnings = resolved.warnings.into_iter().chain(bypassed).chain(queues).chain(hidden).collect();
-    Ok(Done { changes, warnings, headers })
+    Ok(Done { changes, warnings, headers, pending: open.machine.elsewhere.pending.clone() })
 }
 
 /// A change is made, and only what was counted is still to be added up: that is no failure.

@@ -86,7 +86,8 @@ pub(crate) fn expand(request: &Request, stored: Option<&Stored>, links: &[Link])
     let is_matched = |link: &&Link| open.iter().any(|at| matches_link(&at.interface, link));
     let free = links.iter().filter(|link| !open.is_empty() && !taken.contains(&link.ifindex) && can_be_watched(link));
     let mut matched: BTreeMap<u32, &Link> = free.filter(is_matched).map(|link| (link.ifindex, link)).collect();
-    let room = MOST.saturating_sub(closed.len());
+    let most = request.options.max_taps.map_or(MOST, |most| (most as usize).min(MOST));
+    let room = most.saturating_sub(closed.len());
     let left_out = matched.len().saturating_sub(room);
     while matched.len() > room {
         matched.pop_last();

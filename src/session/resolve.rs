@@ -345,6 +345,12 @@ impl Resolved {
         asked: &Asked,
         outs: &[(IpAddr, Link)],
     ) {
+        self.warnings.extend(machine.elsewhere.notes().into_iter().map(|text| Warning {
+            remote: None,
+            text,
+            is_of_now: false,
+            is_once: false,
+        }));
         let watched: Vec<&Link> = interfaces.iter().filter_map(|(_, link)| link.as_ref()).collect();
         let is_new = |watched: &&(Watched, Option<Link>)| asked.interfaces.contains(&watched.0.interface);
         // A pattern stands for whatever is there.

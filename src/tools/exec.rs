@@ -1,5 +1,6 @@
 //! The only place that runs other programs: argument vectors without a shell, absolute paths, a cleared environment.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, PipeReader};
@@ -26,6 +27,8 @@ pub(crate) struct Cmd {
     is_mortal: bool,
     /// The network namespace that it runs in, if that is not ours.
     netns: Option<PathBuf>,
+    /// The variables of our environment that it sees.
+    environment: &'static [&'static str],
 }
 
 /// What a program reads from its standard input.
@@ -41,7 +44,8 @@ impl Cmd {
     /// `program` is a bare name, looked up in `PATH` and the sbin directories.
     pub(crate) fn new<S: Into<String>>(program: &str, args: impl IntoIterator<Item = S>) -> Cmd {
         let args = args.into_iter().map(Into::into).collect();
-        Cmd { program: program.into(), args, stdin: Stdin::Nothing, patience: None, is_mortal: false, netns: None }
+        let (stdin, environment) = (Stdin::Nothing, &[][..]);
+        Cmd { program: program.into(), args, stdin, patience: None, is_mortal: false, netns: None, environment }
     }
 
     /// Lines for the program's standard input.
@@ -63,6 +67,11 @@ impl Cmd {
     /// The program runs in this network namespace; all else stays ours, so it sees our bpffs.
     pub(crate) fn within(self, netns: Option<&Path>) -> Cmd {
         Cmd { netns: netns.map(Path::to_path_buf), ..self }
+    }
+
+    /// The program sees these variables of our environment, where they are set; others are hidden from it.
+    pub(crate) fn environment(self, names: &'static [&'static str]) -> Cmd {
+        Cmd { environment: names, ..self }
     }
 
     /// Ends the program, and fails, when it takes longer.
@@ -427,7 +436,10 @@ fn expression(cmd: &Cmd) -> Result<duct::Expression> {
     }
     let program = words.remove(0);
     let call = duct::cmd(program, words);
-    let call = call.full_env([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")]).unchecked();
+    let mut environment: BTreeMap<&str, OsString> =
+        BTreeMap::from([("LC_ALL", "C"), ("PATH", SBIN), ("HOME", "/")].map(|(name, value)| (name, value.into())));
+    environment.extend(cmd.environment.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+    let call = call.full_env(environment).unchecked();
     // A terminal sends its ^C to its whole group: a tool that it hit would leave its work half done. One that reads the
     // terminal must stay in that group.
     let is_apart = interrupt::is_watched() && !matches!(cmd.stdin, Stdin::Ours);

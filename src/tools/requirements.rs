@@ -74,6 +74,15 @@ pub(crate) const PING: Tool = Tool {
     prevents: "remotes cannot be asked whether they are there (only --probe icmp needs it)",
 };
 
+/// Needed only where pods are watched by name or label.
+pub(crate) const KUBECTL: Tool = Tool {
+    name: "kubectl",
+    version: &["version", "--client", "--output=yaml"],
+    minimum: (1, 20),
+    package: "kubernetes-client",
+    prevents: "pods cannot be found (only --pod and --pods need it)",
+};
+
 /// What a session needs once its programs are compiled.
 pub(crate) const SESSION_TOOLS: [&str; 4] = ["bpftool", "tc", "ip", "ethtool"];
 

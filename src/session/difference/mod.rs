@@ -111,9 +111,20 @@ fn trimmed(wanted: &Wanted, there: &There, stored: &Stored) -> (Option<Wanted>, 
 
 /// What is told of interfaces that a pattern matches in vain.
 fn crowd(wanted: &Wanted) -> Option<Change> {
-    let fault =
-        format!("they match {} interfaces more than the {} that one session watches", wanted.left_out, pattern::MOST);
-    let fix = "watch those in another session, as in: snifctl up 'eth1*' --name OTHER";
+    let (fault, fix) = match wanted.request.options.max_taps {
+        Some(most) => (
+            format!("they match {} interfaces more than the {most} of --max-taps", wanted.left_out),
+            "allow more, or ask for fewer, by `up` with --replace",
+        ),
+        None => (
+            format!(
+                "they match {} interfaces more than the {} that one session watches",
+                wanted.left_out,
+                pattern::MOST
+            ),
+            "watch those in another session, as in: snifctl up 'eth1*' --name OTHER",
+        ),
+    };
     (wanted.left_out > 0).then(|| Change::new("patterns", fault, fix, Vec::new()))
 }
 
