@@ -25,6 +25,7 @@ use anyhow::Result;
 use crate::cli::{Cli, Command, DemoPart, DryRun};
 use crate::datapath::source::Source;
 use crate::output::json;
+use crate::session::change::Change;
 use crate::session::engine::{Context, Done, Open};
 use crate::session::home::Wait;
 use crate::session::outside;
@@ -106,7 +107,10 @@ fn news(done: &Done) -> Vec<&Warning> {
     let is_news = |warning: &&Warning| match warning.remote {
         Some(remote) => warning.is_of_now || changed(&format!("remote {remote}")),
         // What does not fit, where something has changed that it depends on.
-        None => done.told().any(|change| change.subject.starts_with("remote ") || change.fault.contains("MTU")),
+        None => {
+            let is_near = |change: &Change| change.subject.starts_with("remote ") || change.fault.contains("MTU");
+            warning.is_of_now || done.told().any(is_near)
+        }
     };
     done.warnings.iter().filter(is_news).collect()
 }

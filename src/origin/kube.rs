@@ -1,6 +1,7 @@
 //! What `kubectl` tells of pods.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -26,6 +27,9 @@ const ENVIRONMENT: [&str; 5] = ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_P
 
 /// So long an API server may take to answer, in kubectl's words.
 const PATIENCE: &str = "--request-timeout=5s";
+
+/// So long kubectl may take in all, which asks again where nobody answers.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// The name of this node.
 pub(super) fn node(cluster: &Cluster) -> String {
@@ -55,7 +59,7 @@ pub(super) fn pods(runner: &Runner, cluster: &Cluster, namespace: &str, selector
     let namespace = if namespace == "*" { "--all-namespaces".into() } else { format!("--namespace={namespace}") };
     let mut words = vec!["get", "pods", "--output=json", PATIENCE, &node, &namespace];
     words.extend((selector != "--selector=").then_some(selector.as_str()));
-    let text = runner.read(&kubectl(cluster, &words)).map_err(|err| format!("{err:#}"))?;
+    let text = runner.read(&kubectl(cluster, &words).patience(LONGEST)).map_err(|err| format!("{err:#}"))?;
     let list: Value = serde_json::from_str(&text).map_err(|err| format!("kubectl answered no JSON ({err})"))?;
     let items = list["items"].as_array().ok_or("kubectl answered no list of pods")?;
     Ok(items.iter().filter_map(pod).collect())

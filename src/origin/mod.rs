@@ -10,13 +10,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use crate::request::Request;
 use crate::tools::exec::Runner;
 use crate::usage::{Usage, ensure_usage, refuse};
 use cgroup::Processes;
 
-pub(crate) use kube::{Pod, watch_command};
+use kube::Pod;
+pub(crate) use kube::watch_command;
 
 /// Who is asked for. As text: `netns:blue`, `pid:4711`, `container:3f2a91c0ffee`, `pod:shop/web-1`, `pods:shop/app=web`,
 /// `pods:*/app=web;mirror=yes` with annotations behind the labels.
@@ -159,17 +161,21 @@ pub(crate) enum Absent {
     Unfit(String),
     /// Nobody can say: what was there stays as it is.
     Unknown(String),
+    /// Nobody was asked.
+    Unasked,
 }
 
 impl Absent {
     pub(crate) fn reason(&self) -> &str {
-        let (Absent::Gone(why) | Absent::Unfit(why) | Absent::Unknown(why)) = self;
-        why
+        match self {
+            Absent::Gone(why) | Absent::Unfit(why) | Absent::Unknown(why) => why,
+            Absent::Unasked => "nobody was asked for it",
+        }
     }
 }
 
 /// How `kubectl` finds its cluster, and which of its nodes this is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Cluster {
     pub kubeconfig: Option<String>,
     pub context: Option<String>,
@@ -190,13 +196,45 @@ fn own_inode() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |meta| meta.ino())
 }
 
-/// What each of these stands for: one look through /proc, and one `kubectl` for each kind of pods.
-pub(crate) fn find(runner: &Runner, origins: &[Origin], cluster: &Cluster) -> Vec<Result<Found, Absent>> {
+/// What each of these stands for, but those that are none: one look through /proc, and one `kubectl` for each kind of pods.
+pub(crate) fn find(runner: &Runner, origins: &[Option<Origin>], cluster: &Cluster) -> Vec<Result<Found, Absent>> {
     let is_direct = |origin: &Origin| matches!(origin, Origin::Netns(_) | Origin::Pid(_));
-    let processes =
-        if origins.iter().all(is_direct) { Processes::default() } else { Processes::read(Path::new("/proc")) };
+    let is_read = !origins.iter().flatten().all(is_direct);
+    let processes = if is_read { Processes::read(Path::new("/proc")) } else { Processes::default() };
     let mut finder = Finder { runner, cluster, processes, own: own_inode(), lists: BTreeMap::new() };
-    origins.iter().map(|origin| finder.find(origin)).collect()
+    origins.iter().map(|origin| finder.find(origin.as_ref().ok_or(Absent::Unasked)?)).collect()
+}
+
+/// What is asked of a cluster: the namespace, and the selector.
+type Question = (Cluster, String, String);
+
+/// Answers that were got ahead, for who must not wait for them.
+static AHEAD: Mutex<BTreeMap<Question, Result<Vec<Pod>, String>>> = Mutex::new(BTreeMap::new());
+
+/// Asks for the pods of these origins now, so that `find` need not; until the next time, or with none of them.
+pub(crate) fn ask_ahead(runner: &Runner, asked: &[(Cluster, Origin)]) {
+    let mut answers = BTreeMap::new();
+    for (cluster, origin) in asked {
+        let Some((namespace, selector)) = origin.question() else { continue };
+        let question = (cluster.clone(), namespace.to_string(), selector.to_string());
+        answers.entry(question).or_insert_with(|| kube::pods(runner, cluster, namespace, selector));
+    }
+    *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = answers;
+}
+
+impl Origin {
+    /// The namespace and selector that the cluster is asked with; none where it is not asked.
+    fn question(&self) -> Option<(&str, &str)> {
+        match self {
+            Origin::Pod { namespace, .. } => Some((namespace, "")),
+            Origin::Pods(Pods { namespace, selector, .. }) => Some((namespace, selector)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_of_cluster(&self) -> bool {
+        self.question().is_some()
+    }
 }
 
 /// The uids among these that have a process by now.
@@ -270,6 +308,11 @@ impl Finder<'_> {
 
     fn pods(&mut self, namespace: &str, selector: &str) -> Result<Vec<Pod>, String> {
         let key = (namespace.to_string(), selector.to_string());
+        let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = ahead.get(&(self.cluster.clone(), key.0.clone(), key.1.clone())) {
+            return answer.clone();
+        }
+        drop(ahead);
         let (runner, cluster) = (self.runner, self.cluster);
         self.lists.entry(key).or_insert_with(|| kube::pods(runner, cluster, namespace, selector)).clone()
     }

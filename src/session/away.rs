@@ -93,6 +93,13 @@ pub(crate) fn is_asked(stored: Option<&Stored>, request: Option<&Request>) -> bo
         || stored.is_some_and(|stored| has(&stored.request) || stored.interfaces.values().any(|at| at.guest.is_some()))
 }
 
+/// What a request asks of a cluster.
+pub(crate) fn questions(request: &Request) -> Vec<(Cluster, Origin)> {
+    let origins = request.interfaces.iter().filter_map(|watched| Some(origin_of(parts(&watched.interface)?.0).0));
+    let origins = origins.filter_map(|text| text.parse::<Origin>().ok()).filter(Origin::is_of_cluster);
+    origins.map(|origin| (Cluster::of(Some(request)), origin)).collect()
+}
+
 /// Looks into the network namespaces of a session: those that it asks for, and those where it has taps.
 pub(crate) fn look(
     runner: &Runner,
@@ -106,7 +113,9 @@ pub(crate) fn look(
     let texts: BTreeSet<&str> = texts.collect();
     let origins: BTreeMap<&str, Origin> =
         texts.iter().filter_map(|text| Some((*text, origin_of(text).0.parse().ok()?))).collect();
-    let wanted: Vec<Origin> = origins.values().cloned().collect();
+    // Pods are asked for where that can change what is watched: others look at what is there.
+    let is_asked = |origin: &Origin| request.is_some() || !origin.is_of_cluster();
+    let wanted: Vec<Option<Origin>> = origins.values().map(|at| Some(at.clone()).filter(|at| is_asked(at))).collect();
     let mut elsewhere = Elsewhere::default();
     let mut spaces: BTreeMap<u64, (Space, Vec<(String, String)>)> = BTreeMap::new();
     for ((text, _), found) in origins.iter().zip(origin::find(runner, &wanted, &Cluster::of(request))) {
@@ -133,7 +142,7 @@ pub(crate) fn look(
         let (_, by) = spaces.entry(guest.inode).or_insert((space, Vec::new()));
         // Nobody can say that it is not wanted any more.
         let from = place.pattern.as_deref().and_then(parts).map_or(label, |(origin, _)| origin);
-        let is_unknown = |absent: &Absent| matches!(absent, Absent::Unknown(_));
+        let is_unknown = |absent: &Absent| matches!(absent, Absent::Unknown(_) | Absent::Unasked);
         if elsewhere.absent.get(from).is_some_and(is_unknown) {
             by.push((from.into(), label.into()));
         }
@@ -229,12 +238,10 @@ impl Elsewhere {
         self.guests.push(Guest { label, netns: netns.into(), inode, relay, device, names });
     }
 
-    /// What is to be said of places that cannot be watched, or of which nobody can say anything.
-    pub(crate) fn notes(&self) -> Vec<String> {
+    /// The places of which nobody can say anything, a line each.
+    pub(crate) fn unknown(&self) -> Vec<String> {
         let unknown = self.absent.iter().filter(|(_, absent)| matches!(absent, Absent::Unknown(_)));
-        let unknown =
-            unknown.map(|(origin, absent)| format!("{origin}: {}; what is watched stays so", absent.reason()));
-        self.left_out.iter().cloned().chain(unknown).collect()
+        unknown.map(|(origin, absent)| format!("{origin}: {}; what is watched stays so", absent.reason())).collect()
     }
 
     /// The links of our own network namespace and these, in the order of their numbers.

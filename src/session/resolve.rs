@@ -345,12 +345,9 @@ impl Resolved {
         asked: &Asked,
         outs: &[(IpAddr, Link)],
     ) {
-        self.warnings.extend(machine.elsewhere.notes().into_iter().map(|text| Warning {
-            remote: None,
-            text,
-            is_of_now: false,
-            is_once: false,
-        }));
+        let note = |is_of_now| move |text| Warning { remote: None, text, is_of_now, is_once: false };
+        self.warnings.extend(machine.elsewhere.left_out.iter().cloned().map(note(false)));
+        self.warnings.extend(machine.elsewhere.unknown().into_iter().map(note(true)));
         let watched: Vec<&Link> = interfaces.iter().filter_map(|(_, link)| link.as_ref()).collect();
         let is_new = |watched: &&(Watched, Option<Link>)| asked.interfaces.contains(&watched.0.interface);
         // A pattern stands for whatever is there.

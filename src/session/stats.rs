@@ -204,7 +204,6 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
     let options = request.map(|request| &request.options);
     let drops = drops(there);
     let (changes, mut faults, fix) = faults(open, there);
-    faults.extend(open.machine.elsewhere.notes());
     let taps = taps(there);
     let blind = taps.iter().filter_map(|tap| Some((tap, tap.unseen?)));
     faults.extend(blind.map(|(tap, passed)| {

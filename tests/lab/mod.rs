@@ -19,6 +19,7 @@ pub(crate) mod bare;
 pub(crate) mod capture;
 pub(crate) mod chaos;
 pub(crate) mod check;
+pub(crate) mod cluster;
 pub(crate) mod corpus;
 pub(crate) mod decode;
 pub(crate) mod faults;

@@ -8,7 +8,7 @@ mod timing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,6 +17,9 @@ use crate::cli::WatchArgs;
 use crate::commands::sync::{self, Put};
 use crate::commands::{apply, status};
 use crate::file::Entry;
+use crate::origin::{self, Cluster, Origin};
+use crate::session::away;
+use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Open};
 use crate::session::home::{self, Wait};
@@ -25,15 +28,17 @@ use crate::session::stats;
 use crate::tools::interrupt;
 use crate::tools::requirements;
 use log::{Level, Log};
-use monitor::Event;
+use monitor::{Event, Monitors};
 use notify::Notify;
 use probes::Probes;
 use timing::Timing;
 
 /// Another snifctl may be at work for so long before a look is given up, and tried again later.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A monitor that has ended is started again, but not more often.
-const RESTART: Duration = Duration::from_secs(1);
+/// How often it is looked whether a pod that is to come has a process.
+const PODS: Duration = Duration::from_millis(200);
+/// So long is it looked: one that does not come is found by the next event.
+const LONGEST: Duration = Duration::from_secs(600);
 
 pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
     home::ensure_root()?;
@@ -55,7 +60,9 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         files: Files::default(),
         suspects: BTreeMap::new(),
         waits: false,
-        monitors: Monitors { sender, started: [None; monitor::COMMANDS.len()], runs: [false; monitor::COMMANDS.len()] },
+        pods: Pending::default(),
+        questions: Vec::new(),
+        monitors: Monitors::new(sender),
     };
     watcher.read_files().map_err(apply::usage)?;
     watcher.go_on(&events)?;
@@ -64,14 +71,6 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         watcher.take_down()?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The monitors, each by its place.
-struct Monitors {
-    sender: Sender<Event>,
-    /// When it was last started.
-    started: [Option<Instant>; monitor::COMMANDS.len()],
-    runs: [bool; monitor::COMMANDS.len()],
 }
 
 /// What is said of all files.
@@ -103,7 +102,42 @@ struct Watcher<'a> {
     suspects: BTreeMap<String, BTreeSet<String>>,
     /// A next hop of theirs does not answer, and no event tells when it does.
     waits: bool,
+    pods: Pending,
+    /// What clusters are asked for, by what was found at the last look.
+    questions: Vec<(Cluster, Origin)>,
     monitors: Monitors,
+}
+
+/// Pods that have no process yet.
+#[derive(Default)]
+struct Pending {
+    uids: Vec<String>,
+    /// When it was first waited for these, and when they are looked for next.
+    since: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Pending {
+    /// After a look.
+    fn are(&mut self, uids: Vec<String>, now: Instant) {
+        if uids != self.uids {
+            self.since = Some(now);
+        }
+        let lasts = self.since.is_some_and(|since| now < since + LONGEST);
+        self.due = (!uids.is_empty() && lasts).then_some(now + PODS);
+        self.uids = uids;
+    }
+
+    /// Has one of them come? Answers when that is asked next, too.
+    fn look(&mut self, now: Instant) -> (bool, Option<Instant>) {
+        if self.due.is_none_or(|due| due > now) {
+            return (false, self.due);
+        }
+        let has_come = origin::started(&self.uids);
+        let lasts = self.since.is_some_and(|since| now < since + LONGEST);
+        self.due = (!has_come && lasts).then_some(now + PODS);
+        (has_come, self.due)
+    }
 }
 
 /// All mistakes in files, which have a line each, as one line.
@@ -139,7 +173,11 @@ impl Watcher<'_> {
                 continue;
             }
             let round = self.probes.go_on(&self.context.runner, now, &self.monitors.sender);
-            let dues = [restart, self.notify.feed(now), round].into_iter().flatten();
+            let (has_come, pods) = self.pods.look(now);
+            if has_come {
+                self.timing.event(now);
+            }
+            let dues = [restart, self.notify.feed(now), round, pods].into_iter().flatten();
             let next = dues.fold(self.timing.due(now), Instant::min);
             let event = match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(event) => event,
@@ -149,7 +187,7 @@ impl Watcher<'_> {
             for event in [event].into_iter().chain(events.try_iter()) {
                 match event {
                     Event::Changed => self.timing.event(Instant::now()),
-                    Event::Ended(at) => self.monitors.runs[at] = false,
+                    Event::Ended(at) => self.monitors.ended(at),
                     Event::Answered(answers) => {
                         if self.probes.answered(answers) {
                             self.timing.event(Instant::now());
@@ -199,40 +237,22 @@ impl Watcher<'_> {
         Ok(outcome.has_failed())
     }
 
-    /// Starts those that have ended; answers when the next may be.
+    /// Starts the monitors that do not run; answers when the next may be.
     fn start_monitors(&mut self) -> Result<Option<Instant>> {
-        let mut next = None;
-        for at in (0..monitor::COMMANDS.len()).filter(|at| !self.monitors.runs[*at]).collect::<Vec<_>>() {
-            let (now, last) = (Instant::now(), self.monitors.started[at]);
-            if let Some(due) = last.map(|last| last + RESTART).filter(|due| *due > now) {
-                next = next.into_iter().chain([due]).min();
-                continue;
-            }
-            self.monitors.started[at] = Some(now);
-            match monitor::start(&self.context.runner, at, &self.monitors.sender) {
-                Ok(()) => self.monitors.runs[at] = true,
-                Err(err) if interrupt::is_cause(&err) => return Ok(None),
-                Err(err) if last.is_none() => return Err(err),
-                Err(err) => self.log.say(Level::Warning, "", "monitor", &format!("{err:#}")),
-            }
-            // What has changed meanwhile had no listener.
-            if last.is_some() {
-                self.log.say(
-                    Level::Warning,
-                    "",
-                    "monitor",
-                    &format!("`{}` has ended; started again", monitor::command(at)),
-                );
-                self.timing.event(now);
-            }
+        let started = self.monitors.start(&self.context.runner)?;
+        started.said.iter().for_each(|said| self.log.say(Level::Warning, "", "monitor", said));
+        if started.is_event {
+            self.timing.event(Instant::now());
         }
-        Ok(next)
+        Ok(started.next)
     }
 
     /// Puts everything right that can be. Has something failed?
     fn look(&mut self, now: Instant) -> Result<bool> {
         let is_for_all = self.timing.is_for_all(now);
         self.timing.begin(now);
+        // Nobody waits for us while a cluster is asked.
+        origin::ask_ahead(&self.context.runner, &self.questions);
         let looked = match self.sessions(is_for_all) {
             Err(err) if interrupt::is_cause(&err) => return Ok(false),
             looked => looked,
@@ -284,8 +304,9 @@ impl Watcher<'_> {
         let names: BTreeSet<String> =
             engine::everything(&open).into_iter().filter(|name| self.is_meant(name)).collect();
         self.waits = false;
+        let (mut pending, mut questions) = (Vec::new(), Vec::new());
         for name in &names {
-            let mut standing = Vec::new();
+            let (mut standing, mut told) = (Vec::new(), Vec::new());
             let pinged = self.probes.of(name);
             // Nothing is waited for: an answer is an event.
             let how = |asked: &mut Asked| (asked.passive, asked.sends, asked.pinged) = (true, true, pinged);
@@ -294,9 +315,13 @@ impl Watcher<'_> {
                     if let Some(there) = there {
                         self.probes.ask(name, &there);
                         self.waits |= !there.unanswered().is_empty();
+                        let request = there.stored.as_ref().ok().map(|stored| &stored.request);
+                        questions.extend(request.into_iter().flat_map(away::questions));
                     }
+                    pending.extend(done.iter().flat_map(|done| done.pending.clone()));
                     let made = changes.iter().filter(|change| !change.acts.is_empty());
                     made.for_each(|change| self.log.say(Level::Info, name, "changed", &change.line()));
+                    told.extend(changes.iter().filter(|change| change.acts.is_empty()).map(Change::line));
                     let warnings = done.map(|done| done.warnings).unwrap_or_default();
                     let (once, lasting): (Vec<Warning>, Vec<Warning>) = warnings.into_iter().partition(|at| at.is_once);
                     once.iter().for_each(|warning| self.log.say(Level::Warning, name, "warning", &warning.text));
@@ -313,7 +338,10 @@ impl Watcher<'_> {
                 let subject = line.split(": ").next().unwrap_or_default();
                 standing.iter().any(|(_, said): &(Level, String)| said.starts_with(&format!("{subject} ")))
             };
+            // What only who asks a cluster knows.
+            told.retain(|line| !left.contains(line));
             let left: Vec<String> = left.into_iter().filter(|line| !is_said(line)).collect();
+            standing.extend(told.into_iter().map(|line| (Level::Warning, line)));
             let suspects: BTreeSet<String> = left.iter().map(|line| log::numberless(line)).collect();
             let before = self.suspects.insert(name.clone(), suspects.clone()).unwrap_or_default();
             if !suspects.is_subset(&before) {
@@ -323,6 +351,9 @@ impl Watcher<'_> {
             standing.extend(lasting.map(|line| (Level::Warning, line)));
             self.log.standing(name, &standing);
         }
+        self.pods.are(pending, Instant::now());
+        self.monitors.follow(questions.iter().map(|(cluster, _)| cluster.clone()));
+        self.questions = questions;
         if is_for_all {
             open.sweep_dead();
         }

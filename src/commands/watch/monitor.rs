@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::probes::Answers;
+use crate::origin::{self, Cluster};
 use crate::tools::exec::{Cmd, Runner};
+use crate::tools::interrupt;
 
 /// What wakes the watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +17,7 @@ pub(super) enum Event {
     Changed,
     /// Remotes were asked.
     Answered(Answers),
-    /// A monitor, by its place among [`COMMANDS`], has ended.
+    /// The monitor with this place has ended.
     Ended(usize),
     Signal,
 }
@@ -24,9 +26,117 @@ pub(super) enum Event {
 pub(super) const COMMANDS: [&[&str]; 2] =
     [&["ip", "-o", "monitor", "link", "address", "route", "neigh", "rule", "nexthop"], &["tc", "monitor"]];
 
-/// The command line of one of them.
-pub(super) fn command(at: usize) -> String {
-    COMMANDS[at].join(" ")
+/// A monitor is started again after so long, and where it does not last, after twice as long each time.
+const RESTART: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What is listened to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// The kernel, by the command with this place among [`COMMANDS`].
+    Kernel(usize),
+    /// The pods of a cluster.
+    Pods(Cluster),
+}
+
+impl Source {
+    fn command(&self) -> Cmd {
+        match self {
+            Source::Kernel(at) => Cmd::new(COMMANDS[*at][0], COMMANDS[*at][1..].iter().copied()),
+            Source::Pods(cluster) => origin::watch_command(cluster),
+        }
+    }
+}
+
+/// One that is kept running.
+struct Monitor {
+    source: Source,
+    /// When it was last started.
+    started: Option<Instant>,
+    runs: bool,
+    /// How often in a row it has ended soon.
+    failures: u32,
+}
+
+impl Monitor {
+    fn new(source: Source) -> Monitor {
+        Monitor { source, started: None, runs: false, failures: 0 }
+    }
+
+    /// When it may be started again.
+    fn due(&self) -> Option<Instant> {
+        self.started.map(|last| last + RESTART.saturating_mul(1 << self.failures.saturating_sub(1).min(5)).min(LONGEST))
+    }
+}
+
+/// All of them.
+pub(super) struct Monitors {
+    pub sender: Sender<Event>,
+    all: Vec<Monitor>,
+}
+
+/// What has become of monitors that were to be started.
+#[derive(Default)]
+pub(super) struct Started {
+    /// When the next may be.
+    pub next: Option<Instant>,
+    /// What is to be said of those that had ended.
+    pub said: Vec<String>,
+    /// What has changed meanwhile had no listener.
+    pub is_event: bool,
+}
+
+impl Monitors {
+    pub(super) fn new(sender: Sender<Event>) -> Monitors {
+        Monitors { sender, all: (0..COMMANDS.len()).map(|at| Monitor::new(Source::Kernel(at))).collect() }
+    }
+
+    /// Pods of these clusters are followed from now on.
+    pub(super) fn follow(&mut self, clusters: impl IntoIterator<Item = Cluster>) {
+        for source in clusters.into_iter().map(Source::Pods) {
+            if !self.all.iter().any(|monitor| monitor.source == source) {
+                self.all.push(Monitor::new(source));
+            }
+        }
+    }
+
+    pub(super) fn ended(&mut self, at: usize) {
+        let Some(monitor) = self.all.get_mut(at) else { return };
+        monitor.runs = false;
+        let lasted = monitor.started.map_or(Duration::ZERO, |started| started.elapsed());
+        monitor.failures = if lasted < LONGEST { monitor.failures + 1 } else { 0 };
+    }
+
+    /// Starts those that do not run.
+    pub(super) fn start(&mut self, runner: &Runner) -> Result<Started> {
+        let mut done = Started::default();
+        for (at, monitor) in self.all.iter_mut().enumerate().filter(|(_, monitor)| !monitor.runs) {
+            let (now, last) = (Instant::now(), monitor.started);
+            if let Some(due) = monitor.due().filter(|due| *due > now) {
+                done.next = done.next.into_iter().chain([due]).min();
+                continue;
+            }
+            monitor.started = Some(now);
+            let is_kernel = matches!(monitor.source, Source::Kernel(_));
+            match start(runner, &monitor.source, at, &self.sender) {
+                Ok(()) => monitor.runs = true,
+                Err(err) if interrupt::is_cause(&err) => return Ok(done),
+                Err(err) if last.is_none() && is_kernel => return Err(err),
+                Err(err) => {
+                    monitor.failures += 1;
+                    done.said.push(format!("{err:#}"));
+                }
+            }
+            if last.is_some() {
+                // A server ends what it is asked for when it likes.
+                if is_kernel || monitor.failures == 1 {
+                    done.said.push(format!("`{}` has ended; started again", monitor.source.command()));
+                }
+                done.is_event = true;
+            }
+        }
+        Ok(done)
+    }
 }
 
 /// So long it is waited for a monitor to listen; one that does not is looked past.
@@ -34,10 +144,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Starts a monitor, and returns once it listens. Each of its lines, also on standard error, where it tells of messages that
 /// were lost, is an event. It ends with us.
-pub(super) fn start(runner: &Runner, at: usize, events: &Sender<Event>) -> Result<()> {
-    let lines = runner.lines(&Cmd::new(COMMANDS[at][0], COMMANDS[at][1..].iter().copied()).mortal())?;
+fn start(runner: &Runner, source: &Source, at: usize, events: &Sender<Event>) -> Result<()> {
+    let lines = runner.lines(&source.command().mortal())?;
     let (pid, begun) = (lines.pid(), Instant::now());
-    while !listens(pid) && begun.elapsed() < PATIENCE {
+    let is_kernel = matches!(source, Source::Kernel(_));
+    while is_kernel && !listens(pid) && begun.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(2));
     }
     let events = events.clone();
@@ -78,7 +189,7 @@ mod tests {
         let (sender, events) = mpsc::channel();
         for (at, command) in COMMANDS.iter().enumerate() {
             let begun = Instant::now();
-            start(&Runner::default(), at, &sender).unwrap();
+            start(&Runner::default(), &Source::Kernel(at), at, &sender).unwrap();
             assert!(begun.elapsed() < PATIENCE, "{command:?} listens");
         }
         drop((sender, events));
