@@ -29,6 +29,7 @@ use crate::tools::exec::{self, Runner};
 use crate::tools::interrupt;
 use crate::tools::ip::{self, Link};
 use crate::tools::requirements;
+use crate::tools::rights;
 use crate::tools::tc;
 
 /// How a command runs.
@@ -56,15 +57,15 @@ struct Held {
 impl<'a> Open<'a> {
     /// To change them. A dry run takes no lock and needs no root.
     pub(crate) fn to_write(context: &'a Context) -> Result<Open<'a>> {
-        Open::with(context, &requirements::SESSION_TOOLS)
+        Open::with(context, &requirements::SESSION_TOOLS, rights::to_write)
     }
 
     /// To take them away, for which fewer tools do.
     pub(crate) fn to_remove(context: &'a Context) -> Result<Open<'a>> {
-        Open::with(context, &["bpftool", "tc", "ip"])
+        Open::with(context, &["bpftool", "tc", "ip"], rights::to_remove)
     }
 
-    fn with(context: &'a Context, tools: &[&str]) -> Result<Open<'a>> {
+    fn with(context: &'a Context, tools: &[&str], ensure_rights: fn() -> Result<()>) -> Result<Open<'a>> {
         let runner = &context.runner;
         let mut home = Home::here()?;
         let lock = match runner.dry_run {
@@ -73,7 +74,7 @@ impl<'a> Open<'a> {
                 home.lock_to_read(context.wait).unwrap_or_default()
             }
             false => {
-                home::ensure_root()?;
+                ensure_rights()?;
                 requirements::ensure_present(tools)?;
                 Some(home.lock_to_write(runner, context.wait)?)
             }
@@ -97,7 +98,7 @@ impl<'a> Open<'a> {
 
     /// To look at them.
     pub(crate) fn to_read(context: &'a Context) -> Result<Open<'a>> {
-        home::ensure_root()?;
+        rights::to_read()?;
         requirements::ensure_present(&["bpftool", "tc", "ip"])?;
         let mut home = Home::here()?;
         let lock = home.lock_to_read(context.wait)?;

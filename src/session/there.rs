@@ -12,6 +12,7 @@ use crate::datapath::abi::{self, Config, Direction, Remote, Stat, Tap, TapCounts
 use crate::datapath::parts::{Device, Map, Program};
 use crate::request::Probe;
 use crate::session::home::{ALIAS, Home, handle};
+use crate::session::hops;
 use crate::session::relay;
 use crate::session::stored::{Hop, Silence, Stored, Unreadable};
 use crate::session::upgrade;
@@ -57,6 +58,8 @@ pub(crate) struct There {
     pub marks: BTreeSet<u32>,
     /// The neighbour table, where somebody has asked.
     pub neighbours: Vec<Neighbour>,
+    /// The entries of it that are noted as the session's.
+    pub noted: Vec<Hop>,
     /// Interfaces of which it is noted that we were about to add one. A version before left such notes for all.
     pub notes: BTreeSet<u32>,
     /// The other sessions here whose filters have the same handle.
@@ -175,6 +178,7 @@ impl There {
             notes: home.clsact_marks().into_iter().collect(),
             namesakes: Namesakes::find(runner, home, name, links)?,
             neighbours: Vec::new(),
+            noted: hops::noted(&home.session(name)),
         })
     }
 
@@ -328,8 +332,8 @@ impl There {
     pub(crate) fn hops(&self) -> Vec<Hop> {
         match &self.stored {
             Ok(stored) => stored.hops(),
-            Err(Unreadable::OtherVersion(foreign)) => foreign.hops.clone(),
-            Err(_) => Vec::new(),
+            Err(Unreadable::OtherVersion(foreign)) if !foreign.hops.is_empty() => foreign.hops.clone(),
+            Err(_) => self.noted.clone(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Programs and maps, through bpftool's JSON. Many questions or writes go through one `bpftool batch`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, de};
@@ -8,12 +8,22 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::tools::exec::{Cmd, Failed, Runner};
-use crate::tools::{batch, json, log};
+use crate::tools::{batch, json, log, rights};
 
-/// Loads every program of the object once and pins programs and maps under their names. `filtered`: a filter is in it.
-pub(crate) fn load(runner: &Runner, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
-    let maps = dir.join("maps");
-    let words = ["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)];
+/// Loads every program of the object once and pins programs and maps under their names, in a directory and its `maps`. Maps
+/// that are there already, by name and pin, are used. `filtered`: a filter is in it.
+pub(crate) fn load(
+    runner: &Runner,
+    object: &Path,
+    dir: &Path,
+    there: &[(&str, PathBuf)],
+    filtered: bool,
+) -> Result<()> {
+    let (object, maps, dir) = (text(object), text(&dir.join("maps")), text(dir));
+    let pins: Vec<(&str, String)> = there.iter().map(|(map, pin)| (*map, text(pin))).collect();
+    let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
+    words.extend(pins.iter().flat_map(|(map, pin)| ["map", "name", map, "pinned", pin]));
+    words.extend(["pinmaps", &maps]);
     load_by(runner, &words, filtered)
 }
 
@@ -25,18 +35,6 @@ pub(crate) fn load_on(runner: &Runner, object: &Path, dir: &Path, maps: &Path, n
     for (map, pin) in names.iter().zip(&pins) {
         words.extend(["map", "name", map, "pinned", pin]);
     }
-    load_by(runner, &words, true)
-}
-
-/// The same, with new maps beside them, pinned with the others in a directory of their own.
-pub(crate) fn load_moved(runner: &Runner, object: &Path, dir: &Path, maps: &Path, names: &[&str]) -> Result<()> {
-    let pins: Vec<String> = names.iter().map(|map| text(&maps.join(map))).collect();
-    let (object, new, dir) = (text(object), text(&dir.join("maps")), text(dir));
-    let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
-    for (map, pin) in names.iter().zip(&pins) {
-        words.extend(["map", "name", map, "pinned", pin]);
-    }
-    words.extend(["pinmaps", &new]);
     load_by(runner, &words, true)
 }
 
@@ -119,7 +117,8 @@ pub(crate) fn value(answer: &RawValue) -> Result<Value> {
 
 /// The same with the answers unread: the dump of a large map has a word for each byte.
 pub(crate) fn ask_raw(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
-    let output = done(runner.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines)))?;
+    let read = runner.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines));
+    let output = done(read).map_err(rights::explained)?;
     let answers = outputs(&output)?;
     if answers.len() != lines.len() {
         bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());

@@ -19,11 +19,12 @@ use crate::commands::{apply, status};
 use crate::file::Entry;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Open};
-use crate::session::home::{self, Wait};
+use crate::session::home::Wait;
 use crate::session::resolve::{Asked, Warning};
 use crate::session::stats;
 use crate::tools::interrupt;
 use crate::tools::requirements;
+use crate::tools::rights;
 use log::{Level, Log};
 use monitor::Event;
 use notify::Notify;
@@ -36,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RESTART: Duration = Duration::from_secs(1);
 
 pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
-    home::ensure_root()?;
+    rights::to_write()?;
     requirements::ensure_present(&requirements::SESSION_TOOLS)?;
     let (sender, events) = mpsc::channel();
     let notify = Notify::from_environment();
@@ -292,7 +293,10 @@ impl Watcher<'_> {
             match sync::session(&open, name, how) {
                 Ok(Put { changes, done, there }) => {
                     if let Some(there) = there {
-                        self.probes.ask(name, &there);
+                        match rights::for_ping(&context.runner) {
+                            Err(err) if !there.probed().is_empty() => standing.push((Level::Error, format!("{err:#}"))),
+                            _ => self.probes.ask(name, &there),
+                        }
                         self.waits |= !there.unanswered().is_empty();
                     }
                     let made = changes.iter().filter(|change| !change.acts.is_empty());
