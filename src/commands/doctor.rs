@@ -27,7 +27,7 @@ use crate::tools::ip::{self, Link};
 use crate::tools::kernel::{self, version};
 use crate::tools::ping;
 use crate::tools::requirements::{self, Finding, State, TCPDUMP, TOOLS};
-use crate::tools::rights;
+use crate::tools::rights::{self, Lack};
 use crate::tools::tc::{self, Filter, Hooks};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -192,7 +192,10 @@ fn check_session(open: &Open, name: &str) -> Vec<Check> {
             let found: Vec<Check> = faults.chain(ahead).chain(down).collect();
             if found.is_empty() { vec![ok("session", format!("{name}: in order"))] } else { found }
         }
-        Err(err) => vec![warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}"))],
+        Err(err) => vec![match err.downcast::<Lack>() {
+            Ok(lack) => warn("session", format!("{name}: {}", lack.detail), lack.fix),
+            Err(err) => warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}")),
+        }],
     }
 }
 

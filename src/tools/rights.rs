@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::sync::LazyLock;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Error, Result, bail};
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::tools::exec::{Cmd, Failed, Runner, quote};
@@ -119,7 +119,8 @@ impl Rights {
         } else {
             let what = lacking.iter().map(|need| format!("CAP_{} is missing: {}", need.0.name(), need.1));
             let caps: Vec<Cap> = lacking.iter().map(|need| need.0).collect();
-            (what.collect::<Vec<_>>().join("; "), added(&caps))
+            let fix = if self.user == 0 { added(&caps) } else { format!("sudo snifctl {line}") };
+            (what.collect::<Vec<_>>().join("; "), fix)
         };
         Some(Lack { detail, fix, is_fatal: true })
     }
@@ -140,6 +141,8 @@ impl fmt::Display for Lack {
     }
 }
 
+impl std::error::Error for Lack {}
+
 /// What gives these to a container.
 fn added(caps: &[Cap]) -> String {
     let words = caps.iter().map(|cap| format!(" --cap-add {}", cap.name()));
@@ -151,7 +154,11 @@ fn line() -> String {
 }
 
 fn ensure(needs: &[Need]) -> Result<()> {
-    RIGHTS.lack(needs, &line()).map_or(Ok(()), |lack| Err(anyhow!("{lack}")))
+    // For the test that what is asked for is what the kernel wants. Not in a release build.
+    if cfg!(debug_assertions) && std::env::var_os("SNIFCTL_UNCHECKED").is_some() {
+        return Ok(());
+    }
+    RIGHTS.lack(needs, &line()).map_or(Ok(()), |lack| Err(lack.into()))
 }
 
 /// What pins are made by, whatever capabilities there are.
@@ -174,14 +181,15 @@ fn of_readers() -> Vec<Need> {
 
 /// To make sessions and change them.
 pub(crate) fn to_write() -> Result<()> {
-    ensure(&of_writers())?;
-    ensure_owner()
+    if RIGHTS.effective != 0 {
+        ensure_owner()?;
+    }
+    ensure(&of_writers())
 }
 
 /// To take them away.
 pub(crate) fn to_remove() -> Result<()> {
-    let pins = (RIGHTS.user != 0).then_some(PINS);
-    ensure(&[CHANGES, MAPS].into_iter().chain(pins).collect::<Vec<_>>())
+    ensure(&[CHANGES].into_iter().chain(of_readers()).collect::<Vec<_>>())
 }
 
 /// To look at them. What it may need besides is told where a map cannot be read: see [`explained`].
@@ -243,29 +251,30 @@ pub(crate) fn enters_mounts() -> bool {
 pub(crate) fn explained(err: Error) -> Error {
     let Some(failed) = err.downcast_ref::<Failed>().filter(|_| !reads_typed_maps()) else { return err };
     let what = if failed.stderr.contains("failed to get btf") {
-        "a session that was made with it has maps that bpftool reads with it alone"
+        "the session was made with it, and bpftool reads such maps with it alone"
     } else if failed.stderr.contains("by id") && failed.stderr.contains("Operation not permitted") {
         "what has lost its pin can only be found with it"
     } else {
         return err;
     };
-    anyhow!("CAP_SYS_ADMIN is missing: {what}; try: {}", added(&[Cap::SysAdmin]))
+    Lack { detail: format!("CAP_SYS_ADMIN is missing: {what}"), fix: added(&[Cap::SysAdmin]), is_fatal: false }.into()
 }
 
 /// tcpdump, started as user 0, becomes another user before it reads a capture.
 pub(crate) fn of_tcpdump(said: &str) -> Error {
-    let add = added(&[Cap::SetUid, Cap::SetGid]);
-    anyhow!("CAP_SETUID or CAP_SETGID is missing: tcpdump gives up being root before it reads ({said}); try: {add}")
+    let why = "tcpdump gives up being root before it reads";
+    let detail = format!("CAP_SETUID or CAP_SETGID is missing: {why} ({said})");
+    Lack { detail, fix: added(&[Cap::SetUid, Cap::SetGid]), is_fatal: false }.into()
 }
 
 /// What `doctor` tells: what this process may do, or not.
 pub(crate) fn summary() -> Result<String, Lack> {
+    if RIGHTS.user != 0 && RIGHTS.usable() != 0 {
+        let detail = format!("what user {} pins is not root's: it can only look, and take down", RIGHTS.user);
+        return Err(Lack { detail, fix: format!("sudo snifctl {}", line()), is_fatal: false });
+    }
     if let Some(lack) = RIGHTS.lack(&of_writers(), &line()) {
         return Err(lack);
-    }
-    if RIGHTS.user != 0 {
-        let detail = format!("user {} has the capabilities, but what it pins is not root's: it can only look", RIGHTS.user);
-        return Err(Lack { detail, fix: format!("sudo snifctl {}", line()), is_fatal: false });
     }
     let less = [ENTER, FIND].into_iter().filter(|need| !RIGHTS.has(need.0)).map(|need| need.0);
     match less.collect::<Vec<Cap>>() {
