@@ -131,7 +131,9 @@ fn a_session_that_was_made_with_sys_admin_is_read_with_it_and_goes_without() {
     said_up(&lab, &remote(0).to_string(), &[]).ok();
     assert_eq!(lab.managed_neighbours().len(), 1);
     let up = lab.machine();
-    for line in ["status", "tap list", "remote list", "export", "map dump taps", "filter set udp", "tap add out0", "sync"] {
+    for line in
+        ["status", "tap list", "remote list", "export", "map dump taps", "filter set udp", "tap add out0", "sync"]
+    {
         said_with(&lab, &THREE, &words(line)).refused(1, "CAP_SYS_ADMIN is missing: ", &grant("SYS_ADMIN"));
     }
     assert_eq!(lab.machine(), up);
@@ -167,7 +169,8 @@ fn neighbours_are_noted_as_the_session_has_them() {
 fn what_only_some_need_is_named_where_it_is_needed() {
     let lab = answering(1);
     let before = lab.machine();
-    let probed = ["up", "eth0", "--tunnel", "gre", "--probe", "icmp", "--remote", &remote(0).to_string()].map(String::from);
+    let probed =
+        ["up", "eth0", "--tunnel", "gre", "--probe", "icmp", "--remote", &remote(0).to_string()].map(String::from);
     let probed: Vec<&str> = probed.iter().map(String::as_str).collect();
     said_with(&lab, &THREE, &probed).refused(1, "CAP_NET_RAW is missing: ", &grant("NET_RAW"));
     lab.assert_as_before(&before);
@@ -176,6 +179,17 @@ fn what_only_some_need_is_named_where_it_is_needed() {
     assert_eq!(said_with(&lab, &THREE, &["status", "--check"]).quietly_ok().stdout, "");
     said_with(&lab, &THREE, &["down"]).quietly_ok();
     lab.assert_as_before(&before);
+
+    // A ping without capabilities of its own may use a socket that the machine leaves to its group.
+    let (bin, real) = (lab.dir().join("bin"), lab.shown(&["sh", "-c", "command -v ping"]));
+    fs::create_dir(&bin).and_then(|()| fs::copy(real.trim(), bin.join("ping"))).expect("a copy of ping");
+    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display());
+    let by = [vec!["env".into(), path], bounded(&THREE)].concat();
+    lab.said_by(&by, &probed).refused(1, "CAP_NET_RAW is missing: ", &grant("NET_RAW"));
+    lab.host(&["sysctl", "-qw", "net.ipv4.ping_group_range=0 0"]);
+    lab.said_by(&by, &probed).ok();
+    assert_eq!(said_with(&lab, &THREE, &["status", "--check"]).quietly_ok().stdout, "");
+    said_with(&lab, &THREE, &["down"]).quietly_ok();
 
     let file = lab.dir().join("test.pcap");
     pcap::write(&file, &frames::series(&frames::Ends::PEER_TO_HOST, 3));
@@ -227,7 +241,8 @@ impl Other {
         let mut command = Command::new("unshare");
         command.args(["--net", "--"]).args(by).args(["sleep", "600"]).stdout(Stdio::null());
         let other = Other(command.spawn().expect("start a process"));
-        let is_there = || fs::read_to_string(format!("/proc/{}/comm", other.0.id())).is_ok_and(|name| name == "sleep\n");
+        let is_there =
+            || fs::read_to_string(format!("/proc/{}/comm", other.0.id())).is_ok_and(|name| name == "sleep\n");
         assert!(poll(PATIENCE, || is_there().then_some(())).is_some());
         other
     }

@@ -207,7 +207,7 @@ impl<'a> Executor<'a> {
         let stored = || acts.iter().filter_map(|act| if let Act::Store(stored) = act { Some(stored) } else { None });
         stored().try_for_each(|stored| hops::note(self.runner, &self.pins(), &stored.hops()))?;
         self.feed(by, &lines)?;
-        stored().last().map_or(Ok(()), |stored| hops::forget_others(self.runner, &self.pins(), &stored.hops()))
+        stored().next_back().map_or(Ok(()), |stored| hops::forget_others(self.runner, &self.pins(), &stored.hops()))
     }
 
     fn feed(&self, by: By, lines: &[String]) -> Result<()> {

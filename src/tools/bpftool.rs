@@ -206,10 +206,11 @@ pub(crate) fn key_of(element: &Value) -> Option<Vec<u8>> {
     Vec::deserialize(&element["key"]).ok().map(bytes)
 }
 
-/// A dump by the field names of the BTF, counters of per-CPU maps summed.
+/// A dump by the field names of the BTF, counters of per-CPU maps summed; of a map without names, its bytes.
 pub(crate) fn formatted(dump: &Value) -> Value {
     let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
-    Value::Array(elements.iter().map(|element| sum_cpus(element.get("formatted").unwrap_or(element))).collect())
+    let told = |element: &Value| element.get("formatted").map_or_else(|| element.clone(), sum_cpus);
+    Value::Array(elements.iter().map(told).collect())
 }
 
 fn sum_cpus(element: &Value) -> Value {
@@ -287,6 +288,9 @@ mod tests {
         assert_eq!(formatted(&dump), expected);
         let drops = json!([{"formatted": {"key": 0, "values": [{"value": {"clone": 1}}, {"value": {"clone": 2}}]}}]);
         assert_eq!(formatted(&drops), json!([{"key": 0, "value": {"clone": 3}}]));
+        let bytes =
+            json!([{"key": ["0x00"], "values": [{"cpu": 0, "value": ["0x01"]}, {"cpu": 1, "value": ["0x02"]}]}]);
+        assert_eq!(formatted(&bytes), bytes, "there are no names");
     }
 
     #[test]

@@ -108,8 +108,7 @@ impl Rights {
                           machine's interfaces: this must run outside of it";
             (detail.into(), format!("sudo snifctl {line}"))
         } else if self.user != 0 && self.effective & !self.ambient != 0 {
-            let caps: Vec<String> =
-                lacking.iter().map(|need| format!("+{}", need.0.name().to_lowercase())).collect();
+            let caps: Vec<String> = lacking.iter().map(|need| format!("+{}", need.0.name().to_lowercase())).collect();
             let (user, caps) = (self.user, caps.join(","));
             let detail = "the tools that do the work inherit ambient capabilities, not those of a file".into();
             (detail, format!("sudo setpriv --reuid {user} --inh-caps {caps} --ambient-caps {caps} snifctl {line}"))
@@ -201,8 +200,14 @@ pub(crate) fn may_read() -> bool {
     RIGHTS.lack(&of_readers(), "").is_none()
 }
 
-/// For taps in other network namespaces.
-#[allow(dead_code)] // taps in other namespaces are to come
+/// For taps in network namespaces that have names.
+#[allow(dead_code)] // these taps are to come
+pub(crate) fn to_enter() -> Result<()> {
+    ensure(&[ENTER])
+}
+
+/// For taps in the network namespaces of processes, containers, pods.
+#[allow(dead_code)]
 pub(crate) fn for_namespaces() -> Result<()> {
     ensure(&[ENTER, FIND])
 }
