@@ -134,7 +134,11 @@ fn a_session_that_was_made_with_sys_admin_is_read_with_it_and_goes_without() {
     for line in
         ["status", "tap list", "remote list", "export", "map dump taps", "filter set udp", "tap add out0", "sync"]
     {
-        said_with(&lab, &THREE, &words(line)).refused(1, "CAP_SYS_ADMIN is missing: ", &grant("SYS_ADMIN"));
+        said_with(&lab, &THREE, &words(line)).refused(
+            1,
+            "session default: CAP_SYS_ADMIN is missing: ",
+            &grant("SYS_ADMIN"),
+        );
     }
     assert_eq!(lab.machine(), up);
     let doctor = said_with(&lab, &THREE, &["doctor"]).stdout;

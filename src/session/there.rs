@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -21,6 +21,7 @@ use crate::tools::bpftool;
 use crate::tools::ethtool;
 use crate::tools::exec::{Failed, Runner};
 use crate::tools::ip::{self, Link, Neighbour};
+use crate::tools::rights::Lack;
 use crate::tools::tc::{self, Filter, Hooks};
 
 /// The elements of a map: one value, or one per CPU.
@@ -119,7 +120,7 @@ impl There {
         let mut there = There::named(runner, home, name, links)?;
         if there.is_published {
             let dir = there.dir.clone();
-            there.read_pins(runner, &dir)?;
+            there.read_pins(runner, &dir).map_err(|err| unreadable(err, name))?;
             there.decode();
         }
         Ok(there)
@@ -528,6 +529,11 @@ pub(crate) fn ask_each(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawV
         }
         answers => answers,
     }
+}
+
+/// What may not be read, with the session's name.
+pub(crate) fn unreadable(err: Error, session: &str) -> Error {
+    if err.is::<Lack>() { err.context(format!("session {session}")) } else { err }
 }
 
 /// It is not there, or it is something else: not merely that it could not be read.

@@ -256,7 +256,7 @@ pub(crate) fn enters_mounts() -> bool {
 pub(crate) fn explained(err: Error) -> Error {
     let Some(failed) = err.downcast_ref::<Failed>().filter(|_| !reads_typed_maps()) else { return err };
     let what = if failed.stderr.contains("failed to get btf") {
-        "the session was made with it, and bpftool reads such maps with it alone"
+        "what was made with it has maps that bpftool reads with it alone"
     } else if failed.stderr.contains("by id") && failed.stderr.contains("Operation not permitted") {
         "what has lost its pin can only be found with it"
     } else {
