@@ -175,6 +175,42 @@ fn taps_come_and_go_beside_others_and_each_session_has_its_own() {
 }
 
 #[test]
+fn sessions_of_one_name_from_several_namespaces_leave_each_other_alone() {
+    let lab = Lab::roomy();
+    let (there, pod) = (peer(&lab), pod(&lab));
+    // Without what answers the copies of the pod's own session, which arrive at a host that knows no tunnel.
+    up(&lab, &[&pod], &["--direction", "ingress", "--filter", "udp"]);
+    let node = lab::bare::Bare::new();
+    node.snifctl(&format!("up {pod} --tunnel gre --remote 198.51.100.2"));
+    // The pod has one of its own, on the same interface.
+    let own = |words: &[&str]| {
+        let out = lab.run(Ns::Peer, &[&[env!("CARGO_BIN_EXE_snifctl")], words].concat());
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    own(&["up", "peer0", "--tunnel", "gre", "--remote", "192.0.2.1", "--direction", "ingress"]);
+    let all_are_well = |lab: &Lab| {
+        assert_eq!(lab.said(&["status", "--check"]).quietly_ok().stdout, "");
+        assert_eq!(own(&["status", "--check"]), "");
+        assert_copied(lab, 3);
+    };
+    all_are_well(&lab);
+    assert_eq!(node.snifctl("status --check"), "");
+    node.snifctl("down");
+    assert!(node.snifctl("down").contains("nothing to do"));
+    all_are_well(&lab);
+    own(&["sync", "--all"]);
+    own(&["down", "--all"]);
+    assert_eq!(lab.said(&["status", "--check"]).quietly_ok().stdout, "");
+    assert_copied(&lab, 3);
+    // What has no session can still have left something; what others have is not it.
+    lab.said(&["down", "--name", "other"]).ok_noting("is not up");
+    node.snifctl("sync --all");
+    assert_copied(&lab, 3);
+    lab.said(&["down"]).quietly_ok();
+    assert_eq!(peer(&lab), there);
+}
+
+#[test]
 fn a_namespace_that_comes_again_is_watched_again() {
     let lab = Lab::roomy();
     let name = format!("{}x", lab.ns_name(Ns::Peer));

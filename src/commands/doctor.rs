@@ -18,6 +18,7 @@ use crate::session::alive;
 use crate::session::engine::{Context, Open};
 use crate::session::firewall;
 use crate::session::home::{self, Home};
+use crate::session::relay;
 use crate::session::resolve;
 use crate::session::stats::{self, RemoteState};
 use crate::session::version;
@@ -159,7 +160,7 @@ fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
         let detail = format!("{dead} that had sessions are gone, whose programs and maps are still in memory");
         checks.push(warn("namespaces", detail, "snifctl sync --all"));
     }
-    let mut owners: Vec<&str> = links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS)).collect();
+    let mut owners: Vec<&str> = links.iter().filter_map(relay::session).collect();
     owners.dedup();
     for owner in owners.iter().filter(|owner| !sessions.iter().any(|name| name == *owner)) {
         let detail = format!("a relay of session {owner} is left, whose programs are not pinned");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::session::home::{ALIAS, Home};
+use crate::session::home::Home;
 use crate::session::relay;
 use crate::session::there::ask_each;
 use crate::tools::bpftool;
@@ -67,7 +67,7 @@ pub(crate) fn is_void(runner: &Runner, home: &Home, links: &[Link]) -> Result<bo
         return Ok(false);
     }
     let is_here = |link: &&Link| {
-        let owner = link.ifalias.strip_prefix(ALIAS);
+        let owner = relay::session(link);
         relay::is_one(link) && owner.is_some_and(|owner| names.iter().any(|name| name == owner))
     };
     if links.iter().any(|link| is_here(&link)) {

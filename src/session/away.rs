@@ -101,10 +101,11 @@ pub(crate) fn questions(request: &Request) -> Vec<(Cluster, Origin)> {
     origins.map(|origin| (Cluster::of(Some(request)), origin)).collect()
 }
 
-/// Looks into the network namespaces of a session: those that it asks for, and those where it has taps.
+/// Looks into the network namespaces of a session: those that it asks for, and those where it has taps. `mark`: by which it
+/// is known there.
 pub(crate) fn look(
     runner: &Runner,
-    session: &str,
+    mark: &str,
     stored: Option<&Stored>,
     request: Option<&Request>,
     home: &[Link],
@@ -156,7 +157,7 @@ pub(crate) fn look(
     for (inode, (space, by)) in spaces {
         // One that has ended meanwhile has nothing.
         let Ok(links) = ip::links_in(runner, Some(&space.path)) else { continue };
-        elsewhere.add(session, inode, &space.path, &by, links, &mut numbers, stored, &space.label, home);
+        elsewhere.add(mark, inode, &space.path, &by, links, &mut numbers, stored, &space.label, home);
     }
     elsewhere.links.sort_by_key(|link| link.ifindex);
     Ok(elsewhere)
@@ -184,7 +185,7 @@ impl Elsewhere {
     #[allow(clippy::too_many_arguments)]
     fn add(
         &mut self,
-        session: &str,
+        mark: &str,
         inode: u64,
         netns: &Path,
         by: &[(String, String)],
@@ -200,7 +201,7 @@ impl Elsewhere {
         // What it was called before is what it is called.
         let before = known().filter_map(|(name, _)| Some(parts(name)?.0)).find(|at| labels().any(|label| label == *at));
         let label = before.or(labels().next()).unwrap_or(label).to_string();
-        let alias = format!("{ALIAS}{session}");
+        let alias = format!("{ALIAS}{mark}");
         let is_device = |link: &&Link| link.ifalias == alias && link.kind() == "macvlan";
         let device = links.iter().find(is_device).cloned();
         let is_free = |index: u32| links.iter().all(|link| link.ifindex != index || is_device(&link));
@@ -282,19 +283,19 @@ pub(crate) fn entrances() -> BTreeMap<u64, PathBuf> {
 }
 
 /// The network namespaces in which a session of which nothing else is known has left something.
-pub(crate) fn remains(runner: &Runner, session: &str) -> Elsewhere {
+pub(crate) fn remains(runner: &Runner, mark: &str) -> Elsewhere {
     let ours = fs::metadata("/proc/self/ns/net").map_or(0, |meta| meta.ino());
     let mut elsewhere = Elsewhere::default();
     let mut numbers = Numbers::of(None);
     for (inode, path) in entrances().into_iter().filter(|(inode, _)| *inode != ours) {
         let Ok(links) = ip::links_in(runner, Some(&path)) else { continue };
-        let alias = format!("{ALIAS}{session}");
+        let alias = format!("{ALIAS}{mark}");
         if !links.iter().any(|link| link.ifalias == alias && link.kind() == "macvlan") {
             continue;
         }
         let label = format!("netns:{}", path.display());
         let by = [(label.clone(), label.clone())];
-        elsewhere.add(session, inode, &path, &by, links, &mut numbers, None, &label, &[]);
+        elsewhere.add(mark, inode, &path, &by, links, &mut numbers, None, &label, &[]);
     }
     elsewhere
 }
@@ -306,13 +307,13 @@ impl Guest {
     }
 
     /// What is wrong with the device that takes copies home, if `bridge` is the relay's; and what puts it right.
-    pub(crate) fn difference(&self, session: &str, bridge: &str, is_new: bool) -> Option<Change> {
+    pub(crate) fn difference(&self, mark: &str, bridge: &str, is_new: bool) -> Option<Change> {
         let subject = format!("relay of {}", self.label);
         let device = self.device.as_ref().filter(|_| !is_new);
         let Some(device) = device.filter(|device| device.ifindex == self.relay) else {
             // With the bridge goes what stands on it.
             let stale = self.device.as_ref().filter(|_| !is_new).map(|device| self.delete(device));
-            let acts = stale.into_iter().chain(self.make(session, bridge)).collect();
+            let acts = stale.into_iter().chain(self.make(mark, bridge)).collect();
             return Some(Change::new(subject, "it is not there", "made", acts));
         };
         let name = &device.ifname;
@@ -335,7 +336,7 @@ impl Guest {
         (!lines.is_empty()).then(|| Change::new(subject, faults.join(", "), "put right", lines))
     }
 
-    fn make(&self, session: &str, bridge: &str) -> Vec<Act> {
+    fn make(&self, mark: &str, bridge: &str) -> Vec<Act> {
         let is_free =
             |name: &String| !self.names.contains(name) || self.device.as_ref().is_some_and(|at| at.ifname == *name);
         let name = (0..).map(|n| format!("snif{n}")).find(is_free).expect("numbers do not end");
@@ -345,7 +346,7 @@ impl Guest {
             self.relay
         );
         let there = [
-            format!("link set dev {name} alias {ALIAS}{session}"),
+            format!("link set dev {name} alias {ALIAS}{mark}"),
             relay::quiet(&name),
             format!("link set dev {name} up"),
         ];

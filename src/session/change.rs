@@ -261,7 +261,7 @@ impl<'a> Executor<'a> {
     }
 
     fn lines(&mut self, act: &Act) -> Result<Vec<String>> {
-        let place = |dev, ifindex, direction, pref| place(self.name, dev, ifindex, direction, pref);
+        let place = |dev, ifindex, direction, pref| place(self.home, self.name, dev, ifindex, direction, pref);
         Ok(match act {
             Act::Write(map, key, value) => vec![bpftool::update(&self.map(*map), key, value)],
             Act::Delete(map, key) => vec![bpftool::delete(&self.map(*map), key)],
@@ -401,9 +401,10 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// Where a session's filter is.
-pub(super) fn place<'a>(session: &str, dev: &'a Dev, ifindex: u32, direction: Direction, pref: u32) -> tc::Place<'a> {
-    let (hook, handle) = (direction.into(), handle(session));
+/// Where a session's filter is. Elsewhere a session of that name can have come from anywhere.
+fn place<'a>(home: &Home, session: &str, dev: &'a Dev, ifindex: u32, direction: Direction, pref: u32) -> tc::Place<'a> {
+    let handle = if away::is_away(ifindex) { handle(&home.mark(session)) } else { handle(session) };
+    let hook = direction.into();
     tc::Place { dev: &dev.name, hook, pref, handle, classid: away::classid(ifindex) }
 }
 

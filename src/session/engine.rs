@@ -146,7 +146,7 @@ impl<'a> Open<'a> {
             return Ok(Seen::Ours(self));
         }
         let home: Vec<Link> = self.machine.links.iter().filter(|link| link.away.is_none()).cloned().collect();
-        Ok(Seen::Own(Box::new(self.beside(away::look(self.runner, session, stored, request, &home)?))))
+        Ok(Seen::Own(Box::new(self.beside(away::look(self.runner, &self.home.mark(session), stored, request, &home)?))))
     }
 
     fn beside(&self, elsewhere: Elsewhere) -> Open<'a> {
@@ -517,7 +517,7 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
             &*own
         }
         Err(_) => {
-            own = Seen::Own(Box::new(open.beside(away::remains(open.runner, name))));
+            own = Seen::Own(Box::new(open.beside(away::remains(open.runner, &open.home.mark(name)))));
             &*own
         }
     };
@@ -546,7 +546,7 @@ fn leave_others(runner: &Runner, dead: &Home) -> Result<()> {
         let mut there = There::read_to_remove(runner, dead, &name, &[])?;
         let stored = there.stored.clone().ok().filter(|stored| away::is_asked(Some(stored), None));
         let Some(stored) = stored else { continue };
-        there.links = away::look(runner, &name, Some(&stored), None, &[])?.links;
+        there.links = away::look(runner, &there.mark(), Some(&stored), None, &[])?.links;
         let indexes = there.links.iter().map(|link| link.ifindex).collect();
         there.look(runner, &indexes, false)?;
         let changes = difference::leave(&there);
@@ -594,14 +594,14 @@ pub(super) fn tapped(open: &Open) -> Result<BTreeSet<u32>> {
 pub(crate) fn shown(open: &Open) -> Vec<String> {
     let is_up = open.home.sessions().into_iter();
     let halves = open.home.halves();
-    let relays = open.machine.links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS).map(String::from));
+    let relays = open.machine.links.iter().filter_map(relay::session).map(String::from);
     let all: BTreeSet<String> = is_up.chain(relays.filter(|name| !halves.contains(name))).collect();
     all.into_iter().collect()
 }
 
 /// Names of everything of which something is left: sessions, halves of sessions, relays.
 pub(crate) fn everything(open: &Open) -> Vec<String> {
-    let relays = open.machine.links.iter().filter_map(|link| link.ifalias.strip_prefix(home::ALIAS).map(String::from));
+    let relays = open.machine.links.iter().filter_map(relay::session).map(String::from);
     let all: BTreeSet<String> = open.home.sessions().into_iter().chain(open.home.halves()).chain(relays).collect();
     all.into_iter().collect()
 }

@@ -53,6 +53,11 @@ impl Home {
         Home { dir: dir.into(), is_void: false }
     }
 
+    /// A session by a name that no other one has that lives, in whatever namespace: for what it has elsewhere.
+    pub(crate) fn mark(&self, session: &str) -> String {
+        mark(&self.session(session))
+    }
+
     /// The pins of a session.
     pub(crate) fn session(&self, name: &str) -> PathBuf {
         self.dir.join(name)
@@ -319,6 +324,12 @@ fn heirs(dir: &Path, inode: u64) -> Vec<u32> {
 fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(") ").next()?.chars().next()
+}
+
+/// The same of a session with these pins: `default@4026532389`, by the inode of its own network namespace.
+pub(super) fn mark(pins: &Path) -> String {
+    let part = |path: Option<&Path>| path.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    format!("{}@{}", part(Some(pins)), part(pins.parent()))
 }
 
 /// The key of a session's filters, from its name (FNV-1a): `down` finds them even where the pins are gone.

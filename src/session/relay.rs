@@ -51,6 +51,11 @@ pub(crate) fn is_one(link: &Link) -> bool {
     link.ifalias.starts_with(ALIAS) || is_made_as_one(link)
 }
 
+/// Whose relay a device is of; none of what carries copies of others away from here.
+pub(crate) fn session(link: &Link) -> Option<&str> {
+    link.ifalias.strip_prefix(ALIAS).filter(|name| !name.contains('@'))
+}
+
 /// Was it made as a device of a relay is? A name alone says nothing: its number must be one that the kernel does not hand
 /// out by itself.
 fn is_made_as_one(link: &Link) -> bool {

@@ -13,7 +13,7 @@ use crate::datapath::parts::{Device, Map, Program};
 use crate::request::Probe;
 use crate::session::away::Guest;
 use crate::session::engine::Open;
-use crate::session::home::{ALIAS, Home, handle};
+use crate::session::home::{self, ALIAS, Home, handle};
 use crate::session::hops;
 use crate::session::relay;
 use crate::session::stored::{Hop, Silence, Stored, Unreadable};
@@ -90,7 +90,7 @@ impl Namesakes {
 
     /// The programs that the session and its namesakes have pinned; `None` where it has no namesake.
     fn find(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<Option<Namesakes>> {
-        let of_relays = links.iter().filter_map(|link| link.ifalias.strip_prefix(ALIAS).map(String::from));
+        let of_relays = links.iter().filter_map(relay::session).map(String::from);
         let all: BTreeSet<String> = home.sessions().into_iter().chain(home.halves()).chain(of_relays).collect();
         let others: Vec<&String> = all.iter().filter(|at| *at != name && handle(at) == handle(name)).collect();
         if others.is_empty() {
@@ -307,7 +307,11 @@ impl There {
         let wanted = |link: &&Link| interfaces.contains(&link.ifindex) || devices.contains(&link.ifindex);
         let found: Vec<Link> = self.links.iter().filter(wanted).cloned().collect();
         let devices: Vec<Dev> = found.iter().map(Link::dev).collect();
-        for (link, hooks) in found.iter().zip(tc::hooks(runner, &devices)?) {
+        for (link, mut hooks) in found.iter().zip(tc::hooks(runner, &devices)?) {
+            if link.away.is_some() {
+                // Where sessions of that name can come from anywhere, ours has another handle.
+                hooks.rename(handle(&self.mark()), handle(&self.name));
+            }
             if hooks.marked {
                 self.marks.insert(link.ifindex);
             }
@@ -354,6 +358,11 @@ impl There {
     pub(crate) fn neighbour(&self, hop: &Hop) -> Option<&Neighbour> {
         let dev = &self.link(hop.ifindex)?.ifname;
         self.neighbours.iter().find(|at| at.dst == hop.address && at.dev == *dev)
+    }
+
+    /// The session by a name that no other has, wherever it comes from.
+    pub(crate) fn mark(&self) -> String {
+        home::mark(&self.dir)
     }
 
     /// Is this filter one of the session's?

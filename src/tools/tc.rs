@@ -142,6 +142,19 @@ impl Hooks {
         }
     }
 
+    /// Takes the filters with one handle for ones with another, and those that have that one for strangers.
+    pub(crate) fn rename(&mut self, own: u32, known: u32) {
+        for options in self.ingress.iter_mut().chain(&mut self.egress).filter_map(|filter| filter.options.as_mut()) {
+            let handle =
+                options.handle.as_str().and_then(|text| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok());
+            match handle {
+                Some(handle) if handle == own => options.handle = format!("{known:#x}").into(),
+                Some(handle) if handle == known => options.handle = Value::Null,
+                _ => {}
+            }
+        }
+    }
+
     /// Forgets the filters of one preference.
     pub(crate) fn remove(&mut self, hook: impl Into<Hook>, pref: u32) {
         match hook.into() {

@@ -76,7 +76,7 @@ pub(super) fn guests(wanted: &Wanted, there: &There, bridge: &str, is_new: bool)
     let links = wanted.interfaces.iter().filter_map(|(_, link)| link.as_ref()?.away.as_ref());
     let watched: BTreeSet<u64> = links.map(|away| away.inode).collect();
     let change = |guest: &away::Guest| match watched.contains(&guest.inode) {
-        true => guest.difference(&there.name, bridge, is_new),
+        true => guest.difference(&there.mark(), bridge, is_new),
         false => guest.removal().filter(|_| !is_new).map(|act| Change::silent(vec![act])),
     };
     there.guests.iter().filter_map(change).collect()
