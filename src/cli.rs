@@ -89,7 +89,7 @@ pub(crate) enum Command {
           sudo snifctl up eth0 --tunnel erspan3 --id 7 --remote 2001:db8::7
           snifctl up eth0 --tunnel gre --remote 10.0.0.7 --dry-run
     "})]
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop copying and leave the machine as it was
     #[command(after_help = indoc! {"
         Examples:

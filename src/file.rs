@@ -400,7 +400,7 @@ fn tried(key: &Key) -> Result<(), String> {
 fn words_of_up(flags: Vec<String>, interfaces: Vec<String>) -> Result<crate::cli::UpArgs, String> {
     let words = ["snifctl", "up"].into_iter().map(String::from).chain(flags).chain(["--".into()]).chain(interfaces);
     match Cli::try_parse_from(words).map_err(|err| said(&err))?.command {
-        Command::Up(args) => Ok(args),
+        Command::Up(args) => Ok(*args),
         _ => unreachable!("the first word is `up`"),
     }
 }

@@ -4,11 +4,11 @@ mod lab;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use lab::faults::{BPF_HEADERS, EMPTY_CACHE, Fakes, hide, in_mounts, real};
 use lab::frames::{self, Ends};
 use lab::judge::UP;
+use lab::nobody::PublicCopy;
 use lab::{COLLECTOR_IP, Lab, Ns};
 
 /// Panics unless snifctl refuses with this exit code and one line, and leaves the machine as it was.
@@ -405,27 +405,6 @@ fn an_ingress_qdisc_in_the_way_is_refused() {
     lab.host(&["tc", "qdisc", "add", "dev", "eth0", "ingress"]);
     refused(&lab, &UP, 1, "IFACE eth0 has an `ingress` qdisc", "tc qdisc del dev eth0 ingress");
     refused(&lab, &up_on(&["out0", "eth0"]), 1, "IFACE eth0", "tc qdisc del dev eth0 ingress");
-}
-
-/// A copy of snifctl that others may run, whoever built it.
-struct PublicCopy(tempfile::TempDir);
-
-impl PublicCopy {
-    fn new() -> PublicCopy {
-        let dir = tempfile::Builder::new().prefix("sniflab").tempdir().expect("a directory");
-        let copy = Command::new("install").args(["-m", "0755", env!("CARGO_BIN_EXE_snifctl")]).arg(dir.path()).status();
-        assert!(copy.expect("run install").success());
-        let open = Command::new("chmod").arg("0755").arg(dir.path()).status();
-        assert!(open.expect("run chmod").success());
-        PublicCopy(dir)
-    }
-
-    fn said(&self, lab: &Lab, args: &[&str]) -> lab::judge::Said {
-        let snifctl = self.0.path().join("snifctl");
-        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
-        let mut command = lab.command(Ns::Host, &nobody);
-        command.arg(snifctl).args(args).output().expect("run setpriv").into()
-    }
 }
 
 #[test]

@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::datapath::filter;
 use crate::datapath::source::Source;
 use crate::session::engine::Context;
-use crate::session::home::{self, Home};
+use crate::session::home::Home;
 use crate::tools::bpftool;
 use crate::tools::exec::{Cmd, Runner};
 use crate::tools::json;
+use crate::tools::rights;
 
 /// One packet of a capture: what was kept of it, and its length on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ const AT_A_TIME: usize = 2000;
 /// Runs an expression's program on every packet of `file`, a capture of Ethernet in a format that tcpdump reads.
 pub(super) fn test(context: &Context, expression: &str, file: &Path) -> Result<Verdict> {
     let runner = &context.runner;
-    home::ensure_root()?;
+    rights::to_write()?;
     let compiling = Source::matcher(filter::compile(runner, "EXPR", expression)?).begin(runner)?;
     let (packets, broken_off) = read(runner, file)?;
     if let Some(reason) = broken_off {
@@ -126,6 +127,9 @@ fn read(runner: &Runner, file: &Path) -> Result<(Vec<Packet>, Option<String>)> {
     let reason = last.trim_start_matches("tcpdump: ").trim_start_matches("pcap_loop: ").to_string();
     let broken_off = answer.has_failed() && !answer.stdout.is_empty() && reason.starts_with("truncated");
     if answer.has_failed() && !broken_off {
+        if reason.starts_with("Couldn't change to") {
+            return Err(rights::of_tcpdump(&reason));
+        }
         bail!("-r {shown} cannot be read ({reason}); make a capture with: tcpdump -i eth0 -w FILE.pcap");
     }
     let packets = parse(&answer.stdout);

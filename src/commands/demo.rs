@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::session::home;
 use crate::tools::exec::{self, Background, Cmd, Runner, print};
 use crate::tools::requirements;
+use crate::tools::rights;
 
 const WATCHED: &str = "192.0.2.1";
 const PEER: &str = "192.0.2.2";
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Enters the sandbox: runs the demo in namespaces of its own.
 pub(super) fn start(runner: &Runner) -> Result<ExitCode> {
-    home::ensure_root()?;
+    rights::for_sandbox()?;
     requirements::ensure_tools(runner, false)?;
     let program = exec::own_path()?;
     let mut args = vec!["--mount", "--net", "--", &program, "demo", "inside"];

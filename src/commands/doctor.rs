@@ -27,6 +27,7 @@ use crate::tools::ip::{self, Link};
 use crate::tools::kernel::{self, version};
 use crate::tools::ping;
 use crate::tools::requirements::{self, Finding, State, TCPDUMP, TOOLS};
+use crate::tools::rights::{self, Lack};
 use crate::tools::tc::{self, Filter, Hooks};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -135,17 +136,19 @@ fn check_bpffs() -> Check {
 }
 
 fn check_privileges() -> Check {
-    if home::is_root() {
-        return ok("privileges", "root");
+    match rights::summary() {
+        Ok(detail) => ok("privileges", detail),
+        Err(lack) => {
+            let level = if lack.is_fatal { Level::Fail } else { Level::Warn };
+            Check { level, name: "privileges".into(), detail: lack.detail, fix: Some(lack.fix) }
+        }
     }
-    let line: Vec<String> = std::env::args_os().skip(1).map(|arg| quote(&arg.to_string_lossy())).collect();
-    fail("privileges", "not root: programs cannot be loaded or attached", format!("sudo snifctl {}", line.join(" ")))
 }
 
 /// The relay of each session of this namespace, and what the bridge family's rules do to copies that cross it.
 fn check_relays(context: &Context, links: &[Link]) -> Result<Vec<Check>> {
     let runner = &context.runner;
-    if !home::is_root() || exec::find("bpftool").is_none() || exec::find("ethtool").is_none() {
+    if !rights::may_read() || exec::find("bpftool").is_none() || exec::find("ethtool").is_none() {
         return Ok(Vec::new());
     }
     let open = Open::to_read(context)?;
@@ -189,7 +192,10 @@ fn check_session(open: &Open, name: &str) -> Vec<Check> {
             let found: Vec<Check> = faults.chain(ahead).chain(down).collect();
             if found.is_empty() { vec![ok("session", format!("{name}: in order"))] } else { found }
         }
-        Err(err) => vec![warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}"))],
+        Err(err) => vec![match err.downcast::<Lack>() {
+            Ok(lack) => warn("session", format!("{name}: {}", lack.detail), lack.fix),
+            Err(err) => warn("session", format!("{name}: {err:#}"), format!("snifctl down --name {name}")),
+        }],
     }
 }
 
@@ -263,7 +269,7 @@ fn foreign_line(dev: &str, direction: Direction, filter: &Filter, before: bool) 
 
 /// tcx programs (kernel 6.6) run before clsact. Only a newer bpftool lists them.
 fn check_tcx(runner: &Runner, link: &Link) -> Option<Check> {
-    if !kernel::has_tcx() || !home::is_root() {
+    if !kernel::has_tcx() || !rights::may_read() {
         return None;
     }
     let name = &link.ifname;

@@ -13,9 +13,9 @@ use crate::datapath::source::Source;
 use crate::output::text;
 use crate::request::ensure_filter;
 use crate::session::engine::{self, Context, Edit, Open, Scope, Started};
-use crate::session::home;
 use crate::session::resolve;
 use crate::tools::exec::print;
+use crate::tools::rights;
 
 pub(super) fn run(context: &Context, command: FilterCommand) -> Result<ExitCode> {
     match command {
@@ -46,7 +46,7 @@ fn show_filter(context: &Context, code: bool, name: Option<&str>) -> Result<Exit
 fn set(context: &Context, expression: Option<&str>, name: Option<&str>) -> Result<ExitCode> {
     let runner = &context.runner;
     ensure_filter("EXPR", expression)?;
-    home::ensure_root()?;
+    rights::to_write()?;
     let filter = expression.map(|expression| filter::compile(runner, "EXPR", expression)).transpose()?;
     let source = Source::taps(filter.clone());
     let compiling = Started(Some((source.clone(), source.begin(runner)?)));

@@ -11,6 +11,7 @@ use crate::output::{json, text};
 use crate::session::engine::{Context, Open};
 use crate::session::stats;
 use crate::tools::exec::print;
+use crate::tools::rights;
 use crate::usage::{Usage, refuse};
 
 pub(super) fn run(context: &Context, command: MapCommand) -> Result<ExitCode> {
@@ -45,7 +46,13 @@ fn dump(context: &Context, map: Option<&str>, name: Option<&str>) -> Result<Exit
     let open = Open::to_read(context)?;
     let session = open.chosen(name)?;
     tell_version(&open, &session)?;
-    let wanted: Vec<Map> = map.map_or_else(|| Map::shown().collect(), |map| vec![map]);
+    let is_left_out = |map: &Map| map.has_lock() && !rights::reads_typed_maps();
+    let (left_out, all): (Vec<Map>, Vec<Map>) = Map::shown().partition(is_left_out);
+    let wanted = map.map_or(all, |map| vec![map]);
+    if map.is_none() && !left_out.is_empty() {
+        let names: Vec<&str> = left_out.into_iter().map(Map::name).collect();
+        eprintln!("snifctl: left out, as they can be read with CAP_SYS_ADMIN alone: {}", names.join(", "));
+    }
     let dumps = stats::dumps(&context.runner, &open.home, &session, &wanted)?;
     let elements = dumps.iter().map(json::elements).collect::<Result<Vec<_>>>()?;
     match map {

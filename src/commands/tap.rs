@@ -10,7 +10,7 @@ use crate::commands::{read_session, show, warn};
 use crate::output::text;
 use crate::request::{Request, Watch, Watched, listed};
 use crate::session::difference::Clsact;
-use crate::session::engine::{self, Context, Cow, Edit, Open, Scope};
+use crate::session::engine::{self, Context, Edit, Open, Scope, Seen};
 use crate::session::pattern;
 use crate::session::resolve;
 use crate::session::stored::Stored;
@@ -29,7 +29,7 @@ pub(super) fn run(context: &Context, command: TapCommand) -> Result<ExitCode> {
 }
 
 /// A session that is open for an edit: what there is of it, what it remembers, its request with the names of today.
-fn edited<'b, 'a>(open: &'b Open<'a>, args: &TapArgs) -> Result<(There, Stored, Request, Cow<'b, 'a>)> {
+fn edited<'b, 'a>(open: &'b Open<'a>, args: &TapArgs) -> Result<(There, Stored, Request, Seen<'b, 'a>)> {
     let there = open.edited(args.session.name.as_deref())?;
     let Ok(stored) = there.stored.clone() else { bail!("session {} cannot be read", there.name) };
     let mut asked = stored.request.clone();

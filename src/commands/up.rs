@@ -15,7 +15,6 @@ use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
 use crate::session::firewall::{self, Obstacle};
-use crate::session::home;
 use crate::session::machine::Machine;
 use crate::session::resolve;
 use crate::session::stats::{self, Status};
@@ -25,13 +24,14 @@ use crate::session::upgrade;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
 use crate::tools::ip::Link;
+use crate::tools::rights;
 
 pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let request = args.request()?;
     let context = &context.dry(&args.dry_run);
     let runner = &context.runner;
     if !runner.dry_run {
-        home::ensure_root()?;
+        rights::to_write()?;
     }
     let expression = request.options.filter.as_deref();
     let filter = expression.map(|expression| filter::compile(runner, "--filter", expression)).transpose()?;

@@ -62,7 +62,7 @@ mod tests {
         let source = Source::datapath(None, &FEATURES.map(String::from));
         let object = source.begin(&runner).unwrap().object(&runner, &[]).unwrap();
         let pins = Pins(PathBuf::from(format!("/sys/fs/bpf/snifctl_shapes_{}", std::process::id())));
-        bpftool::load(&runner, &object, &pins.0, false).unwrap();
+        bpftool::load(&runner, &object, &pins.0, &[], false).unwrap();
         let found = upgrade::shapes(&runner, &pins.0.join("maps")).unwrap();
         for map in Map::ALL {
             assert_eq!(found[&map], map.shape(), "{}", map.name());

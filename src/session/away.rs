@@ -19,6 +19,7 @@ use crate::session::stored::{Guest as Known, Stored};
 use crate::tools::batch::word;
 use crate::tools::exec::Runner;
 use crate::tools::ip::{self, Away, Link};
+use crate::tools::rights;
 
 /// The first of the numbers that stand for interfaces elsewhere; the rest of one is a classid.
 const ELSEWHERE: u32 = 0x8000_0000;
@@ -116,6 +117,10 @@ pub(crate) fn look(
     // Pods are asked for where that can change what is watched: others look at what is there.
     let is_asked = |origin: &Origin| request.is_some() || !origin.is_of_cluster();
     let wanted: Vec<Option<Origin>> = origins.values().map(|at| Some(at.clone()).filter(|at| is_asked(at))).collect();
+    match origins.values().any(|origin| !matches!(origin, Origin::Netns(_))) {
+        true => rights::for_namespaces()?,
+        false => rights::to_enter()?,
+    }
     let mut elsewhere = Elsewhere::default();
     let mut spaces: BTreeMap<u64, (Space, Vec<(String, String)>)> = BTreeMap::new();
     for ((text, _), found) in origins.iter().zip(origin::find(runner, &wanted, &Cluster::of(request))) {

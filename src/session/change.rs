@@ -13,6 +13,8 @@ use crate::datapath::source::Source;
 use crate::session::alive;
 use crate::session::away;
 use crate::session::home::{Home, handle};
+use crate::session::hops;
+use crate::session::plain;
 use crate::session::relay;
 use crate::session::stored::Stored;
 use crate::tools::clang::{Compiling, Object};
@@ -206,25 +208,32 @@ impl<'a> Executor<'a> {
             for act in acts {
                 lines.extend(self.lines(act)?);
             }
-            let netns = netns(acts[0]);
-            if self.runner.dry_run {
-                let tool = match by {
-                    By::Bpftool => "bpftool",
-                    By::Tc => "tc",
-                    By::Ip | By::Itself => "ip",
-                };
-                let enter =
-                    netns.map_or(String::new(), |netns| exec::enter(netns).map(|word| quote(&word) + " ").concat());
-                lines.iter().try_for_each(|line| exec::print(&format!("{enter}{tool} {line}\n")))?;
-                continue;
-            }
-            match by {
-                By::Bpftool => bpftool::batch(self.runner, &lines)?,
-                By::Tc => tc::batch(self.runner, netns, &lines)?,
-                By::Ip | By::Itself => ip::batch(self.runner, netns, &lines)?,
-            }
+            // Of memory that is written: what is noted of it is noted before, and forgotten after.
+            let stored =
+                || acts.iter().filter_map(|act| if let Act::Store(stored) = act { Some(stored) } else { None });
+            stored().try_for_each(|stored| hops::note(self.runner, &self.pins(), &stored.hops()))?;
+            self.feed(by, netns(acts[0]), &lines)?;
+            let last = stored().next_back();
+            last.map_or(Ok(()), |stored| hops::forget_others(self.runner, &self.pins(), &stored.hops()))?;
         }
         Ok(())
+    }
+
+    fn feed(&self, by: By, netns: Option<&Path>, lines: &[String]) -> Result<()> {
+        if self.runner.dry_run {
+            let tool = match by {
+                By::Bpftool => "bpftool",
+                By::Tc => "tc",
+                By::Ip | By::Itself => "ip",
+            };
+            let enter = netns.map_or(String::new(), |netns| exec::enter(netns).map(|word| quote(&word) + " ").concat());
+            return lines.iter().try_for_each(|line| exec::print(&format!("{enter}{tool} {line}\n")));
+        }
+        match by {
+            By::Bpftool => bpftool::batch(self.runner, lines),
+            By::Tc => tc::batch(self.runner, netns, lines),
+            By::Ip | By::Itself => ip::batch(self.runner, netns, lines),
+        }
     }
 
     /// Where the session's pins are now.
@@ -306,8 +315,10 @@ impl<'a> Executor<'a> {
             Act::MakeBuilding => runner.act("mkdir -m 0700", &home.building(self.name), make_private),
             Act::Load(source) => {
                 self.is_building = true;
-                let object = self.object(source)?;
-                bpftool::load(runner, &object, &home.building(self.name), source.has_filter())
+                let (object, dir) = (self.object(source)?, home.building(self.name));
+                let plain = plain::make(runner, &dir, &Map::ALL)?;
+                bpftool::load(runner, &object, &dir, &plain, source.has_filter())?;
+                plain::tidy(runner, &dir)
             }
             Act::LoadOn(source) => {
                 let object = self.object(source)?;
@@ -316,10 +327,12 @@ impl<'a> Executor<'a> {
                 bpftool::load_on(runner, &object, &home.building(self.name), &maps, &names)
             }
             Act::LoadMoved(source, kept) => {
-                let object = self.object(source)?;
-                let maps = home.session(self.name).join("maps");
-                let names: Vec<&str> = kept.iter().map(|map| map.name()).collect();
-                bpftool::load_moved(runner, &object, &home.building(self.name), &maps, &names)
+                let (object, dir) = (self.object(source)?, home.building(self.name));
+                let (maps, new) = (home.session(self.name).join("maps"), |map: &Map| !kept.contains(map));
+                let plain = plain::make(runner, &dir, &Map::ALL.into_iter().filter(new).collect::<Vec<_>>())?;
+                let there = kept.iter().map(|map| (map.name(), maps.join(map.name()))).chain(plain);
+                bpftool::load(runner, &object, &dir, &there.collect::<Vec<_>>(), true)?;
+                plain::tidy(runner, &dir)
             }
             Act::MoveMap(map, kept) => {
                 let place = self.map(*map);

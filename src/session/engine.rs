@@ -32,6 +32,7 @@ use crate::tools::exec::{self, Runner};
 use crate::tools::interrupt;
 use crate::tools::ip::{self, Link};
 use crate::tools::requirements;
+use crate::tools::rights;
 use crate::tools::tc::{self, Dev};
 
 /// How a command runs.
@@ -50,18 +51,18 @@ pub(crate) struct Open<'a> {
 }
 
 /// The machine as all sessions see it, or as one does.
-pub(crate) enum Cow<'b, 'a> {
+pub(crate) enum Seen<'b, 'a> {
     Ours(&'b Open<'a>),
-    Own(Open<'a>),
+    Own(Box<Open<'a>>),
 }
 
-impl<'a> Deref for Cow<'_, 'a> {
+impl<'a> Deref for Seen<'_, 'a> {
     type Target = Open<'a>;
 
     fn deref(&self) -> &Open<'a> {
         match self {
-            Cow::Ours(open) => open,
-            Cow::Own(open) => open,
+            Seen::Ours(open) => open,
+            Seen::Own(open) => open,
         }
     }
 }
@@ -76,15 +77,15 @@ struct Held {
 impl<'a> Open<'a> {
     /// To change them. A dry run takes no lock and needs no root.
     pub(crate) fn to_write(context: &'a Context) -> Result<Open<'a>> {
-        Open::with(context, &requirements::SESSION_TOOLS)
+        Open::with(context, &requirements::SESSION_TOOLS, rights::to_write)
     }
 
     /// To take them away, for which fewer tools do.
     pub(crate) fn to_remove(context: &'a Context) -> Result<Open<'a>> {
-        Open::with(context, &["bpftool", "tc", "ip"])
+        Open::with(context, &["bpftool", "tc", "ip"], rights::to_remove)
     }
 
-    fn with(context: &'a Context, tools: &[&str]) -> Result<Open<'a>> {
+    fn with(context: &'a Context, tools: &[&str], ensure_rights: fn() -> Result<()>) -> Result<Open<'a>> {
         let runner = &context.runner;
         let mut home = Home::here()?;
         let lock = match runner.dry_run {
@@ -93,7 +94,7 @@ impl<'a> Open<'a> {
                 home.lock_to_read(context.wait).unwrap_or_default()
             }
             false => {
-                home::ensure_root()?;
+                ensure_rights()?;
                 requirements::ensure_present(tools)?;
                 Some(home.lock_to_write(runner, context.wait)?)
             }
@@ -112,12 +113,12 @@ impl<'a> Open<'a> {
     /// Removes what sessions of dead network namespaces have left, after all else: that it cannot be is nobody's failure, and
     /// the next one does it.
     pub(crate) fn sweep_dead(&self) -> usize {
-        alive::sweep(self.runner, &self.home).unwrap_or_default()
+        alive::sweep(self.runner, &self.home, |dead| leave_others(self.runner, dead)).unwrap_or_default()
     }
 
     /// To look at them.
     pub(crate) fn to_read(context: &'a Context) -> Result<Open<'a>> {
-        home::ensure_root()?;
+        rights::to_read()?;
         requirements::ensure_present(&["bpftool", "tc", "ip"])?;
         let mut home = Home::here()?;
         let lock = home.lock_to_read(context.wait)?;
@@ -140,12 +141,12 @@ impl<'a> Open<'a> {
         session: &str,
         stored: Option<&Stored>,
         request: Option<&Request>,
-    ) -> Result<Cow<'b, 'a>> {
+    ) -> Result<Seen<'b, 'a>> {
         if !away::is_asked(stored, request) {
-            return Ok(Cow::Ours(self));
+            return Ok(Seen::Ours(self));
         }
         let home: Vec<Link> = self.machine.links.iter().filter(|link| link.away.is_none()).cloned().collect();
-        Ok(Cow::Own(self.beside(away::look(self.runner, session, stored, request, &home)?)))
+        Ok(Seen::Own(Box::new(self.beside(away::look(self.runner, session, stored, request, &home)?))))
     }
 
     fn beside(&self, elsewhere: Elsewhere) -> Open<'a> {
@@ -154,7 +155,7 @@ impl<'a> Open<'a> {
     }
 
     /// A session that is there, and the machine as it sees it.
-    pub(crate) fn read_around<'b>(&'b self, name: &str, request: Option<&Request>) -> Result<(There, Cow<'b, 'a>)> {
+    pub(crate) fn read_around<'b>(&'b self, name: &str, request: Option<&Request>) -> Result<(There, Seen<'b, 'a>)> {
         let there = self.read(name)?;
         let open = self.seen_by(name, there.stored.as_ref().ok(), request)?;
         let there = there.with(&open);
@@ -516,7 +517,7 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
             &*own
         }
         Err(_) => {
-            own = Cow::Own(open.beside(away::remains(open.runner, name)));
+            own = Seen::Own(Box::new(open.beside(away::remains(open.runner, name))));
             &*own
         }
     };
@@ -537,6 +538,21 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
     let changes = difference::undo(&there, clsact);
     done.extend(changes.iter().cloned());
     Executor::new(open.runner, &open.home, name, initial(&there)).carry_out(&changes)
+}
+
+/// Takes the taps that the sessions of a dead network namespace have in others, which live on.
+fn leave_others(runner: &Runner, dead: &Home) -> Result<()> {
+    for name in dead.sessions() {
+        let mut there = There::read_to_remove(runner, dead, &name, &[])?;
+        let stored = there.stored.clone().ok().filter(|stored| away::is_asked(Some(stored), None));
+        let Some(stored) = stored else { continue };
+        there.links = away::look(runner, &name, Some(&stored), None, &[])?.links;
+        let indexes = there.links.iter().map(|link| link.ifindex).collect();
+        there.look(runner, &indexes, false)?;
+        let changes = difference::leave(&there);
+        Executor::new(runner, dead, &name, initial(&there)).carry_out(&changes)?;
+    }
+    Ok(())
 }
 
 /// Removes every tap of which nothing tells the session any more, and the clsact qdiscs of ours. Answers whether there was

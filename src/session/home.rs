@@ -13,6 +13,7 @@ use crate::request::{DEFAULT, listed};
 use crate::session::alive::PIN;
 use crate::tools::exec::{Cmd, Runner};
 use crate::tools::interrupt;
+use crate::tools::rights;
 
 const BPFFS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/snifctl";
@@ -45,6 +46,11 @@ impl Home {
     pub(crate) fn here() -> Result<Home> {
         let inode = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
         Ok(Home { dir: Path::new(ROOT).join(inode.to_string()), is_void: false })
+    }
+
+    /// Of another network namespace, by its directory.
+    pub(super) fn of(dir: &Path) -> Home {
+        Home { dir: dir.into(), is_void: false }
     }
 
     /// The pins of a session.
@@ -126,6 +132,9 @@ impl Home {
         ensure_bpffs(runner)?;
         ensure_roots(Path::new(BPFFS))?;
         for dir in [Path::new(ROOT), &self.dir] {
+            if !dir.exists() {
+                rights::ensure_owner()?;
+            }
             let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.with_context(|| format!("cannot make {}", dir.display()))?;
             ensure_roots(dir)?;
@@ -392,23 +401,9 @@ pub(crate) fn ensure_bpffs(runner: &Runner) -> Result<()> {
     if bpffs_is_mounted() {
         return Ok(());
     }
+    rights::to_mount()?;
     let mounted = runner.write(&Cmd::new("mount", ["-t", "bpf", "-o", "mode=0700", "bpf", BPFFS]));
     mounted
         .map(drop)
         .with_context(|| format!("{BPFFS} is not mounted and cannot be; try: mount -t bpf -o mode=0700 bpf {BPFFS}"))
-}
-
-/// Refuses anyone who may not load programs and change interfaces.
-pub(crate) fn ensure_root() -> Result<()> {
-    if is_root() {
-        return Ok(());
-    }
-    let line: Vec<String> =
-        std::env::args_os().skip(1).map(|arg| crate::tools::exec::quote(&arg.to_string_lossy())).collect();
-    bail!("this needs root, to load BPF programs and change interfaces; try: sudo snifctl {}", line.join(" "))
-}
-
-/// The effective user, as the owner of our own /proc entry.
-pub(crate) fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }

@@ -9,10 +9,11 @@ use anyhow::{Result, ensure};
 
 use crate::session::home;
 use crate::tools::exec::{self, quote};
+use crate::tools::rights;
 
 /// Runs us again where bpffs is or belongs, if that is outside. Once there, nothing is out of sight any more.
 pub(crate) fn enter() -> Result<()> {
-    if home::bpffs_is_mounted() || !home::is_root() {
+    if home::bpffs_is_mounted() || !rights::enters_mounts() {
         return Ok(());
     }
     let Some(process) = outside() else { return Ok(()) };

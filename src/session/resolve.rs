@@ -22,6 +22,7 @@ use crate::tools::interrupt;
 use crate::tools::ip::{self, Link, Neighbour, Packet, RouteReply};
 use crate::tools::kernel;
 use crate::tools::requirements;
+use crate::tools::rights;
 use crate::tunnel::PROTO_UDP;
 
 /// How long unknown neighbours may take: the kernel asks three times, a second apart.
@@ -676,6 +677,7 @@ fn ping(runner: &Runner, request: &Request, ways: &mut BTreeMap<IpAddr, Way>, as
         }
         None => {
             requirements::ensure_there(&requirements::PING)?;
+            rights::for_ping(runner)?;
             probe::silent(runner, &probed, request.options.outer.tos, was_silent)
         }
     };

@@ -21,7 +21,7 @@ use crate::session::pattern;
 use crate::session::relay;
 use crate::session::resolve;
 use crate::session::stored::{Place, Silence, Stored, Unreadable};
-use crate::session::there::{There, index, key};
+use crate::session::there::{There, index, key, unreadable};
 use crate::session::version::{self, Foreign};
 use crate::tools::bpftool;
 use crate::tools::exec::Runner;
@@ -506,7 +506,7 @@ pub(crate) fn dumps(runner: &Runner, home: &Home, session: &str, wanted: &[Map])
     let dir = home.session(session).join("maps");
     let asked = wanted.iter().chain(&[Map::Remotes, Map::Config]);
     let lines: Vec<String> = asked.map(|map| bpftool::dump_question(&dir.join(map.name()))).collect();
-    let mut answers = bpftool::ask(runner, &lines)?;
+    let mut answers = bpftool::ask(runner, &lines).map_err(|err| unreadable(err, session))?;
     let config = answers.pop().unwrap_or_default();
     let remotes = answers.pop().unwrap_or_default();
     let used: Vec<&Value> = remotes.as_array().into_iter().flatten().map(|row| &row["key"]).collect();

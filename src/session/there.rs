@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -14,6 +14,7 @@ use crate::request::Probe;
 use crate::session::away::Guest;
 use crate::session::engine::Open;
 use crate::session::home::{ALIAS, Home, handle};
+use crate::session::hops;
 use crate::session::relay;
 use crate::session::stored::{Hop, Silence, Stored, Unreadable};
 use crate::session::upgrade;
@@ -22,6 +23,7 @@ use crate::tools::bpftool;
 use crate::tools::ethtool;
 use crate::tools::exec::{Failed, Runner};
 use crate::tools::ip::{self, Link, Neighbour};
+use crate::tools::rights::Lack;
 use crate::tools::tc::{self, Dev, Filter, Hooks};
 
 /// The elements of a map: one value, or one per CPU.
@@ -61,6 +63,8 @@ pub(crate) struct There {
     pub marks: BTreeSet<u32>,
     /// The neighbour table, where somebody has asked.
     pub neighbours: Vec<Neighbour>,
+    /// The entries of it that are noted as the session's.
+    pub noted: Vec<Hop>,
     /// Interfaces of which it is noted that we were about to add one. A version before left such notes for all.
     pub notes: BTreeSet<u32>,
     /// The other sessions here whose filters have the same handle.
@@ -120,7 +124,7 @@ impl There {
         let mut there = There::named(runner, home, name, links)?;
         if there.is_published {
             let dir = there.dir.clone();
-            there.read_pins(runner, &dir)?;
+            there.read_pins(runner, &dir).map_err(|err| unreadable(err, name))?;
             there.decode();
         }
         Ok(there)
@@ -180,6 +184,7 @@ impl There {
             notes: home.clsact_marks().into_iter().collect(),
             namesakes: Namesakes::find(runner, home, name, links)?,
             neighbours: Vec::new(),
+            noted: hops::noted(&home.session(name)),
         })
     }
 
@@ -340,8 +345,8 @@ impl There {
     pub(crate) fn hops(&self) -> Vec<Hop> {
         match &self.stored {
             Ok(stored) => stored.hops(),
-            Err(Unreadable::OtherVersion(foreign)) => foreign.hops.clone(),
-            Err(_) => Vec::new(),
+            Err(Unreadable::OtherVersion(foreign)) if !foreign.hops.is_empty() => foreign.hops.clone(),
+            Err(_) => self.noted.clone(),
         }
     }
 
@@ -537,6 +542,11 @@ pub(crate) fn ask_each(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawV
         }
         answers => answers,
     }
+}
+
+/// What may not be read, with the session's name.
+pub(crate) fn unreadable(err: Error, session: &str) -> Error {
+    if err.is::<Lack>() { err.context(format!("session {session}")) } else { err }
 }
 
 /// It is not there, or it is something else: not merely that it could not be read.

@@ -1,6 +1,6 @@
 //! Programs and maps, through bpftool's JSON. Many questions or writes go through one `bpftool batch`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, de};
@@ -8,12 +8,22 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::tools::exec::{Cmd, Failed, Runner};
-use crate::tools::{batch, json, log};
+use crate::tools::{batch, json, log, rights};
 
-/// Loads every program of the object once and pins programs and maps under their names. `filtered`: a filter is in it.
-pub(crate) fn load(runner: &Runner, object: &Path, dir: &Path, filtered: bool) -> Result<()> {
-    let maps = dir.join("maps");
-    let words = ["prog", "loadall", &text(object), &text(dir), "type", "classifier", "pinmaps", &text(&maps)];
+/// Loads every program of the object once and pins programs and maps under their names, in a directory and its `maps`. Maps
+/// that are there already, by name and pin, are used. `filtered`: a filter is in it.
+pub(crate) fn load(
+    runner: &Runner,
+    object: &Path,
+    dir: &Path,
+    there: &[(&str, PathBuf)],
+    filtered: bool,
+) -> Result<()> {
+    let (object, maps, dir) = (text(object), text(&dir.join("maps")), text(dir));
+    let pins: Vec<(&str, String)> = there.iter().map(|(map, pin)| (*map, text(pin))).collect();
+    let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
+    words.extend(pins.iter().flat_map(|(map, pin)| ["map", "name", map, "pinned", pin]));
+    words.extend(["pinmaps", &maps]);
     load_by(runner, &words, filtered)
 }
 
@@ -25,18 +35,6 @@ pub(crate) fn load_on(runner: &Runner, object: &Path, dir: &Path, maps: &Path, n
     for (map, pin) in names.iter().zip(&pins) {
         words.extend(["map", "name", map, "pinned", pin]);
     }
-    load_by(runner, &words, true)
-}
-
-/// The same, with new maps beside them, pinned with the others in a directory of their own.
-pub(crate) fn load_moved(runner: &Runner, object: &Path, dir: &Path, maps: &Path, names: &[&str]) -> Result<()> {
-    let pins: Vec<String> = names.iter().map(|map| text(&maps.join(map))).collect();
-    let (object, new, dir) = (text(object), text(&dir.join("maps")), text(dir));
-    let mut words = vec!["prog", "loadall", &object, &dir, "type", "classifier"];
-    for (map, pin) in names.iter().zip(&pins) {
-        words.extend(["map", "name", map, "pinned", pin]);
-    }
-    words.extend(["pinmaps", &new]);
     load_by(runner, &words, true)
 }
 
@@ -131,8 +129,8 @@ pub(crate) fn ask_raw(runner: &Runner, lines: &[String]) -> Result<Vec<Box<RawVa
 }
 
 fn ask_raw_in(runner: &Runner, netns: Option<&Path>, lines: &[String]) -> Result<Vec<Box<RawValue>>> {
-    let command = Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines).within(netns);
-    let output = done(runner.read(&command))?;
+    let read = runner.read(&Cmd::new("bpftool", ["-j", "batch", "file", "-"]).input(lines).within(netns));
+    let output = done(read).map_err(rights::explained)?;
     let answers = outputs(&output)?;
     if answers.len() != lines.len() {
         bail!("bpftool answered {} of {} questions; try: snifctl doctor", answers.len(), lines.len());
@@ -220,10 +218,11 @@ pub(crate) fn key_of(element: &Value) -> Option<Vec<u8>> {
     Vec::deserialize(&element["key"]).ok().map(bytes)
 }
 
-/// A dump by the field names of the BTF, counters of per-CPU maps summed.
+/// A dump by the field names of the BTF, counters of per-CPU maps summed; of a map without names, its bytes.
 pub(crate) fn formatted(dump: &Value) -> Value {
     let elements = dump.as_array().map(Vec::as_slice).unwrap_or_default();
-    Value::Array(elements.iter().map(|element| sum_cpus(element.get("formatted").unwrap_or(element))).collect())
+    let told = |element: &Value| element.get("formatted").map_or_else(|| element.clone(), sum_cpus);
+    Value::Array(elements.iter().map(told).collect())
 }
 
 fn sum_cpus(element: &Value) -> Value {
@@ -301,6 +300,9 @@ mod tests {
         assert_eq!(formatted(&dump), expected);
         let drops = json!([{"formatted": {"key": 0, "values": [{"value": {"clone": 1}}, {"value": {"clone": 2}}]}}]);
         assert_eq!(formatted(&drops), json!([{"key": 0, "value": {"clone": 3}}]));
+        let bytes =
+            json!([{"key": ["0x00"], "values": [{"cpu": 0, "value": ["0x01"]}, {"cpu": 1, "value": ["0x02"]}]}]);
+        assert_eq!(formatted(&bytes), bytes, "there are no names");
     }
 
     #[test]

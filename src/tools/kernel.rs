@@ -36,6 +36,16 @@ pub(crate) fn keeps_neighbours() -> bool {
     is_at_least((5, 16))
 }
 
+/// What maps take is locked memory, of which there is a limit; later it is the control group's.
+pub(crate) fn locks_maps() -> bool {
+    !is_at_least((5, 11))
+}
+
+/// Where `kernel.unprivileged_bpf_disabled` is set, pins are not opened without CAP_BPF; later, only nothing is made.
+pub(crate) fn keeps_pins_from_others() -> bool {
+    !is_at_least((5, 19))
+}
+
 /// tcx hooks, whose programs run before those of tc.
 pub(crate) fn has_tcx() -> bool {
     is_at_least((6, 6))

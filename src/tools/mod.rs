@@ -12,6 +12,7 @@ pub(crate) mod kernel;
 pub(crate) mod log;
 pub(crate) mod ping;
 pub(crate) mod requirements;
+pub(crate) mod rights;
 pub(crate) mod tc;
 
 #[cfg(test)]

@@ -273,7 +273,7 @@ pub(crate) struct Told {
 
 impl Told {
     pub(crate) fn new(name: &str, labels: &[(&str, &str)]) -> Told {
-        let n = || random() as u32;
+        let n = random;
         Told {
             namespace: "shop".into(),
             name: name.into(),

@@ -29,6 +29,7 @@ pub(crate) mod http;
 pub(crate) mod judge;
 pub(crate) mod kills;
 pub(crate) mod links;
+pub(crate) mod nobody;
 pub(crate) mod order;
 pub(crate) mod order_case;
 pub(crate) mod pairs;

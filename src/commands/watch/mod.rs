@@ -23,11 +23,12 @@ use crate::session::away;
 use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Open};
-use crate::session::home::{self, Wait};
+use crate::session::home::Wait;
 use crate::session::resolve::{Asked, Warning};
 use crate::session::stats;
 use crate::tools::interrupt;
 use crate::tools::requirements;
+use crate::tools::rights;
 use log::{Level, Log};
 use monitor::{Event, Monitors};
 use notify::Notify;
@@ -46,11 +47,11 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
     if let Some(file) = &args.check {
         return pulse::check(file);
     }
-    home::ensure_root()?;
     if let Some(file) = &args.hold {
         interrupt::watch();
         return pulse::hold(file);
     }
+    rights::to_write()?;
     requirements::ensure_present(&requirements::SESSION_TOOLS)?;
     let (sender, events) = mpsc::channel();
     let notify = Notify::from_environment();
@@ -331,7 +332,10 @@ impl Watcher<'_> {
             match sync::session(&open, name, how) {
                 Ok(Put { changes, done, there }) => {
                     if let Some(there) = there {
-                        self.probes.ask(name, &there);
+                        match rights::for_ping(&context.runner) {
+                            Err(err) if !there.probed().is_empty() => standing.push((Level::Error, format!("{err:#}"))),
+                            _ => self.probes.ask(name, &there),
+                        }
                         self.waits |= !there.unanswered().is_empty();
                         let request = there.stored.as_ref().ok().map(|stored| &stored.request);
                         questions.extend(request.into_iter().flat_map(away::questions));

@@ -87,6 +87,7 @@ impl Kernel {
             marks: BTreeSet::new(),
             notes: BTreeSet::new(),
             namesakes: None,
+            noted: Vec::new(),
             neighbours: Vec::new(),
         };
         Kernel { there, building: BTreeMap::new(), old: BTreeMap::new(), last_id: 100 }
