@@ -140,10 +140,10 @@ test-package: deps ## the Debian package: built, installed, upgraded, removed in
 
 # helm, kubectl, kubernetes-validate: see tests/deploy/tools.
 DEPLOY_TOOLS := target/deploy
-DEPLOY_PACKAGES := python3-venv $(if $(shell command -v npm),,npm)
+DEPLOY_PACKAGES := python3-venv
 
 deploy-tools:
-	@$(call install,$(DEPLOY_PACKAGES))
+	@$(call install,$(DEPLOY_PACKAGES) $(if $(shell command -v npm),,npm))
 	tests/deploy/tools $(DEPLOY_TOOLS)
 
 kustomize: deploy-tools ## deploy/kustomize/snifctl.yaml, from the templates of the Helm chart
