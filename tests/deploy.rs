@@ -426,7 +426,9 @@ fn the_plugin_taps_pods_on_every_node_and_takes_all_down() {
     assert!(poll(std::time::Duration::from_secs(3), || (!sessions(&lab).is_empty()).then_some(())).is_none());
     assert!(watch.end("TERM").0.success());
     drop(process);
-    poll(SOON, || (lab.machine() == before).then_some(()));
+    // The kernel takes the pair away with the pod's namespace, some time later.
+    let is_gone = || !lab.try_host(&["ip", "link", "show", "dev", "veth-web"]).status.success();
+    assert!(poll(SOON, || is_gone().then_some(())).is_some(), "the pod's pair is gone");
     lab.assert_as_before(&before);
 }
 
