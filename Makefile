@@ -14,7 +14,7 @@ CHECK_PACKAGES := shellcheck clang-format
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package clean
+.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package deploy-tools kustomize test-deploy clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -79,7 +79,8 @@ bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
-SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root $(wildcard packaging/debian/p*)
+SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root $(wildcard packaging/debian/p*) \
+	deploy/kustomize/generate tests/deploy/tools
 OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 check: deps ## formatting, lints, and a build with the oldest Rust (needs root where something is missing)
@@ -104,6 +105,7 @@ SNIFCTL := $(TARGET)/release/snifctl
 
 install: build ## install it with manual, completions and systemd unit, under PREFIX (default /usr/local)
 	install -D -m 0755 $(SNIFCTL) $(DESTDIR)$(PREFIX)/bin/snifctl
+	ln -sf snifctl $(DESTDIR)$(PREFIX)/bin/kubectl-snif
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(UNITDIR) \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(SNIFCTL) man $(DESTDIR)$(PREFIX)/share/man/man1
@@ -135,6 +137,21 @@ test-package: deps ## the Debian package: built, installed, upgraded, removed in
 	@# Removing the package takes down every mirror that it can see: it sees those of the test alone.
 	unshare --mount --pid --fork --kill-child --mount-proc sh -ec 'mount -t bpf -o mode=0700 bpf /sys/fs/bpf; exec "$$@"' sh \
 		$(CARGO) test --locked --test package -- --nocapture --test-threads=1
+
+# helm, kubectl, kubernetes-validate: see tests/deploy/tools.
+DEPLOY_TOOLS := target/deploy
+DEPLOY_PACKAGES := python3-venv
+
+deploy-tools:
+	@$(call install,$(DEPLOY_PACKAGES) $(if $(shell command -v npm),,npm))
+	tests/deploy/tools $(DEPLOY_TOOLS)
+
+kustomize: deploy-tools ## deploy/kustomize/snifctl.yaml, from the templates of the Helm chart
+	HELM=$(CURDIR)/$(DEPLOY_TOOLS)/bin/helm deploy/kustomize/generate > $(DEPLOY_TOOLS)/snifctl.yaml
+	mv $(DEPLOY_TOOLS)/snifctl.yaml deploy/kustomize/snifctl.yaml
+
+test-deploy: deps deploy-tools ## chart, kustomization and kubectl's plugin (needs root and, once, the network)
+	$(CARGO) test --locked --test deploy
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -174,6 +174,7 @@ pub(crate) enum Command {
           sudo snifctl watch --name both --interval 10
           sudo snifctl watch --apply /etc/snifctl.d
           sudo snifctl watch --down-on-exit
+          snifctl watch --check /run/snifctl/heartbeat
     "})]
     Watch(WatchArgs),
     /// Show what is watched, where copies go, and what became of them
@@ -322,8 +323,15 @@ pub(crate) struct ElsewhereArgs {
 }
 
 impl ElsewhereArgs {
+    /// Pods by their labels.
+    pub(crate) fn of_pods(namespace: String, selector: String, host_side: bool) -> ElsewhereArgs {
+        let none = Vec::new;
+        let (netns, pid, container, pod) = (none(), none(), none(), none());
+        ElsewhereArgs { netns, pid, container, pod, pods: vec![selector], namespace, host_side }
+    }
+
     /// What is meant: these interfaces, in the other network namespaces if there are any.
-    fn named(&self, interfaces: &[Named]) -> Result<Vec<Named>, Usage> {
+    pub(crate) fn named(&self, interfaces: &[Named]) -> Result<Vec<Named>, Usage> {
         let of = |flag: &'static str, kind: &'static str, values: &[String]| -> Vec<(String, String)> {
             values.iter().map(|value| (format!("--{flag} {value}"), format!("{kind}:{value}"))).collect()
         };
@@ -409,13 +417,22 @@ pub(crate) struct WatchArgs {
     /// Look at everything so often, for what tells nobody that it changes
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = interval, allow_negative_numbers = true)]
     pub interval: Duration,
-    /// Make the sessions that the *.toml files of this directory have, as `apply --prune` does; again at SIGHUP, and
-    /// where one is down
+    /// Make the sessions that the *.toml files of this directory have, as `apply --prune` does; again at SIGHUP, when
+    /// a ConfigMap has changed, and where one is down
     #[arg(long, value_name = "DIR", conflicts_with = "names")]
     pub apply: Option<PathBuf>,
     /// Take the sessions down at the end; without it they run on
     #[arg(long)]
     pub down_on_exit: bool,
+    /// Write this file every second, for --check and --hold
+    #[arg(long, value_name = "FILE")]
+    pub heartbeat: Option<PathBuf>,
+    /// Watch nothing; say whether the watch with this heartbeat is at work, by the exit code
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub check: Option<PathBuf>,
+    /// Watch nothing; let the watch with this heartbeat rest, and return once it does
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub hold: Option<PathBuf>,
     /// Log as JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -614,7 +631,13 @@ pub(crate) enum MapCommand {
 
 /// Reads the arguments. Help and version go to stdout; what is wrong is told in one line, exit code 2.
 pub(crate) fn parse() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|err| match err.kind() {
+    let words = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    told(Cli::try_parse(), || help_command(words()))
+}
+
+/// Help and version are printed; what is wrong is told with the command that `help` names.
+pub(crate) fn told<T>(parsed: Result<T, clap::Error>, help: impl FnOnce() -> String) -> Result<T, ExitCode> {
+    parsed.map_err(|err| match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match err.print() {
             Ok(()) => ExitCode::SUCCESS,
             Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -624,14 +647,14 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
             }
         },
         _ => {
-            eprintln!("snifctl: {}", one_line(&err));
+            eprintln!("snifctl: {}", one_line(&err, help));
             ExitCode::from(2)
         }
     })
 }
 
 /// clap's message without its usage block, ending in a command that works.
-fn one_line(err: &clap::Error) -> String {
+fn one_line(err: &clap::Error, help: impl FnOnce() -> String) -> String {
     let own = std::error::Error::source(err).and_then(|source| source.downcast_ref::<Usage>());
     if let Some(Usage(said)) = own {
         return said.clone();
@@ -644,7 +667,7 @@ fn one_line(err: &clap::Error) -> String {
     };
     let said: Vec<&str> = said.filter(is_said).collect();
     let said = said.join(" ");
-    let help = help_command(std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()));
+    let help = help();
     if said.is_empty() || !said.starts_with("error:") {
         return format!("a command is missing; try: {help}");
     }

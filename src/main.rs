@@ -6,6 +6,7 @@ mod datapath;
 mod file;
 mod origin;
 mod output;
+mod plugin;
 mod request;
 mod session;
 mod tools;
@@ -21,11 +22,15 @@ use tools::interrupt;
 use usage::Usage;
 
 fn main() -> ExitCode {
-    let args = match cli::parse() {
-        Ok(args) => args,
+    let done = match plugin::words(std::env::args_os()) {
+        Some(words) => plugin::parse(words).map(plugin::run),
+        None => cli::parse().map(commands::run),
+    };
+    let done = match done {
+        Ok(done) => done,
         Err(code) => return code,
     };
-    match commands::run(args) {
+    match done {
         Ok(code) => code,
         // Who reads no more has seen enough.
         Err(err) if err.is::<ReaderGone>() => ExitCode::SUCCESS,

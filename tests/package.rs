@@ -93,6 +93,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
 
     for file in [
         "usr/bin/snifctl",
+        "usr/bin/kubectl-snif",
         "usr/share/man/man1/snifctl.1.gz",
         "usr/share/man/man1/snifctl-up.1.gz",
         "usr/share/man/man1/snifctl-tap-add.1.gz",

@@ -276,3 +276,54 @@ fn a_next_hop_that_goes_and_comes_back_elsewhere_is_followed() {
         assert_replicated(&lab, &remotes(2));
     }
 }
+
+#[test]
+fn a_mounted_config_map_is_read_again_and_a_held_watch_makes_nothing() {
+    let lab = Lab::roomy();
+    let before = lab.machine();
+    let (dir, heartbeat) = (lab.dir().join("d"), lab.dir().join("heartbeat"));
+    // As kubelet writes it: the files are links into ..data, which is swapped.
+    let swap = |at: &str, filter: &str| {
+        fs::create_dir_all(dir.join(at)).expect("a directory");
+        let text = format!(
+            "[[session]]\ninterfaces = \"eth0\"\ntunnel = \"gre\"\nremote = \"198.51.100.2\"\nfilter = \"{filter}\"\n"
+        );
+        fs::write(dir.join(at).join("a.toml"), text).expect("write a file");
+        std::os::unix::fs::symlink(at, dir.join("..new")).expect("a link");
+        fs::rename(dir.join("..new"), dir.join("..data")).expect("swap");
+    };
+    swap("..1", "tcp");
+    std::os::unix::fs::symlink("..data/a.toml", dir.join("a.toml")).expect("a link");
+    let (shown, file) = (dir.to_string_lossy().into_owned(), heartbeat.to_string_lossy().into_owned());
+    let wrong = lab.said(&["watch", "--heartbeat", "/nonexistent/heartbeat"]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:#?}");
+    lab.said(&["watch", "--check", &file]).refused(1, &file, &file);
+    let watch = Watcher::start(&lab, &["--apply", &shown, "--interval", "600", "--heartbeat", &file]);
+    lab.said(&["watch", "--check", &file]).quietly_ok();
+    swap("..2", "udp");
+    let is_right = || (lab.session().filter.as_deref() == Some("udp")).then_some(());
+    assert!(poll(SOON, is_right).is_some(), "{}", watch.log());
+
+    // What is taken down stays down while the watch rests.
+    lab.said(&["watch", "--hold", &file]).quietly_ok();
+    lab.said(&["watch", "--check", &file]).quietly_ok();
+    lab.said(&["down", "--all"]).ok();
+    swap("..3", "icmp");
+    let said = watch.log().lines().count();
+    lab.host(&["ip", "route", "add", "203.0.113.0/24", "dev", "out0"]);
+    lab.host(&["ip", "route", "del", "203.0.113.0/24", "dev", "out0"]);
+    let beats = || fs::metadata(&heartbeat).map(|meta| meta.ino()).unwrap_or_default();
+    for _ in 0..3 {
+        let last = beats();
+        assert!(poll(SOON, || (beats() != last).then_some(())).is_some(), "it beats");
+    }
+    assert_eq!(watch.lines_from(said), [""; 0]);
+    lab.assert_no_pins();
+    fs::remove_file(format!("{file}.hold")).expect("let it go on");
+    watch.wait_said(said, "it goes on");
+    let is_up = || lab.status().sessions.iter().any(|session| session.filter.as_deref() == Some("icmp")).then_some(());
+    assert!(poll(SOON, is_up).is_some(), "{}", watch.log());
+    assert!(watch.end("TERM").0.success());
+    lab.said(&["down", "--all"]).ok();
+    lab.assert_as_before(&before);
+}

@@ -14,7 +14,7 @@ use crate::tools::ip::Link;
 use crate::usage::spelled;
 
 /// Rows of cells as aligned columns, two spaces apart; cells of columns named in `right` end flush.
-fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();

@@ -4,6 +4,7 @@ mod log;
 mod monitor;
 mod notify;
 mod probes;
+mod pulse;
 mod timing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ use log::{Level, Log};
 use monitor::{Event, Monitors};
 use notify::Notify;
 use probes::Probes;
+use pulse::Pulse;
 use timing::Timing;
 
 /// Another snifctl may be at work for so long before a look is given up, and tried again later.
@@ -42,6 +44,13 @@ const PODS: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(600);
 
 pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
+    if let Some(file) = &args.check {
+        return pulse::check(file);
+    }
+    if let Some(file) = &args.hold {
+        interrupt::watch();
+        return pulse::hold(file);
+    }
     rights::to_write()?;
     requirements::ensure_present(&requirements::SESSION_TOOLS)?;
     let (sender, events) = mpsc::channel();
@@ -51,7 +60,9 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         let _ = wake.send(Event::Signal);
     });
     let wait = Wait(context.wait.0.or(Some(PATIENCE)));
+    let pulse = Pulse::new(args.heartbeat.as_deref(), args.apply.as_deref())?;
     let mut watcher = Watcher {
+        pulse,
         context: Context { wait, ..*context },
         args,
         log: Log::new(args.json),
@@ -92,6 +103,7 @@ impl Files {
 }
 
 struct Watcher<'a> {
+    pulse: Pulse,
     context: Context,
     args: &'a WatchArgs,
     log: Log,
@@ -151,7 +163,12 @@ impl Watcher<'_> {
     fn go_on(&mut self, events: &Receiver<Event>) -> Result<()> {
         let mut is_ready = false;
         while interrupt::code().is_none() {
-            if interrupt::is_reload() {
+            let beat = self.pulse.beat(Instant::now());
+            if beat.is_turn {
+                let text = if self.pulse.is_held() { "held: it looks at nothing" } else { "it goes on" };
+                self.log.say(Level::Notice, "", "hold", text);
+            }
+            if interrupt::is_reload() || beat.is_changed {
                 self.notify.reloading();
                 match self.read_files() {
                     Ok(()) => self.timing.event(Instant::now()),
@@ -164,7 +181,7 @@ impl Watcher<'_> {
             }
             let restart = self.start_monitors()?;
             let now = Instant::now();
-            if self.timing.due(now) <= now {
+            if self.timing.due(now) <= now && !self.pulse.is_held() {
                 let has_failed = self.look(now)?;
                 self.timing.end(Instant::now(), has_failed, self.waits);
                 if !is_ready {
@@ -178,8 +195,9 @@ impl Watcher<'_> {
             if has_come {
                 self.timing.event(now);
             }
-            let dues = [restart, self.notify.feed(now), round, pods].into_iter().flatten();
-            let next = dues.fold(self.timing.due(now), Instant::min);
+            let dues = [restart, self.notify.feed(now), round, pods, beat.next].into_iter().flatten();
+            let due = if self.pulse.is_held() { now + PATIENCE } else { self.timing.due(now) };
+            let next = dues.fold(due, Instant::min);
             let event = match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
