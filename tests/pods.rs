@@ -53,6 +53,11 @@ fn pods_containers_and_processes_are_found_and_what_cannot_be_is_refused() {
     let cluster = Cluster::start(&lab);
     let (web, cache) =
         (Told::new("web-1", &[("app", "web")]), Told::new("cache", &[("app", "cache"), ("tier", "back")]));
+    // What has the pod's cgroup before its first container, in the node's network: a container's monitor, and a runtime that
+    // has not joined the pod's yet.
+    let node = lab.ns_path(lab::Ns::Host);
+    let _monitor = Process::of_pod(&lab, &web, Driver::Monitor, Some(&node));
+    let _runtime = Process::of_pod(&lab, &web, Driver::Systemd, Some(&node));
     let web_at = Process::of_pod(&lab, &web, Driver::Systemd, None);
     let cache_at = Process::of_pod(&lab, &cache, Driver::Cgroupfs, None);
     // Another container of the pod, whose namespace is the pod's.
@@ -63,7 +68,7 @@ fn pods_containers_and_processes_are_found_and_what_cannot_be_is_refused() {
     plain.join(&lab, "veth-plain", "10.42.0.4");
     // Others, which are none of this node's, or of no use here.
     let host = Told { host_network: true, ..Told::new("proxy", &[("app", "web")]) };
-    let _host_at = Process::of_pod(&lab, &host, Driver::Systemd, Some(&lab.ns_path(lab::Ns::Host)));
+    let _host_at = Process::of_pod(&lab, &host, Driver::Systemd, Some(&node));
     let ended = Told { phase: "Succeeded".into(), ..Told::new("job", &[("app", "web")]) };
     let far = Told { node: "node-2".into(), ..Told::new("far", &[("app", "web")]) };
     let other = Told { namespace: "other".into(), ..Told::new("web-9", &[("app", "web")]) };
@@ -145,8 +150,15 @@ fn pods_are_followed_as_they_come_change_and_go() {
     assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
     assert!(old_at.is_none() && lab.session().taps[0].counts.stat.pcnt >= before);
 
-    // The API server is away: mirrors run on. kubectl is killed: it is started again.
+    // The API server is away: mirrors run on, and a pod that gets another sandbox is followed. kubectl is killed: it is
+    // started again.
     cluster.is_away(true);
+    assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
+    drop(again_at);
+    wait_watched(&lab, &watch, &["pod:shop/web-2/eth0"]);
+    let again_at = Process::of_pod(&lab, &again, Driver::Systemd, None);
+    again_at.join(&lab, "veth-6", "10.42.0.2");
+    wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0"]);
     assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
     cluster.is_away(false);
     let pid = poll(SOON, || kubectl(&lab, &watch)).expect("kubectl runs again");
@@ -164,8 +176,6 @@ fn pods_are_followed_as_they_come_change_and_go() {
     fourth_at.join(&lab, "veth-5", "10.42.0.5");
     let said_before = watch.log().lines().count();
     cluster.tell(&fourth);
-    std::thread::sleep(std::time::Duration::from_secs(4));
-    eprintln!("{:#?} {:?}", said(&lab, &cluster, &["status", "--check"]), watch.log());
     watch.wait_said(said_before, "they match 1 interfaces more than the 3 of --max-taps");
     assert_eq!(watched(&lab), all);
     drop(third_at);

@@ -292,6 +292,8 @@ impl Told {
 pub(crate) enum Driver {
     Systemd,
     Cgroupfs,
+    /// systemd's, and that of a container's monitor, as CRI-O has it.
+    Monitor,
 }
 
 /// A process in a cgroup, and in a network namespace of its own or another one's. Ended with its value.
@@ -307,15 +309,15 @@ impl Process {
     pub(crate) fn of_pod(lab: &Lab, pod: &Told, driver: Driver, joins: Option<&Path>) -> Process {
         let id = format!("{:016x}", random()).repeat(4);
         let uid = match driver {
-            Driver::Systemd => pod.uid.replace('-', "_"),
+            Driver::Systemd | Driver::Monitor => pod.uid.replace('-', "_"),
             Driver::Cgroupfs => pod.uid.clone(),
         };
         let path = match driver {
-            Driver::Systemd => vec![
+            Driver::Systemd | Driver::Monitor => vec![
                 "kubepods.slice".into(),
                 "kubepods-burstable.slice".into(),
                 format!("kubepods-burstable-pod{uid}.slice"),
-                format!("cri-containerd-{id}.scope"),
+                format!("{}-{id}.scope", if driver == Driver::Monitor { "crio-conmon" } else { "cri-containerd" }),
             ],
             Driver::Cgroupfs => vec!["kubepods".into(), "besteffort".into(), format!("pod{uid}"), id.clone()],
         };
@@ -403,7 +405,7 @@ impl Drop for Process {
 /// Where cgroups of a driver are made: with systemd version 2, where this machine has it beside version 1.
 fn hierarchy(driver: Driver) -> PathBuf {
     let all = match driver {
-        Driver::Systemd => ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
+        Driver::Systemd | Driver::Monitor => ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
         Driver::Cgroupfs => ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"],
     };
     let found = all.iter().map(Path::new).find(|path| path.join("cgroup.procs").exists());

@@ -36,8 +36,8 @@ use timing::Timing;
 
 /// Another snifctl may be at work for so long before a look is given up, and tried again later.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether a pod that is to come has a process.
-const PODS: Duration = Duration::from_millis(200);
+/// How often it is looked whether a pod that is to come has a process: at first, and at last.
+const PODS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 /// So long is it looked: one that does not come is found by the next event.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -63,6 +63,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         waits: false,
         pods: Pending::default(),
         questions: Vec::new(),
+        pods_changed: true,
         monitors: Monitors::new(sender),
     };
     watcher.read_files().map_err(apply::usage)?;
@@ -106,6 +107,8 @@ struct Watcher<'a> {
     pods: Pending,
     /// What clusters are asked for, by what was found at the last look.
     questions: Vec<(Cluster, Origin)>,
+    /// Clusters have told of pods since they were asked.
+    pods_changed: bool,
     monitors: Monitors,
 }
 
@@ -124,9 +127,14 @@ impl Pending {
         if uids != self.uids {
             self.since = Some(now);
         }
-        let lasts = self.since.is_some_and(|since| now < since + LONGEST);
-        self.due = (!uids.is_empty() && lasts).then_some(now + PODS);
+        self.due = self.next(now).filter(|_| !uids.is_empty());
         self.uids = uids;
+    }
+
+    /// Later and later.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let waited = now.saturating_duration_since(self.since?);
+        (waited < LONGEST).then(|| now + (waited / 20).clamp(PODS[0], PODS[1]))
     }
 
     /// Has one of them come? Answers when that is asked next, too.
@@ -135,8 +143,7 @@ impl Pending {
             return (false, self.due);
         }
         let has_come = origin::started(&self.uids);
-        let lasts = self.since.is_some_and(|since| now < since + LONGEST);
-        self.due = (!has_come && lasts).then_some(now + PODS);
+        self.due = self.next(now).filter(|_| !has_come);
         (has_come, self.due)
     }
 }
@@ -188,6 +195,10 @@ impl Watcher<'_> {
             for event in [event].into_iter().chain(events.try_iter()) {
                 match event {
                     Event::Changed => self.timing.event(Instant::now()),
+                    Event::Pods => {
+                        self.pods_changed = true;
+                        self.timing.event(Instant::now());
+                    }
                     Event::Ended(at) => self.monitors.ended(at),
                     Event::Answered(answers) => {
                         if self.probes.answered(answers) {
@@ -253,7 +264,8 @@ impl Watcher<'_> {
         let is_for_all = self.timing.is_for_all(now);
         self.timing.begin(now);
         // Nobody waits for us while a cluster is asked.
-        origin::ask_ahead(&self.context.runner, &self.questions);
+        let is_changed = std::mem::take(&mut self.pods_changed) || is_for_all;
+        let unasked = origin::ask_ahead(&self.context.runner, &self.questions, is_changed);
         let looked = match self.sessions(is_for_all) {
             Err(err) if interrupt::is_cause(&err) => return Ok(false),
             looked => looked,
@@ -267,8 +279,8 @@ impl Watcher<'_> {
             }
         };
         let missing = self.args.names.iter().filter(|name| !names.contains(*name));
-        let missing: Vec<(Level, String)> =
-            missing.map(|name| (Level::Warning, format!("no session {name} is up; it is waited for"))).collect();
+        let missing = missing.map(|name| format!("no session {name} is up; it is waited for"));
+        let missing: Vec<(Level, String)> = missing.chain(unasked).map(|text| (Level::Warning, text)).collect();
         self.log.standing("", &missing);
         let files = &self.files;
         self.log.keep_only(|name| {

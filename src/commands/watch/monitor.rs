@@ -8,13 +8,15 @@ use anyhow::Result;
 
 use super::probes::Answers;
 use crate::origin::{self, Cluster};
-use crate::tools::exec::{Cmd, Runner};
+use crate::tools::exec::{Cmd, Line, Runner};
 use crate::tools::interrupt;
 
 /// What wakes the watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Changed,
+    /// A cluster tells of pods.
+    Pods,
     /// Remotes were asked.
     Answered(Answers),
     /// The monitor with this place has ended.
@@ -26,9 +28,10 @@ pub(super) enum Event {
 pub(super) const COMMANDS: [&[&str]; 2] =
     [&["ip", "-o", "monitor", "link", "address", "route", "neigh", "rule", "nexthop"], &["tc", "monitor"]];
 
-/// A monitor is started again after so long, and where it does not last, after twice as long each time.
+/// A monitor is started again after so long, and where it does not last, after twice as long.
 const RESTART: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(30);
+/// One that has run for so long has lasted.
+const LASTS: Duration = Duration::from_secs(30);
 
 /// What is listened to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +68,7 @@ impl Monitor {
 
     /// When it may be started again.
     fn due(&self) -> Option<Instant> {
-        self.started.map(|last| last + RESTART.saturating_mul(1 << self.failures.saturating_sub(1).min(5)).min(LONGEST))
+        self.started.map(|last| last + RESTART * if self.failures > 1 { 2 } else { 1 })
     }
 }
 
@@ -104,7 +107,7 @@ impl Monitors {
         let Some(monitor) = self.all.get_mut(at) else { return };
         monitor.runs = false;
         let lasted = monitor.started.map_or(Duration::ZERO, |started| started.elapsed());
-        monitor.failures = if lasted < LONGEST { monitor.failures + 1 } else { 0 };
+        monitor.failures = if lasted < LASTS { monitor.failures + 1 } else { 0 };
     }
 
     /// Starts those that do not run.
@@ -124,16 +127,18 @@ impl Monitors {
                 Err(err) if last.is_none() && is_kernel => return Err(err),
                 Err(err) => {
                     monitor.failures += 1;
-                    done.said.push(format!("{err:#}"));
+                    if is_kernel || monitor.failures == 1 {
+                        done.said.push(format!("{err:#}"));
+                    }
+                    continue;
                 }
             }
-            if last.is_some() {
-                // A server ends what it is asked for when it likes.
-                if is_kernel || monitor.failures == 1 {
-                    done.said.push(format!("`{}` has ended; started again", monitor.source.command()));
-                }
-                done.is_event = true;
+            // A server ends what it is asked for when it likes.
+            if last.is_some() && (is_kernel || monitor.failures == 1) {
+                done.said.push(format!("`{}` has ended; started again", monitor.source.command()));
             }
+            // A cluster tells first of all that it has.
+            done.is_event |= last.is_some() && is_kernel;
         }
         Ok(done)
     }
@@ -142,8 +147,8 @@ impl Monitors {
 /// So long it is waited for a monitor to listen; one that does not is looked past.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Starts a monitor, and returns once it listens. Each of its lines, also on standard error, where it tells of messages that
-/// were lost, is an event. It ends with us.
+/// Starts a monitor, and returns once it listens. Each of its lines is an event, of the kernel's also on standard error, where
+/// they tell of messages that were lost. It ends with us.
 fn start(runner: &Runner, source: &Source, at: usize, events: &Sender<Event>) -> Result<()> {
     let lines = runner.lines(&source.command().mortal())?;
     let (pid, begun) = (lines.pid(), Instant::now());
@@ -153,7 +158,12 @@ fn start(runner: &Runner, source: &Source, at: usize, events: &Sender<Event>) ->
     }
     let events = events.clone();
     std::thread::spawn(move || {
-        let _ = lines.map(|_| Event::Changed).chain([Event::Ended(at)]).try_for_each(|event| events.send(event));
+        let event = move |line| match line {
+            _ if is_kernel => Some(Event::Changed),
+            Line::Out(_) => Some(Event::Pods),
+            Line::Err(_) => None,
+        };
+        let _ = lines.filter_map(event).chain([Event::Ended(at)]).try_for_each(|event| events.send(event));
     });
     Ok(())
 }
