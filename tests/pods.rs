@@ -185,6 +185,53 @@ fn pods_are_followed_as_they_come_change_and_go() {
     said(&lab, &cluster, &["down"]).quietly_ok();
 }
 
+/// So many pods, or what SNIFCTL_PODS says: 100 in `make soak`.
+const LIVES: usize = 20;
+
+#[test]
+fn pods_that_come_together_and_go_together_are_each_watched() {
+    const AT_ONCE: usize = 10;
+    let lives = std::env::var("SNIFCTL_PODS").map_or(LIVES, |text| text.parse().expect("a number"));
+    let lab = Lab::roomy();
+    let cluster = Cluster::start(&lab);
+    let first = Told::new("lasting", &[("app", "web")]);
+    let first_at = Process::of_pod(&lab, &first, Driver::Systemd, None);
+    first_at.join(&lab, "veth-lasting", "10.42.0.250");
+    cluster.tell(&first);
+    up(&lab, &cluster, &["--pods", "app=web", "--namespace", "*"]);
+    let watch = Watcher::start_by(&lab, &["env", &cluster.home()], &["--interval", "600"]);
+    for batch in 0..lives / AT_ONCE {
+        let pod = |n: usize| {
+            let pod = Told::new(&format!("web-{batch}-{n}"), &[("app", "web")]);
+            let at = Process::of_pod(&lab, &pod, [Driver::Systemd, Driver::Cgroupfs][n % 2], None);
+            at.join(&lab, &format!("veth-{n}"), &format!("10.42.0.{}", n + 2));
+            cluster.tell(&pod);
+            (pod, at)
+        };
+        let pods: Vec<(Told, Process)> = (0..AT_ONCE).map(pod).collect();
+        let names = || pods.iter().map(|(pod, _)| format!("pod:shop/{}/eth0", pod.name));
+        let all_watched = || {
+            let watched = watched(&lab);
+            names().all(|name| watched.contains(&name)).then_some(())
+        };
+        assert!(poll(SOON, all_watched).is_some(), "not all are watched: {:?}\n{}", watched(&lab), watch.log());
+        let copies = || lab.session().taps.iter().map(|tap| tap.counts.stat.pcnt).sum::<u64>();
+        let before = copies();
+        for (_, at) in &pods {
+            at.run(&["ping", "-c", "1", "-W", "5", "10.42.0.1"]);
+        }
+        let expected = before + 2 * AT_ONCE as u64;
+        let copied = poll(lab::PATIENCE, || (copies() == expected).then_some(()));
+        assert!(copied.is_some(), "{expected} copies, not {}", copies());
+        pods.iter().for_each(|(pod, _)| cluster.forget(pod));
+        drop(pods);
+        wait_watched(&lab, &watch, &["pod:shop/lasting/eth0"]);
+    }
+    assert_copied(&lab, &first_at, "pod:shop/lasting/eth0");
+    assert_eq!(said(&lab, &cluster, &["status", "--check"]).quietly_ok().stdout, "");
+    said(&lab, &cluster, &["down"]).quietly_ok();
+}
+
 /// The kubectl of a watch.
 fn kubectl(_lab: &Lab, watch: &Watcher) -> Option<u32> {
     let out = std::process::Command::new("pgrep").args(["-P", &watch.pid(), "-f", "kubectl"]).output().ok()?;

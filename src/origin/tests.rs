@@ -82,7 +82,7 @@ fn cgroups_of_every_runtime_name_their_pod_and_container() {
     }
     let monitor = format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/crio-conmon-{id}.scope");
     assert_eq!(of(&monitor), (None, None), "the monitor is none of the container's, nor the pod's");
-    let (outer, inner) = (format!("{id}"), "ab".repeat(32));
+    let (outer, inner) = (id.clone(), "ab".repeat(32));
     let nested = Place::of(&format!("0::/docker/{outer}/kubepods/pod{UID}/{inner}"));
     assert_eq!((nested.pod, nested.containers, nested.depth), (pod, vec![outer, inner], 5));
     for none in ["", "0::/", "0::/user.slice/user-0.slice", "garbage", "0::/podman", "0::/x/pod12345678-1234"] {
