@@ -37,7 +37,7 @@ if [ -n "$$(echo $$missing)" ]; then \
 endef
 
 deps: ## install what is missing, with apt (needs root)
-	@$(call install,$(PACKAGES) $(TEST_PACKAGES) $(if $(shell command -v cc),,gcc))
+	@$(call install,$(PACKAGES) $(TEST_PACKAGES) $(if $(shell command -v cc),,gcc) $(if $(shell command -v kubectl),,kubernetes-client))
 	@command -v $(CARGO) >/dev/null || { apt-get install -q -y rustup && rustup default stable; } || \
 		{ echo "cargo is missing; Rust 1.89 or newer is needed: see https://rustup.rs" >&2; exit 1; }
 

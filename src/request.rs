@@ -689,7 +689,7 @@ const AWAY_BYTES: usize = 500;
 
 /// The name of an interface, or a pattern of names, here or in another network namespace.
 fn ensure_interface(text: &str) -> Result<(), Usage> {
-    if let Some((origin, name)) = away::parts(text) {
+    if let Some((origin, name)) = away::parts(text).filter(|(origin, _)| origin.contains(':')) {
         let (origin, _) = away::origin_of(origin);
         ensure_usage!(
             text.len() <= AWAY_BYTES,

@@ -215,11 +215,27 @@ fn what_cannot_be_is_refused_in_one_line() {
     up(&["--netns", "no-such"]).refused(1, "IFACE netns:no-such/*", "ip netns list");
     up(&["eth7", "--netns", &name]).refused(1, &format!("IFACE netns:{name}/eth7"), "--wait-for-interface");
     up(&["--pid", "none"]).refused(2, "--pid none", "--pid 4711");
-    up(&["--pid", &std::process::id().to_string(), "--netns", &name]).refused(0, "", "");
     up(&["netns:a/eth0", "--netns", &name]).refused(2, "IFACE \"netns:a/eth0\"", &format!("--netns {name}"));
-    up(&["a/b"]).refused(2, "IFACE \"a/b\"", "netns:blue/eth0");
+    up(&["box:a/b"]).refused(2, "IFACE \"box:a/b\"", "netns:blue/eth0");
     up(&["eth0", "--host-side"]).refused(2, "--host-side", "--pod shop/web-1 --host-side");
     assert!(fs::metadata(lab.pins()).is_err(), "nothing half-done stays");
+}
+
+#[test]
+fn where_the_watching_namespace_ends_its_taps_elsewhere_go_too() {
+    let lab = Lab::roomy();
+    let there = peer(&lab);
+    let node = lab::bare::Bare::new();
+    node.snifctl(&format!("up {} --tunnel gre --remote 198.51.100.2", pod(&lab)));
+    let ids = lab.run(Ns::Peer, &["tc", "filter", "show", "dev", "peer0", "ingress"]).stdout;
+    assert!(String::from_utf8_lossy(&ids).contains("snif_tap_in"));
+    drop(node);
+    // Whoever comes next finds what is left of it.
+    let gone = poll(PATIENCE, || {
+        lab.said(&["sync", "--all"]);
+        (peer(&lab) == there).then_some(())
+    });
+    assert!(gone.is_some(), "{}", peer(&lab));
 }
 
 /// Kills a command at some of its steps; `down` leaves both namespaces as they were.

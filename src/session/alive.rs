@@ -101,8 +101,9 @@ pub(crate) fn dead(runner: &Runner, home: &Home) -> Result<Vec<PathBuf>> {
 }
 
 /// Removes the directories of dead namespaces; answers how many. One that someone is at work in is left to him. A new
-/// namespace may have got the inode meanwhile: so each is asked for again once it is locked.
-pub(crate) fn sweep(runner: &Runner, home: &Home) -> Result<usize> {
+/// namespace may have got the inode meanwhile: so each is asked for again once it is locked. `before`: what else their
+/// sessions have left.
+pub(crate) fn sweep(runner: &Runner, home: &Home, before: impl Fn(&Home) -> Result<()>) -> Result<usize> {
     let found = dead(runner, home)?;
     if runner.dry_run {
         found.iter().try_for_each(|dir| exec::print(&format!("rm -r {}\n", dir.display())))?;
@@ -113,6 +114,7 @@ pub(crate) fn sweep(runner: &Runner, home: &Home) -> Result<usize> {
     let mut swept = 0;
     for (dir, life) in dirs.iter().zip(ask(runner, &dirs)?) {
         if life == Life::Dead {
+            before(&Home::of(dir))?;
             runner.act("rm -r", dir, |dir| fs::remove_dir_all(dir)).context("cannot remove a dead namespace's pins")?;
             swept += 1;
         }

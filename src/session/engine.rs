@@ -113,7 +113,7 @@ impl<'a> Open<'a> {
     /// Removes what sessions of dead network namespaces have left, after all else: that it cannot be is nobody's failure, and
     /// the next one does it.
     pub(crate) fn sweep_dead(&self) -> usize {
-        alive::sweep(self.runner, &self.home).unwrap_or_default()
+        alive::sweep(self.runner, &self.home, |dead| leave_others(self.runner, dead)).unwrap_or_default()
     }
 
     /// To look at them.
@@ -538,6 +538,21 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
     let changes = difference::undo(&there, clsact);
     done.extend(changes.iter().cloned());
     Executor::new(open.runner, &open.home, name, initial(&there)).carry_out(&changes)
+}
+
+/// Takes the taps that the sessions of a dead network namespace have in others, which live on.
+fn leave_others(runner: &Runner, dead: &Home) -> Result<()> {
+    for name in dead.sessions() {
+        let mut there = There::read_to_remove(runner, dead, &name, &[])?;
+        let stored = there.stored.clone().ok().filter(|stored| away::is_asked(Some(stored), None));
+        let Some(stored) = stored else { continue };
+        there.links = away::look(runner, &name, Some(&stored), None, &[])?.links;
+        let indexes = there.links.iter().map(|link| link.ifindex).collect();
+        there.look(runner, &indexes, false)?;
+        let changes = difference::leave(&there);
+        Executor::new(runner, dead, &name, initial(&there)).carry_out(&changes)?;
+    }
+    Ok(())
 }
 
 /// Removes every tap of which nothing tells the session any more, and the clsact qdiscs of ours. Answers whether there was

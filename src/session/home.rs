@@ -48,6 +48,11 @@ impl Home {
         Ok(Home { dir: Path::new(ROOT).join(inode.to_string()), is_void: false })
     }
 
+    /// Of another network namespace, by its directory.
+    pub(super) fn of(dir: &Path) -> Home {
+        Home { dir: dir.into(), is_void: false }
+    }
+
     /// The pins of a session.
     pub(crate) fn session(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -141,6 +141,12 @@ pub(crate) fn undo(there: &There, clsact: Clsact) -> Vec<Change> {
     changes
 }
 
+/// Takes the taps of a session away where they are, and nothing else.
+pub(crate) fn leave(there: &There) -> Vec<Change> {
+    let taps = there.links.iter().map(|link| Change::silent(detach(there, link, |_| true)));
+    taps.chain(settle(there, Clsact::Remove, |_| Vec::new())).collect()
+}
+
 /// Removes the clsact qdiscs of ours that nothing uses any more, or gives them up. `kept`: the directions of an interface
 /// that the session still watches.
 pub(super) fn settle(there: &There, clsact: Clsact, kept: impl Fn(u32) -> Vec<Direction>) -> Vec<Change> {

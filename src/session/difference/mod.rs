@@ -24,7 +24,7 @@ use crate::session::there::There;
 use crate::tools::ip::Link;
 
 pub(crate) use back::back;
-pub(crate) use make::undo;
+pub(crate) use make::{leave, undo};
 
 /// What becomes of a clsact qdisc that we have added, once nothing uses it any more. Removing it, as adding it, makes the
 /// kernel restart the interface's queues, and what stands in them is lost.
