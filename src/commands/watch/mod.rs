@@ -63,7 +63,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         waits: false,
         pods: Pending::default(),
         questions: Vec::new(),
-        pods_changed: true,
+        asked: None,
         monitors: Monitors::new(sender),
     };
     watcher.read_files().map_err(apply::usage)?;
@@ -107,8 +107,8 @@ struct Watcher<'a> {
     pods: Pending,
     /// What clusters are asked for, by what was found at the last look.
     questions: Vec<(Cluster, Origin)>,
-    /// Clusters have told of pods since they were asked.
-    pods_changed: bool,
+    /// When they were asked; none where they have told of pods since.
+    asked: Option<Instant>,
     monitors: Monitors,
 }
 
@@ -196,10 +196,10 @@ impl Watcher<'_> {
                 match event {
                     Event::Changed => self.timing.event(Instant::now()),
                     Event::Pods => {
-                        self.pods_changed = true;
+                        self.asked = None;
                         self.timing.event(Instant::now());
                     }
-                    Event::Ended(at) => self.monitors.ended(at),
+                    Event::Ended(at, why) => self.monitors.ended(at, why),
                     Event::Answered(answers) => {
                         if self.probes.answered(answers) {
                             self.timing.event(Instant::now());
@@ -264,7 +264,8 @@ impl Watcher<'_> {
         let is_for_all = self.timing.is_for_all(now);
         self.timing.begin(now);
         // Nobody waits for us while a cluster is asked.
-        let is_changed = std::mem::take(&mut self.pods_changed) || is_for_all;
+        let is_changed = self.asked.is_none_or(|asked| now >= asked + self.args.interval);
+        self.asked = self.asked.filter(|_| !is_changed).or(Some(now));
         let unasked = origin::ask_ahead(&self.context.runner, &self.questions, is_changed);
         let looked = match self.sessions(is_for_all) {
             Err(err) if interrupt::is_cause(&err) => return Ok(false),

@@ -19,8 +19,8 @@ pub(super) enum Event {
     Pods,
     /// Remotes were asked.
     Answered(Answers),
-    /// The monitor with this place has ended.
-    Ended(usize),
+    /// The monitor with this place has ended, with the last it said on standard error.
+    Ended(usize, String),
     Signal,
 }
 
@@ -57,13 +57,14 @@ struct Monitor {
     /// When it was last started.
     started: Option<Instant>,
     runs: bool,
-    /// How often in a row it has ended soon.
+    /// How often in a row it has ended soon, and what it said.
     failures: u32,
+    why: String,
 }
 
 impl Monitor {
     fn new(source: Source) -> Monitor {
-        Monitor { source, started: None, runs: false, failures: 0 }
+        Monitor { source, started: None, runs: false, failures: 0, why: String::new() }
     }
 
     /// When it may be started again.
@@ -103,9 +104,9 @@ impl Monitors {
         }
     }
 
-    pub(super) fn ended(&mut self, at: usize) {
+    pub(super) fn ended(&mut self, at: usize, why: String) {
         let Some(monitor) = self.all.get_mut(at) else { return };
-        monitor.runs = false;
+        (monitor.runs, monitor.why) = (false, why);
         let lasted = monitor.started.map_or(Duration::ZERO, |started| started.elapsed());
         monitor.failures = if lasted < LASTS { monitor.failures + 1 } else { 0 };
     }
@@ -135,7 +136,8 @@ impl Monitors {
             }
             // A server ends what it is asked for when it likes.
             if last.is_some() && (is_kernel || monitor.failures == 1) {
-                done.said.push(format!("`{}` has ended; started again", monitor.source.command()));
+                let why = if monitor.why.is_empty() { String::new() } else { format!(" ({})", monitor.why) };
+                done.said.push(format!("`{}` has ended{why}; started again", monitor.source.command()));
             }
             // A cluster tells first of all that it has.
             done.is_event |= last.is_some() && is_kernel;
@@ -152,18 +154,27 @@ const PATIENCE: Duration = Duration::from_secs(2);
 fn start(runner: &Runner, source: &Source, at: usize, events: &Sender<Event>) -> Result<()> {
     let lines = runner.lines(&source.command().mortal())?;
     let (pid, begun) = (lines.pid(), Instant::now());
-    let is_kernel = matches!(source, Source::Kernel(_));
-    while is_kernel && !listens(pid) && begun.elapsed() < PATIENCE {
+    let is_cluster = matches!(source, Source::Pods(_));
+    while !is_cluster && !listens(pid) && begun.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(2));
     }
     let events = events.clone();
     std::thread::spawn(move || {
-        let event = move |line| match line {
-            _ if is_kernel => Some(Event::Changed),
-            Line::Out(_) => Some(Event::Pods),
-            Line::Err(_) => None,
-        };
-        let _ = lines.filter_map(event).chain([Event::Ended(at)]).try_for_each(|event| events.send(event));
+        let mut why = String::new();
+        for line in lines {
+            let event = match line {
+                Line::Out(_) if is_cluster => Event::Pods,
+                Line::Err(said) if is_cluster => {
+                    why = said;
+                    continue;
+                }
+                _ => Event::Changed,
+            };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+        let _ = events.send(Event::Ended(at, why));
     });
     Ok(())
 }
