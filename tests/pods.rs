@@ -3,6 +3,7 @@
 mod lab;
 
 use lab::cluster::{Cluster, Driver, Process, Told};
+use lab::status::{Session, Status};
 use lab::watcher::{SOON, Watcher};
 use lab::{COLLECTOR_IP, Lab, poll};
 
@@ -20,9 +21,15 @@ fn up(lab: &Lab, cluster: &Cluster, words: &[&str]) -> String {
     said(lab, cluster, &words).ok().stderr
 }
 
+/// The session; a watch may be at work on it, which is waited for.
+#[track_caller]
+fn session(lab: &Lab) -> Session {
+    Status::of(lab.said(&["status", "--json"]).ok().json()).sessions.swap_remove(0)
+}
+
 /// The interfaces that are watched, and there.
 fn watched(lab: &Lab) -> Vec<String> {
-    let taps = lab.session().taps;
+    let taps = session(lab).taps;
     let mut all: Vec<String> = taps.iter().filter(|tap| tap.attached).map(|tap| tap.interface.clone()).collect();
     all.dedup();
     all
@@ -38,7 +45,7 @@ fn wait_watched(lab: &Lab, watch: &Watcher, expected: &[&str]) {
 #[track_caller]
 fn assert_copied(lab: &Lab, pod: &Process, interface: &str) {
     let count = || {
-        let taps = lab.session().taps;
+        let taps = session(lab).taps;
         taps.iter().filter(|tap| tap.interface == interface).map(|tap| tap.counts.stat.pcnt).sum::<u64>()
     };
     let before = count();
@@ -87,7 +94,7 @@ fn pods_containers_and_processes_are_found_and_what_cannot_be_is_refused() {
     assert_eq!(all, [container.as_str(), "pod:shop/cache/eth0", "pod:shop/web-1/eth0"]);
     assert_copied(&lab, &cache_at, "pod:shop/cache/eth0");
     assert_copied(&lab, &plain, &container);
-    assert_eq!(lab.session().drops(), 0);
+    assert_eq!(session(&lab).drops(), 0);
 
     let node = lab::cluster::NODE;
     add(&["--pod", "shop/no-such"]).refused(1, "IFACE pod:shop/no-such/*", "-o wide");
@@ -139,7 +146,7 @@ fn pods_are_followed_as_they_come_change_and_go() {
     wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0"]);
 
     // The same name, another pod: its counters go on.
-    let before = lab.session().taps[0].counts.stat.pcnt;
+    let before = session(&lab).taps[0].counts.stat.pcnt;
     old_at = None;
     cluster.forget(&old);
     let again = Told::new("web-1", &[("app", "web")]);
@@ -148,12 +155,14 @@ fn pods_are_followed_as_they_come_change_and_go() {
     cluster.tell(&again);
     wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0"]);
     assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
-    assert!(old_at.is_none() && lab.session().taps[0].counts.stat.pcnt >= before);
+    assert!(old_at.is_none() && session(&lab).taps[0].counts.stat.pcnt >= before);
 
     // The API server is away: mirrors run on, and a pod that gets another sandbox is followed. kubectl is killed: it is
     // started again.
+    let said_before = watch.log().lines().count();
     cluster.is_away(true);
     assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
+    watch.wait_said(said_before, &format!("--field-selector=spec.nodeName={}` has ended", lab::cluster::NODE));
     drop(again_at);
     wait_watched(&lab, &watch, &["pod:shop/web-2/eth0"]);
     let again_at = Process::of_pod(&lab, &again, Driver::Systemd, None);
@@ -215,7 +224,7 @@ fn pods_that_come_together_and_go_together_are_each_watched() {
             names().all(|name| watched.contains(&name)).then_some(())
         };
         assert!(poll(SOON, all_watched).is_some(), "not all are watched: {:?}\n{}", watched(&lab), watch.log());
-        let copies = || lab.session().taps.iter().map(|tap| tap.counts.stat.pcnt).sum::<u64>();
+        let copies = || session(&lab).taps.iter().map(|tap| tap.counts.stat.pcnt).sum::<u64>();
         let before = copies();
         for (_, at) in &pods {
             at.run(&["ping", "-c", "1", "-W", "5", "10.42.0.1"]);

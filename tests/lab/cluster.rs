@@ -15,7 +15,7 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Serves the objects in a directory, `pods/NAMESPACE.NAME.json`, with labels and fields selected, and tells who watches of
 /// each change. While there is a file `away`, it drops every connection.
 const SERVER: &str = r#"
-import http.server, json, os, re, socketserver, sys, threading, time, urllib.parse
+import http.server, json, os, re, socket, socketserver, sys, threading, time, urllib.parse
 port, root = int(sys.argv[1]), sys.argv[2]
 KINDS = {"pods": "Pod", "configmaps": "ConfigMap"}
 
@@ -70,9 +70,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
                      "message": what + " not found"}, 404)
 
+    def drop(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_GET(self):
         if is_away():
-            return self.connection.close()
+            return self.drop()
         url = urllib.parse.urlparse(self.path)
         query = urllib.parse.parse_qs(url.query)
         if url.path == "/api":
@@ -118,7 +122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if name not in now:
                     tell("DELETED", item)
             known = now
-        self.connection.close()
+        self.drop()
 
     def write(self, change):
         length = int(self.headers.get("Content-Length", 0))

@@ -60,11 +60,13 @@ struct Monitor {
     /// How often in a row it has ended soon, and what it said.
     failures: u32,
     why: String,
+    /// What was told of that.
+    told: Option<String>,
 }
 
 impl Monitor {
     fn new(source: Source) -> Monitor {
-        Monitor { source, started: None, runs: false, failures: 0, why: String::new() }
+        Monitor { source, started: None, runs: false, failures: 0, why: String::new(), told: None }
     }
 
     /// When it may be started again.
@@ -109,6 +111,7 @@ impl Monitors {
         (monitor.runs, monitor.why) = (false, why);
         let lasted = monitor.started.map_or(Duration::ZERO, |started| started.elapsed());
         monitor.failures = if lasted < LASTS { monitor.failures + 1 } else { 0 };
+        monitor.told = monitor.told.take().filter(|_| monitor.failures > 0);
     }
 
     /// Starts those that do not run.
@@ -135,9 +138,11 @@ impl Monitors {
                 }
             }
             // A server ends what it is asked for when it likes.
-            if last.is_some() && (is_kernel || monitor.failures == 1) {
+            let is_news = monitor.failures > 0 && monitor.told.as_ref() != Some(&monitor.why);
+            if last.is_some() && (is_kernel || is_news) {
                 let why = if monitor.why.is_empty() { String::new() } else { format!(" ({})", monitor.why) };
                 done.said.push(format!("`{}` has ended{why}; started again", monitor.source.command()));
+                monitor.told = Some(monitor.why.clone());
             }
             // A cluster tells first of all that it has.
             done.is_event |= last.is_some() && is_kernel;
