@@ -3,6 +3,7 @@
 mod lab;
 
 use lab::cluster::{Cluster, Driver, Process, Told};
+use lab::status::{Session, Status};
 use lab::watcher::{SOON, Watcher};
 use lab::{COLLECTOR_IP, Lab, poll};
 
@@ -20,9 +21,15 @@ fn up(lab: &Lab, cluster: &Cluster, words: &[&str]) -> String {
     said(lab, cluster, &words).ok().stderr
 }
 
+/// The session; a watch may be at work on it, which is waited for.
+#[track_caller]
+fn session(lab: &Lab) -> Session {
+    Status::of(lab.said(&["status", "--json"]).ok().json()).sessions.swap_remove(0)
+}
+
 /// The interfaces that are watched, and there.
 fn watched(lab: &Lab) -> Vec<String> {
-    let taps = lab.session().taps;
+    let taps = session(lab).taps;
     let mut all: Vec<String> = taps.iter().filter(|tap| tap.attached).map(|tap| tap.interface.clone()).collect();
     all.dedup();
     all
@@ -38,7 +45,7 @@ fn wait_watched(lab: &Lab, watch: &Watcher, expected: &[&str]) {
 #[track_caller]
 fn assert_copied(lab: &Lab, pod: &Process, interface: &str) {
     let count = || {
-        let taps = lab.session().taps;
+        let taps = session(lab).taps;
         taps.iter().filter(|tap| tap.interface == interface).map(|tap| tap.counts.stat.pcnt).sum::<u64>()
     };
     let before = count();
@@ -53,6 +60,11 @@ fn pods_containers_and_processes_are_found_and_what_cannot_be_is_refused() {
     let cluster = Cluster::start(&lab);
     let (web, cache) =
         (Told::new("web-1", &[("app", "web")]), Told::new("cache", &[("app", "cache"), ("tier", "back")]));
+    // What has the pod's cgroup before its first container, in the node's network: a container's monitor, and a runtime that
+    // has not joined the pod's yet.
+    let node = lab.ns_path(lab::Ns::Host);
+    let _monitor = Process::of_pod(&lab, &web, Driver::Monitor, Some(&node));
+    let _runtime = Process::of_pod(&lab, &web, Driver::Systemd, Some(&node));
     let web_at = Process::of_pod(&lab, &web, Driver::Systemd, None);
     let cache_at = Process::of_pod(&lab, &cache, Driver::Cgroupfs, None);
     // Another container of the pod, whose namespace is the pod's.
@@ -63,7 +75,7 @@ fn pods_containers_and_processes_are_found_and_what_cannot_be_is_refused() {
     plain.join(&lab, "veth-plain", "10.42.0.4");
     // Others, which are none of this node's, or of no use here.
     let host = Told { host_network: true, ..Told::new("proxy", &[("app", "web")]) };
-    let _host_at = Process::of_pod(&lab, &host, Driver::Systemd, Some(&lab.ns_path(lab::Ns::Host)));
+    let _host_at = Process::of_pod(&lab, &host, Driver::Systemd, Some(&node));
     let ended = Told { phase: "Succeeded".into(), ..Told::new("job", &[("app", "web")]) };
     let far = Told { node: "node-2".into(), ..Told::new("far", &[("app", "web")]) };
     let other = Told { namespace: "other".into(), ..Told::new("web-9", &[("app", "web")]) };
@@ -82,7 +94,7 @@ fn pods_containers_and_processes_are_found_and_what_cannot_be_is_refused() {
     assert_eq!(all, [container.as_str(), "pod:shop/cache/eth0", "pod:shop/web-1/eth0"]);
     assert_copied(&lab, &cache_at, "pod:shop/cache/eth0");
     assert_copied(&lab, &plain, &container);
-    assert_eq!(lab.session().drops(), 0);
+    assert_eq!(session(&lab).drops(), 0);
 
     let node = lab::cluster::NODE;
     add(&["--pod", "shop/no-such"]).refused(1, "IFACE pod:shop/no-such/*", "-o wide");
@@ -134,7 +146,7 @@ fn pods_are_followed_as_they_come_change_and_go() {
     wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0"]);
 
     // The same name, another pod: its counters go on.
-    let before = lab.session().taps[0].counts.stat.pcnt;
+    let before = session(&lab).taps[0].counts.stat.pcnt;
     old_at = None;
     cluster.forget(&old);
     let again = Told::new("web-1", &[("app", "web")]);
@@ -143,10 +155,19 @@ fn pods_are_followed_as_they_come_change_and_go() {
     cluster.tell(&again);
     wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0"]);
     assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
-    assert!(old_at.is_none() && lab.session().taps[0].counts.stat.pcnt >= before);
+    assert!(old_at.is_none() && session(&lab).taps[0].counts.stat.pcnt >= before);
 
-    // The API server is away: mirrors run on. kubectl is killed: it is started again.
+    // The API server is away: mirrors run on, and a pod that gets another sandbox is followed. kubectl is killed: it is
+    // started again.
+    let said_before = watch.log().lines().count();
     cluster.is_away(true);
+    assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
+    watch.wait_said(said_before, &format!("--field-selector=spec.nodeName={}` has ended", lab::cluster::NODE));
+    drop(again_at);
+    wait_watched(&lab, &watch, &["pod:shop/web-2/eth0"]);
+    let again_at = Process::of_pod(&lab, &again, Driver::Systemd, None);
+    again_at.join(&lab, "veth-6", "10.42.0.2");
+    wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0"]);
     assert_copied(&lab, &again_at, "pod:shop/web-1/eth0");
     cluster.is_away(false);
     let pid = poll(SOON, || kubectl(&lab, &watch)).expect("kubectl runs again");
@@ -164,14 +185,59 @@ fn pods_are_followed_as_they_come_change_and_go() {
     fourth_at.join(&lab, "veth-5", "10.42.0.5");
     let said_before = watch.log().lines().count();
     cluster.tell(&fourth);
-    std::thread::sleep(std::time::Duration::from_secs(4));
-    eprintln!("{:#?} {:?}", said(&lab, &cluster, &["status", "--check"]), watch.log());
     watch.wait_said(said_before, "they match 1 interfaces more than the 3 of --max-taps");
     assert_eq!(watched(&lab), all);
     drop(third_at);
     cluster.forget(&third);
     wait_watched(&lab, &watch, &["pod:shop/web-1/eth0", "pod:shop/web-2/eth0", "pod:shop/web-4/eth0"]);
     drop(watch);
+    said(&lab, &cluster, &["down"]).quietly_ok();
+}
+
+/// So many pods, or what SNIFCTL_PODS says: 100 in `make soak`.
+const LIVES: usize = 20;
+
+#[test]
+fn pods_that_come_together_and_go_together_are_each_watched() {
+    const AT_ONCE: usize = 10;
+    let lives = std::env::var("SNIFCTL_PODS").map_or(LIVES, |text| text.parse().expect("a number"));
+    let lab = Lab::roomy();
+    let cluster = Cluster::start(&lab);
+    let first = Told::new("lasting", &[("app", "web")]);
+    let first_at = Process::of_pod(&lab, &first, Driver::Systemd, None);
+    first_at.join(&lab, "veth-lasting", "10.42.0.250");
+    cluster.tell(&first);
+    up(&lab, &cluster, &["--pods", "app=web", "--namespace", "*"]);
+    let watch = Watcher::start_by(&lab, &["env", &cluster.home()], &["--interval", "600"]);
+    for batch in 0..lives / AT_ONCE {
+        let pod = |n: usize| {
+            let pod = Told::new(&format!("web-{batch}-{n}"), &[("app", "web")]);
+            let at = Process::of_pod(&lab, &pod, [Driver::Systemd, Driver::Cgroupfs][n % 2], None);
+            at.join(&lab, &format!("veth-{n}"), &format!("10.42.0.{}", n + 2));
+            cluster.tell(&pod);
+            (pod, at)
+        };
+        let pods: Vec<(Told, Process)> = (0..AT_ONCE).map(pod).collect();
+        let names = || pods.iter().map(|(pod, _)| format!("pod:shop/{}/eth0", pod.name));
+        let all_watched = || {
+            let watched = watched(&lab);
+            names().all(|name| watched.contains(&name)).then_some(())
+        };
+        assert!(poll(SOON, all_watched).is_some(), "not all are watched: {:?}\n{}", watched(&lab), watch.log());
+        let copies = || session(&lab).taps.iter().map(|tap| tap.counts.stat.pcnt).sum::<u64>();
+        let before = copies();
+        for (_, at) in &pods {
+            at.run(&["ping", "-c", "1", "-W", "5", "10.42.0.1"]);
+        }
+        let expected = before + 2 * AT_ONCE as u64;
+        let copied = poll(lab::PATIENCE, || (copies() == expected).then_some(()));
+        assert!(copied.is_some(), "{expected} copies, not {}", copies());
+        pods.iter().for_each(|(pod, _)| cluster.forget(pod));
+        drop(pods);
+        wait_watched(&lab, &watch, &["pod:shop/lasting/eth0"]);
+    }
+    assert_copied(&lab, &first_at, "pod:shop/lasting/eth0");
+    assert_eq!(said(&lab, &cluster, &["status", "--check"]).quietly_ok().stdout, "");
     said(&lab, &cluster, &["down"]).quietly_ok();
 }
 

@@ -5,11 +5,22 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Processes by pod and by container: of each the one that has begun first, as that holds the network namespace.
+/// Processes by pod and by container: of each the one to go by.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    pods: BTreeMap<String, (u64, u32)>,
-    containers: BTreeMap<String, (u64, u32)>,
+    pods: BTreeMap<String, Process>,
+    containers: BTreeMap<String, Process>,
+}
+
+/// The least is the one that holds the network namespace of its pod or container. One in our own network namespace is the
+/// last to count: a runtime's process joins the cgroup first, and the namespace then. What runs in a container of its own
+/// inside has a cgroup further down. The first that has begun has made the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Process {
+    is_ours: bool,
+    depth: usize,
+    begun: u64,
+    pid: u32,
 }
 
 /// The inode of a network namespace; none where it is gone.
@@ -18,38 +29,39 @@ pub(super) fn inode(path: &Path) -> Option<u64> {
 }
 
 impl Processes {
-    /// `proc`: where procfs is mounted. What ends meanwhile is passed over, and so is one that has ended and was not waited
-    /// for, which has no namespace any more.
-    pub(super) fn read(proc: &Path) -> Processes {
+    /// `proc`: where procfs is mounted; `own`: our own network namespace. What ends meanwhile is passed over, and so is one
+    /// that has ended and was not waited for, which has no namespace any more.
+    pub(super) fn read(proc: &Path, own: u64) -> Processes {
         let mut processes = Processes::default();
         for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let Ok(text) = fs::read_to_string(entry.path().join("cgroup")) else { continue };
-            let Place { pod, container } = Place::of(&text);
-            if (pod.is_none() && container.is_none()) || inode(&entry.path().join("ns/net")).is_none() {
+            let Place { pod, containers, depth } = Place::of(&text);
+            if pod.is_none() && containers.is_empty() {
                 continue;
             }
+            let Some(inode) = inode(&entry.path().join("ns/net")) else { continue };
             let begun = begun(&entry.path()).unwrap_or(u64::MAX);
-            let mut first = |map: fn(&mut Processes) -> &mut BTreeMap<String, (u64, u32)>, key: Option<String>| {
-                let Some(key) = key else { return };
-                let at = map(&mut processes).entry(key).or_insert((begun, pid));
-                *at = (*at).min((begun, pid));
+            let process = Process { is_ours: inode == own, depth, begun, pid };
+            let least = |of: &mut BTreeMap<String, Process>, key: String| {
+                let at = of.entry(key).or_insert(process);
+                *at = (*at).min(process);
             };
-            first(|processes| &mut processes.pods, pod);
-            first(|processes| &mut processes.containers, container);
+            pod.into_iter().for_each(|pod| least(&mut processes.pods, pod));
+            containers.into_iter().for_each(|container| least(&mut processes.containers, container));
         }
         processes
     }
 
-    /// A process of the pod with this uid.
+    /// A process of the pod with this uid, in a network namespace other than ours.
     pub(super) fn of_pod(&self, uid: &str) -> Option<u32> {
-        self.pods.get(uid).map(|(_, pid)| *pid)
+        self.pods.get(uid).filter(|process| !process.is_ours).map(|process| process.pid)
     }
 
     /// The containers whose ids begin so, each with a process.
     pub(super) fn of_container(&self, id: &str) -> Vec<(&str, u32)> {
         let found = self.containers.range(id.to_string()..).take_while(|(key, _)| key.starts_with(id));
-        found.map(|(key, (_, pid))| (key.as_str(), *pid)).collect()
+        found.map(|(key, process)| (key.as_str(), process.pid)).collect()
     }
 }
 
@@ -64,30 +76,34 @@ fn begun(process: &Path) -> Option<u64> {
 pub(super) struct Place {
     /// The uid of its pod.
     pub pod: Option<String>,
-    /// The id of its container.
-    pub container: Option<String>,
+    /// The ids of its container, and of those around it.
+    pub containers: Vec<String>,
+    /// How many parts its cgroup's path has.
+    pub depth: usize,
 }
 
 impl Place {
     /// From the lines of /proc/PID/cgroup, `HIERARCHY:CONTROLLERS:PATH`, of either version. Runtimes name a container's cgroup
     /// after its id, systemd's with a prefix and `.scope`; kubelet names a pod's after its uid, systemd's with `_` for `-`.
+    /// The monitor of a container, whose cgroup is named like it, has nothing to do with its network.
     pub(super) fn of(text: &str) -> Place {
-        let mut place = Place::default();
-        for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
-            let mut in_pods = false;
-            for part in path.split(['/', ':']) {
+        let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).filter(|path| !path.contains("conmon"));
+        let places = paths.map(|path| {
+            let mut place = Place::default();
+            // Who has a cgroup namespace of its own, as a container has, does not see the parts that both have.
+            let mut in_pods = path.starts_with("/..");
+            for part in path.split(['/', ':']).filter(|part| !part.is_empty()) {
+                place.depth += 1;
                 in_pods |= part.contains("kubepods");
                 if let Some(uid) = pod(part).filter(|_| in_pods) {
                     place.pod.get_or_insert(uid);
-                } else if let Some(id) = container(part) {
-                    place.container = place.container.or(Some(id));
+                } else {
+                    place.containers.extend(container(part));
                 }
             }
-            if place.pod.is_some() || place.container.is_some() {
-                break;
-            }
-        }
-        place
+            place
+        });
+        places.into_iter().find(|place| place.pod.is_some() || !place.containers.is_empty()).unwrap_or_default()
     }
 }
 
@@ -99,11 +115,10 @@ fn pod(part: &str) -> Option<String> {
     is_uid.then(|| uid.replace('_', "-"))
 }
 
-/// The id in `3f2a…`, `docker-3f2a….scope`, `cri-containerd-3f2a….scope`, `crio-3f2a…`, `libpod-3f2a….scope`. The monitor of
-/// a container, whose cgroup is named like it, is none of its processes.
+/// The id in `3f2a…`, `docker-3f2a….scope`, `cri-containerd-3f2a….scope`, `crio-3f2a…`, `libpod-3f2a….scope`.
 fn container(part: &str) -> Option<String> {
     let name = part.strip_suffix(".scope").unwrap_or(part);
     let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
     let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (is_id && !name.contains("conmon")).then(|| id.to_string())
+    is_id.then(|| id.to_string())
 }

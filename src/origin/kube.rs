@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Cluster;
-use crate::tools::exec::{Cmd, Runner};
+use crate::tools::exec::{Cmd, Runner, Running};
 use crate::tools::requirements;
 
 /// A pod of this node.
@@ -23,7 +23,17 @@ pub(crate) struct Pod {
 }
 
 /// What kubectl needs of our environment: how to find its cluster, and what helps it to log in.
-const ENVIRONMENT: [&str; 5] = ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "KUBECONFIG", "HOME", "PATH"];
+const ENVIRONMENT: [&str; 9] = [
+    "KUBERNETES_SERVICE_HOST",
+    "KUBERNETES_SERVICE_PORT",
+    "KUBECONFIG",
+    "HOME",
+    "PATH",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
 
 /// So long an API server may take to answer, in kubectl's words.
 const PATIENCE: &str = "--request-timeout=5s";
@@ -52,15 +62,20 @@ fn of_node(cluster: &Cluster) -> String {
     format!("--field-selector=spec.nodeName={}", node(cluster))
 }
 
-/// The pods of a namespace on this node, or of all with `*`, that have these labels.
-pub(super) fn pods(runner: &Runner, cluster: &Cluster, namespace: &str, selector: &str) -> Result<Vec<Pod>, String> {
+/// Asks for the pods of a namespace on this node, or of all with `*`, that have these labels.
+pub(super) fn ask(runner: &Runner, cluster: &Cluster, namespace: &str, selector: &str) -> Result<Running, String> {
     requirements::ensure_there(&requirements::KUBECTL).map_err(|err| format!("{err:#}"))?;
     let (node, selector) = (of_node(cluster), format!("--selector={selector}"));
     let namespace = if namespace == "*" { "--all-namespaces".into() } else { format!("--namespace={namespace}") };
     let mut words = vec!["get", "pods", "--output=json", PATIENCE, &node, &namespace];
     words.extend((selector != "--selector=").then_some(selector.as_str()));
-    let text = runner.read(&kubectl(cluster, &words).patience(LONGEST)).map_err(|err| format!("{err:#}"))?;
-    let list: Value = serde_json::from_str(&text).map_err(|err| format!("kubectl answered no JSON ({err})"))?;
+    runner.start(&kubectl(cluster, &words).patience(LONGEST)).map_err(|err| format!("{err:#}"))
+}
+
+/// What it answers.
+pub(super) fn answer(running: Running) -> Result<Vec<Pod>, String> {
+    let text = running.wait().map_err(|err| format!("{err:#}"))?;
+    let list: Value = serde_json::from_slice(&text).map_err(|err| format!("kubectl answered no JSON ({err})"))?;
     let items = list["items"].as_array().ok_or("kubectl answered no list of pods")?;
     Ok(items.iter().filter_map(pod).collect())
 }

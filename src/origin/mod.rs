@@ -4,7 +4,7 @@
 mod cgroup;
 mod kube;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -200,7 +200,7 @@ fn own_inode() -> u64 {
 pub(crate) fn find(runner: &Runner, origins: &[Option<Origin>], cluster: &Cluster) -> Vec<Result<Found, Absent>> {
     let is_direct = |origin: &Origin| matches!(origin, Origin::Netns(_) | Origin::Pid(_));
     let is_read = !origins.iter().flatten().all(is_direct);
-    let processes = if is_read { Processes::read(Path::new("/proc")) } else { Processes::default() };
+    let processes = if is_read { Processes::read(Path::new("/proc"), own_inode()) } else { Processes::default() };
     let mut finder = Finder { runner, cluster, processes, own: own_inode(), lists: BTreeMap::new() };
     origins.iter().map(|origin| finder.find(origin.as_ref().ok_or(Absent::Unasked)?)).collect()
 }
@@ -209,17 +209,48 @@ pub(crate) fn find(runner: &Runner, origins: &[Option<Origin>], cluster: &Cluste
 type Question = (Cluster, String, String);
 
 /// Answers that were got ahead, for who must not wait for them.
-static AHEAD: Mutex<BTreeMap<Question, Result<Vec<Pod>, String>>> = Mutex::new(BTreeMap::new());
+static AHEAD: Mutex<BTreeMap<Question, Ahead>> = Mutex::new(BTreeMap::new());
 
-/// Asks for the pods of these origins now, so that `find` need not; until the next time, or with none of them.
-pub(crate) fn ask_ahead(runner: &Runner, asked: &[(Cluster, Origin)]) {
-    let mut answers = BTreeMap::new();
-    for (cluster, origin) in asked {
-        let Some((namespace, selector)) = origin.question() else { continue };
-        let question = (cluster.clone(), namespace.to_string(), selector.to_string());
-        answers.entry(question).or_insert_with(|| kube::pods(runner, cluster, namespace, selector));
+type Answer = Result<Vec<Pod>, String>;
+
+struct Ahead {
+    answer: Answer,
+    /// Why the answer is an older one.
+    failure: Option<String>,
+}
+
+/// Asks for the pods of these origins, so that `find` need not; until the next time, or with none of them. What was known
+/// before is asked again where `is_changed`, and holds where nobody answers any more. Why nobody does is the answer, a line
+/// each.
+pub(crate) fn ask_ahead(runner: &Runner, asked: &[(Cluster, Origin)], is_changed: bool) -> Vec<String> {
+    let mut before = std::mem::take(&mut *AHEAD.lock().unwrap_or_else(PoisonError::into_inner));
+    let questions = asked.iter().filter_map(|(cluster, origin)| {
+        let (namespace, selector) = origin.question()?;
+        Some((cluster.clone(), namespace.to_string(), selector.to_string()))
+    });
+    let (mut answers, mut started) = (BTreeMap::new(), BTreeMap::new());
+    for question in questions.collect::<BTreeSet<Question>>() {
+        match before.remove(&question) {
+            Some(known) if !is_changed => drop(answers.insert(question, known)),
+            known => {
+                let (cluster, namespace, selector) = &question;
+                let running = kube::ask(runner, cluster, namespace, selector);
+                started.insert(question, (running, known));
+            }
+        }
     }
+    for (question, (running, known)) in started {
+        let ahead = match (running.and_then(kube::answer), known) {
+            (Err(why), Some(Ahead { answer: Ok(known), .. })) => Ahead { answer: Ok(known), failure: Some(why) },
+            (answer, _) => Ahead { answer, failure: None },
+        };
+        answers.insert(question, ahead);
+    }
+    let failures: BTreeSet<&String> = answers.values().filter_map(|ahead| ahead.failure.as_ref()).collect();
+    let failures =
+        failures.iter().map(|why| format!("pods are not told any more, those known last are watched: {why}")).collect();
     *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = answers;
+    failures
 }
 
 impl Origin {
@@ -239,7 +270,7 @@ impl Origin {
 
 /// The uids among these that have a process by now.
 pub(crate) fn started(uids: &[String]) -> bool {
-    let processes = Processes::read(Path::new("/proc"));
+    let processes = Processes::read(Path::new("/proc"), own_inode());
     uids.iter().any(|uid| processes.of_pod(uid).is_some())
 }
 
@@ -249,7 +280,7 @@ struct Finder<'a> {
     processes: Processes,
     own: u64,
     /// What was asked for already.
-    lists: BTreeMap<(String, String), Result<Vec<Pod>, String>>,
+    lists: BTreeMap<(String, String), Answer>,
 }
 
 impl Finder<'_> {
@@ -306,31 +337,32 @@ impl Finder<'_> {
         Ok(Found { spaces: vec![Space { label, path, inode }], ..Found::default() })
     }
 
-    fn pods(&mut self, namespace: &str, selector: &str) -> Result<Vec<Pod>, String> {
+    fn pods(&mut self, namespace: &str, selector: &str) -> Answer {
         let key = (namespace.to_string(), selector.to_string());
-        let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = ahead.get(&(self.cluster.clone(), key.0.clone(), key.1.clone())) {
-            return answer.clone();
+        let all = AHEAD.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ahead) = all.get(&(self.cluster.clone(), key.0.clone(), key.1.clone())) {
+            return ahead.answer.clone();
         }
-        drop(ahead);
+        drop(all);
         let (runner, cluster) = (self.runner, self.cluster);
-        self.lists.entry(key).or_insert_with(|| kube::pods(runner, cluster, namespace, selector)).clone()
+        let ask = || kube::ask(runner, cluster, namespace, selector).and_then(kube::answer);
+        self.lists.entry(key).or_insert_with(ask).clone()
     }
 
     fn spaces(&self, pods: &[Pod]) -> Found {
         let mut found = Found::default();
         for pod in pods.iter().filter(|pod| pod.runs) {
             let name = format!("{}/{}", pod.namespace, pod.name);
-            let process = pod.uids.iter().find_map(|uid| self.processes.of_pod(uid));
-            let path = process.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
-            let space = path.and_then(|path| Some((cgroup::inode(&path)?, path)));
-            if pod.host_network || space.as_ref().is_some_and(|(inode, _)| *inode == self.own) {
+            if pod.host_network {
                 found.left_out.push(format!(
                     "pod {name} is in its node's network: watch an interface of the node, with a filter by the pod's ports, as \
                      in: snifctl up eth0 --filter 'port 8080'"
                 ));
                 continue;
             }
+            let process = pod.uids.iter().find_map(|uid| self.processes.of_pod(uid));
+            let path = process.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
+            let space = path.and_then(|path| Some((cgroup::inode(&path)?, path)));
             match space {
                 Some((inode, path)) => found.spaces.push(Space { label: format!("pod:{name}"), path, inode }),
                 None => found.pending.extend(pod.uids.clone()),

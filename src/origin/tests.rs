@@ -51,8 +51,9 @@ fn cgroups_of_every_runtime_name_their_pod_and_container() {
     let id = "3f2a91c0ffee".to_string() + &"0".repeat(52);
     let systemd = UID.replace('-', "_");
     let of = |text: &str| {
-        let Place { pod, container } = Place::of(text);
-        (pod, container)
+        let Place { pod, mut containers, .. } = Place::of(text);
+        assert!(containers.len() < 2, "{text}");
+        (pod, containers.pop())
     };
     let (pod, container) = (Some(UID.to_string()), Some(id.clone()));
     for path in [
@@ -63,6 +64,9 @@ fn cgroups_of_every_runtime_name_their_pod_and_container() {
         format!("/kubepods/besteffort/pod{UID}/{id}"),
         format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{systemd}.slice/docker-{id}.scope/init"),
         format!("/system.slice/containerd.service/kubepods-besteffort-pod{systemd}.slice:cri-containerd:{id}"),
+        // As a pod with a cgroup namespace of its own sees its neighbours.
+        format!("/../../kubepods-besteffort-pod{systemd}.slice/cri-containerd-{id}.scope"),
+        format!("/../../pod{UID}/{id}"),
     ] {
         let expected = (pod.clone(), container.clone());
         assert_eq!(of(&format!("0::{path}\n")), expected, "{path}");
@@ -77,7 +81,10 @@ fn cgroups_of_every_runtime_name_their_pod_and_container() {
         assert_eq!(of(&format!("0::{path}\n")), (None, container.clone()), "{path}");
     }
     let monitor = format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/crio-conmon-{id}.scope");
-    assert_eq!(of(&monitor), (pod, None), "the monitor is none of the container's");
+    assert_eq!(of(&monitor), (None, None), "the monitor is none of the container's, nor the pod's");
+    let (outer, inner) = (id.clone(), "ab".repeat(32));
+    let nested = Place::of(&format!("0::/docker/{outer}/kubepods/pod{UID}/{inner}"));
+    assert_eq!((nested.pod, nested.containers, nested.depth), (pod, vec![outer, inner], 5));
     for none in ["", "0::/", "0::/user.slice/user-0.slice", "garbage", "0::/podman", "0::/x/pod12345678-1234"] {
         assert_eq!(of(none), (None, None), "{none}");
     }
@@ -92,6 +99,11 @@ fn process(proc: &Path, pid: u32, begun: u64, cgroup: &str, lives: bool) {
     fs::write(dir.join("stat"), format!("{pid} (a) b) {before}{begun} 23\n")).unwrap();
     if lives {
         fs::write(dir.join("ns/net"), "").unwrap();
+        // One of our own network namespace.
+        if cgroup.contains("ours") {
+            fs::remove_file(dir.join("ns/net")).unwrap();
+            fs::hard_link(proc.join("self-net"), dir.join("ns/net")).unwrap();
+        }
     }
 }
 
@@ -104,14 +116,22 @@ fn of_a_pod_the_first_process_counts_and_none_that_has_ended() {
     process(proc.path(), 70, 80, &of(2), true);
     process(proc.path(), 60, 10, &of(1), false);
     process(proc.path(), 5, 5, "0::/init.scope\n", true);
+    // A container inside, and one that has not joined its namespace yet.
+    process(proc.path(), 8, 8, &format!("0::/kubepods/pod{UID}/{}/{}\n", id(1), id(3)), true);
+    fs::write(proc.path().join("self-net"), "").unwrap();
+    let own = fs::metadata(proc.path().join("self-net")).unwrap().ino();
+    process(proc.path(), 7, 7, &format!("1:name=ours:/\n{}", of(2)), true);
+    process(proc.path(), 6, 6, &format!("1:name=ours:/\n0::/kubepods/podaaaaaaaa/{}\n", id(4)), true);
     fs::create_dir(proc.path().join("999")).unwrap();
     fs::write(proc.path().join("uptime"), "").unwrap();
-    let processes = Processes::read(proc.path());
+    let processes = Processes::read(proc.path(), own);
     assert_eq!(processes.of_pod(UID), Some(900));
     assert_eq!(processes.of_pod("other"), None);
+    assert_eq!(processes.of_pod("aaaaaaaa"), None, "it is still where it was started");
+    assert_eq!(processes.of_container(&id(3)), [(id(3).as_str(), 8)]);
     assert_eq!(processes.of_container(&id(1)[..12]), [(id(1).as_str(), 900)]);
     assert_eq!(processes.of_container(&id(2)), [(id(2).as_str(), 70)]);
-    assert_eq!(processes.of_container("0").len(), 2, "what several begin with");
+    assert_eq!(processes.of_container("0").len(), 4, "what several begin with");
     assert!(processes.of_container("ff").is_empty());
 }
 

@@ -15,7 +15,7 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Serves the objects in a directory, `pods/NAMESPACE.NAME.json`, with labels and fields selected, and tells who watches of
 /// each change. While there is a file `away`, it drops every connection.
 const SERVER: &str = r#"
-import http.server, json, os, re, socketserver, sys, threading, time, urllib.parse
+import http.server, json, os, re, socket, socketserver, sys, threading, time, urllib.parse
 port, root = int(sys.argv[1]), sys.argv[2]
 KINDS = {"pods": "Pod", "configmaps": "ConfigMap"}
 
@@ -70,9 +70,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
                      "message": what + " not found"}, 404)
 
+    def drop(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_GET(self):
         if is_away():
-            return self.connection.close()
+            return self.drop()
         url = urllib.parse.urlparse(self.path)
         query = urllib.parse.parse_qs(url.query)
         if url.path == "/api":
@@ -118,7 +122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if name not in now:
                     tell("DELETED", item)
             known = now
-        self.connection.close()
+        self.drop()
 
     def write(self, change):
         length = int(self.headers.get("Content-Length", 0))
@@ -292,6 +296,8 @@ impl Told {
 pub(crate) enum Driver {
     Systemd,
     Cgroupfs,
+    /// systemd's, and that of a container's monitor, as CRI-O has it.
+    Monitor,
 }
 
 /// A process in a cgroup, and in a network namespace of its own or another one's. Ended with its value.
@@ -307,15 +313,15 @@ impl Process {
     pub(crate) fn of_pod(lab: &Lab, pod: &Told, driver: Driver, joins: Option<&Path>) -> Process {
         let id = format!("{:016x}", random()).repeat(4);
         let uid = match driver {
-            Driver::Systemd => pod.uid.replace('-', "_"),
+            Driver::Systemd | Driver::Monitor => pod.uid.replace('-', "_"),
             Driver::Cgroupfs => pod.uid.clone(),
         };
         let path = match driver {
-            Driver::Systemd => vec![
+            Driver::Systemd | Driver::Monitor => vec![
                 "kubepods.slice".into(),
                 "kubepods-burstable.slice".into(),
                 format!("kubepods-burstable-pod{uid}.slice"),
-                format!("cri-containerd-{id}.scope"),
+                format!("{}-{id}.scope", if driver == Driver::Monitor { "crio-conmon" } else { "cri-containerd" }),
             ],
             Driver::Cgroupfs => vec!["kubepods".into(), "besteffort".into(), format!("pod{uid}"), id.clone()],
         };
@@ -403,7 +409,7 @@ impl Drop for Process {
 /// Where cgroups of a driver are made: with systemd version 2, where this machine has it beside version 1.
 fn hierarchy(driver: Driver) -> PathBuf {
     let all = match driver {
-        Driver::Systemd => ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
+        Driver::Systemd | Driver::Monitor => ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
         Driver::Cgroupfs => ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"],
     };
     let found = all.iter().map(Path::new).find(|path| path.join("cgroup.procs").exists());

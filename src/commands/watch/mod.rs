@@ -38,8 +38,8 @@ use timing::Timing;
 
 /// Another snifctl may be at work for so long before a look is given up, and tried again later.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether a pod that is to come has a process.
-const PODS: Duration = Duration::from_millis(200);
+/// How often it is looked whether a pod that is to come has a process: at first, and at last.
+const PODS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 /// So long is it looked: one that does not come is found by the next event.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -74,6 +74,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         waits: false,
         pods: Pending::default(),
         questions: Vec::new(),
+        asked: None,
         monitors: Monitors::new(sender),
     };
     watcher.read_files().map_err(apply::usage)?;
@@ -118,6 +119,8 @@ struct Watcher<'a> {
     pods: Pending,
     /// What clusters are asked for, by what was found at the last look.
     questions: Vec<(Cluster, Origin)>,
+    /// When they were asked; none where they have told of pods since.
+    asked: Option<Instant>,
     monitors: Monitors,
 }
 
@@ -136,9 +139,14 @@ impl Pending {
         if uids != self.uids {
             self.since = Some(now);
         }
-        let lasts = self.since.is_some_and(|since| now < since + LONGEST);
-        self.due = (!uids.is_empty() && lasts).then_some(now + PODS);
+        self.due = self.next(now).filter(|_| !uids.is_empty());
         self.uids = uids;
+    }
+
+    /// Later and later.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let waited = now.saturating_duration_since(self.since?);
+        (waited < LONGEST).then(|| now + (waited / 20).clamp(PODS[0], PODS[1]))
     }
 
     /// Has one of them come? Answers when that is asked next, too.
@@ -147,8 +155,7 @@ impl Pending {
             return (false, self.due);
         }
         let has_come = origin::started(&self.uids);
-        let lasts = self.since.is_some_and(|since| now < since + LONGEST);
-        self.due = (!has_come && lasts).then_some(now + PODS);
+        self.due = self.next(now).filter(|_| !has_come);
         (has_come, self.due)
     }
 }
@@ -206,7 +213,11 @@ impl Watcher<'_> {
             for event in [event].into_iter().chain(events.try_iter()) {
                 match event {
                     Event::Changed => self.timing.event(Instant::now()),
-                    Event::Ended(at) => self.monitors.ended(at),
+                    Event::Pods => {
+                        self.asked = None;
+                        self.timing.event(Instant::now());
+                    }
+                    Event::Ended(at, why) => self.monitors.ended(at, why),
                     Event::Answered(answers) => {
                         if self.probes.answered(answers) {
                             self.timing.event(Instant::now());
@@ -271,7 +282,9 @@ impl Watcher<'_> {
         let is_for_all = self.timing.is_for_all(now);
         self.timing.begin(now);
         // Nobody waits for us while a cluster is asked.
-        origin::ask_ahead(&self.context.runner, &self.questions);
+        let is_changed = self.asked.is_none_or(|asked| now >= asked + self.args.interval);
+        self.asked = self.asked.filter(|_| !is_changed).or(Some(now));
+        let unasked = origin::ask_ahead(&self.context.runner, &self.questions, is_changed);
         let looked = match self.sessions(is_for_all) {
             Err(err) if interrupt::is_cause(&err) => return Ok(false),
             looked => looked,
@@ -285,8 +298,8 @@ impl Watcher<'_> {
             }
         };
         let missing = self.args.names.iter().filter(|name| !names.contains(*name));
-        let missing: Vec<(Level, String)> =
-            missing.map(|name| (Level::Warning, format!("no session {name} is up; it is waited for"))).collect();
+        let missing = missing.map(|name| format!("no session {name} is up; it is waited for"));
+        let missing: Vec<(Level, String)> = missing.chain(unasked).map(|text| (Level::Warning, text)).collect();
         self.log.standing("", &missing);
         let files = &self.files;
         self.log.keep_only(|name| {

@@ -8,17 +8,19 @@ use anyhow::Result;
 
 use super::probes::Answers;
 use crate::origin::{self, Cluster};
-use crate::tools::exec::{Cmd, Runner};
+use crate::tools::exec::{Cmd, Line, Runner};
 use crate::tools::interrupt;
 
 /// What wakes the watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Changed,
+    /// A cluster tells of pods.
+    Pods,
     /// Remotes were asked.
     Answered(Answers),
-    /// The monitor with this place has ended.
-    Ended(usize),
+    /// The monitor with this place has ended, with the last it said on standard error.
+    Ended(usize, String),
     Signal,
 }
 
@@ -26,9 +28,10 @@ pub(super) enum Event {
 pub(super) const COMMANDS: [&[&str]; 2] =
     [&["ip", "-o", "monitor", "link", "address", "route", "neigh", "rule", "nexthop"], &["tc", "monitor"]];
 
-/// A monitor is started again after so long, and where it does not last, after twice as long each time.
+/// A monitor is started again after so long, and where it does not last, after twice as long.
 const RESTART: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(30);
+/// One that has run for so long has lasted.
+const LASTS: Duration = Duration::from_secs(30);
 
 /// What is listened to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,18 +57,21 @@ struct Monitor {
     /// When it was last started.
     started: Option<Instant>,
     runs: bool,
-    /// How often in a row it has ended soon.
+    /// How often in a row it has ended soon, and what it said.
     failures: u32,
+    why: String,
+    /// What was told of that.
+    told: Option<String>,
 }
 
 impl Monitor {
     fn new(source: Source) -> Monitor {
-        Monitor { source, started: None, runs: false, failures: 0 }
+        Monitor { source, started: None, runs: false, failures: 0, why: String::new(), told: None }
     }
 
     /// When it may be started again.
     fn due(&self) -> Option<Instant> {
-        self.started.map(|last| last + RESTART.saturating_mul(1 << self.failures.saturating_sub(1).min(5)).min(LONGEST))
+        self.started.map(|last| last + RESTART * if self.failures > 1 { 2 } else { 1 })
     }
 }
 
@@ -100,11 +106,12 @@ impl Monitors {
         }
     }
 
-    pub(super) fn ended(&mut self, at: usize) {
+    pub(super) fn ended(&mut self, at: usize, why: String) {
         let Some(monitor) = self.all.get_mut(at) else { return };
-        monitor.runs = false;
+        (monitor.runs, monitor.why) = (false, why);
         let lasted = monitor.started.map_or(Duration::ZERO, |started| started.elapsed());
-        monitor.failures = if lasted < LONGEST { monitor.failures + 1 } else { 0 };
+        monitor.failures = if lasted < LASTS { monitor.failures + 1 } else { 0 };
+        monitor.told = monitor.told.take().filter(|_| monitor.failures > 0);
     }
 
     /// Starts those that do not run.
@@ -124,16 +131,21 @@ impl Monitors {
                 Err(err) if last.is_none() && is_kernel => return Err(err),
                 Err(err) => {
                     monitor.failures += 1;
-                    done.said.push(format!("{err:#}"));
+                    if is_kernel || monitor.failures == 1 {
+                        done.said.push(format!("{err:#}"));
+                    }
+                    continue;
                 }
             }
-            if last.is_some() {
-                // A server ends what it is asked for when it likes.
-                if is_kernel || monitor.failures == 1 {
-                    done.said.push(format!("`{}` has ended; started again", monitor.source.command()));
-                }
-                done.is_event = true;
+            // A server ends what it is asked for when it likes.
+            let is_news = monitor.failures > 0 && monitor.told.as_ref() != Some(&monitor.why);
+            if last.is_some() && (is_kernel || is_news) {
+                let why = if monitor.why.is_empty() { String::new() } else { format!(" ({})", monitor.why) };
+                done.said.push(format!("`{}` has ended{why}; started again", monitor.source.command()));
+                monitor.told = Some(monitor.why.clone());
             }
+            // A cluster tells first of all that it has.
+            done.is_event |= last.is_some() && is_kernel;
         }
         Ok(done)
     }
@@ -142,18 +154,32 @@ impl Monitors {
 /// So long it is waited for a monitor to listen; one that does not is looked past.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Starts a monitor, and returns once it listens. Each of its lines, also on standard error, where it tells of messages that
-/// were lost, is an event. It ends with us.
+/// Starts a monitor, and returns once it listens. Each of its lines is an event, of the kernel's also on standard error, where
+/// they tell of messages that were lost. It ends with us.
 fn start(runner: &Runner, source: &Source, at: usize, events: &Sender<Event>) -> Result<()> {
     let lines = runner.lines(&source.command().mortal())?;
     let (pid, begun) = (lines.pid(), Instant::now());
-    let is_kernel = matches!(source, Source::Kernel(_));
-    while is_kernel && !listens(pid) && begun.elapsed() < PATIENCE {
+    let is_cluster = matches!(source, Source::Pods(_));
+    while !is_cluster && !listens(pid) && begun.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(2));
     }
     let events = events.clone();
     std::thread::spawn(move || {
-        let _ = lines.map(|_| Event::Changed).chain([Event::Ended(at)]).try_for_each(|event| events.send(event));
+        let mut why = String::new();
+        for line in lines {
+            let event = match line {
+                Line::Out(_) if is_cluster => Event::Pods,
+                Line::Err(said) if is_cluster => {
+                    why = said;
+                    continue;
+                }
+                _ => Event::Changed,
+            };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+        let _ = events.send(Event::Ended(at, why));
     });
     Ok(())
 }
