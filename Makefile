@@ -14,7 +14,7 @@ CHECK_PACKAGES := shellcheck clang-format
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package clean
+.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package images test-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -79,7 +79,7 @@ bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
-SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root $(wildcard packaging/debian/p*)
+SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root tests/images/build $(wildcard packaging/debian/p*)
 OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 check: deps ## formatting, lints, and a build with the oldest Rust (needs root where something is missing)
@@ -135,6 +135,23 @@ test-package: deps ## the Debian package: built, installed, upgraded, removed in
 	@# Removing the package takes down every mirror that it can see: it sees those of the test alone.
 	unshare --mount --pid --fork --kill-child --mount-proc sh -ec 'mount -t bpf -o mode=0700 bpf /sys/fs/bpf; exec "$$@"' sh \
 		$(CARGO) test --locked --test package -- --nocapture --test-threads=1
+
+# What goes into the images; docs/images.md.
+KUBECTL ?= $(shell command -v kubectl)
+IMAGE_PACKAGES := buildah mmdebstrap
+
+images: deps build ## the container images, on a base made here, in target/images/ (needs root and, once, the network)
+	@$(call install,$(IMAGE_PACKAGES))
+	install -D $(SNIFCTL) target/images/snifctl
+	strip target/images/snifctl
+	$(if $(KUBECTL),install $(KUBECTL) target/images/kubectl,@echo "no kubectl is here: snifctl:k8s is not built" >&2)
+	tests/images/build target/images
+
+TEST_IMAGE_PACKAGES := runc
+
+test-images: images ## the images in containers, as a DaemonSet's (needs root and, once, the network)
+	@$(call install,$(TEST_IMAGE_PACKAGES))
+	$(CARGO) test --locked --test images -- --nocapture --test-threads=1
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::datapath::filter::Filter;
 use crate::datapath::objects::{self, Kernel};
-use crate::tools::clang::{Compiling, Unit};
+use crate::tools::clang::{Compiling, FLAGS, Unit};
 use crate::tools::exec::Runner;
 
 /// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
@@ -83,7 +83,7 @@ impl Source {
     pub(crate) fn object_name(&self, kernel: Kernel) -> String {
         let unit = self.unit(kernel);
         let texts = unit.files.iter().flat_map(|(name, text)| [*name, text.as_str()]);
-        let words = texts.chain(unit.defines.iter().map(String::as_str));
+        let words = texts.chain(unit.defines.iter().map(String::as_str)).chain(FLAGS);
         let mark = fnv(words.flat_map(|word| word.bytes().chain([0])));
         format!("{}-{}-{mark:016x}.o", self.main.trim_end_matches(".bpf.c"), kernel.name())
     }

@@ -21,7 +21,7 @@ const CACHED: usize = 100;
 /// Where the commands of a dry run put the sources, by content. Root's alone, like all of /run.
 const SHOWN_SOURCE: &str = "/run/snifctl-source";
 
-const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c"];
+pub(crate) const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c"];
 
 /// One C file to compile, with all that it includes.
 #[derive(Clone, Debug, Hash)]
