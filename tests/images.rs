@@ -83,7 +83,9 @@ impl Drop for Image {
     fn drop(&mut self) {
         let storage = [("--root", place("storage")), ("--runroot", place("run"))];
         let mut command = Command::new("buildah");
-        storage.iter().for_each(|(option, at)| drop(command.arg(option).arg(at)));
+        for (option, at) in storage {
+            command.arg(option).arg(at);
+        }
         let _ = command.args(["--storage-driver", "vfs", "rm", &self.container]).output();
     }
 }
