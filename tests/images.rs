@@ -131,7 +131,8 @@ fn the_slim_image_mirrors_without_clang_as_a_daemonset() {
     let copies = inner_frames(&decap_gre(&collector.take(sent.len())));
     assert_same_frames(&sent, &copies);
     let status: Value = serde_json::from_str(&image.run(&lab, "status --json")).expect("JSON");
-    assert_eq!(status["sessions"][0]["remotes"][0]["pcnt"], 97, "{status:#}");
+    assert_eq!(status["sessions"].as_array().map(Vec::len), Some(1), "{status:#}");
+    assert_eq!(lab.session().remotes_total().pcnt, 97);
     image.run(&lab, "status --check");
 
     // All parts are in the programs: other options replace none of them.
