@@ -137,7 +137,7 @@ fn the_slim_image_mirrors_without_clang_as_a_daemonset() {
 
     // All parts are in the programs: other options replace none of them.
     let programs = lab.program_ids();
-    image.run(&lab, &format!("{UP} --snaplen 100 --sample 2 --max-rate 10mbit --replace"));
+    image.run(&lab, &format!("{UP} --snaplen 100 --sample 1/2 --max-rate 10mbit --replace"));
     assert_eq!(lab.program_ids(), programs, "the session knew what its programs can do");
 
     // Only a filter needs clang, and a lack is told before anything changes.
