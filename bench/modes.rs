@@ -65,7 +65,7 @@ impl Mode {
         if let What::Snifctl { before, .. } = &mut mode.what {
             *before = &[
                 &["--tunnel", "vxlan", "--spread", "flow"],
-                &["--tunnel", "erspan", "--snaplen", "100", "--sample", "1/2", "--max-rate", "1gbit"],
+                &["--tunnel", "erspan3", "--snaplen", "100", "--sample", "1/2", "--max-rate", "1gbit"],
             ];
         }
         mode
