@@ -14,7 +14,7 @@ CHECK_PACKAGES := shellcheck clang-format
 # Under sudo, cargo is often in the calling user's home only.
 export PATH := $(PATH):$(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6)/.cargo/bin):$(HOME)/.cargo/bin
 
-.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package deploy-tools kustomize test-deploy clean
+.PHONY: help build bpf deps demo demo-picture test soak test-kernels test-receivers bench check install deb test-package deploy-tools kustomize test-deploy images test-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -80,7 +80,7 @@ bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 
-SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root $(wildcard packaging/debian/p*) \
+SCRIPTS := .ci/run docs/demo.sh $(wildcard tests/kernels/*) tests/receivers/root tests/package/root tests/images/build $(wildcard packaging/debian/p*) \
 	deploy/kustomize/generate tests/deploy/tools
 OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
@@ -153,6 +153,23 @@ kustomize: deploy-tools ## deploy/kustomize/snifctl.yaml, from the templates of 
 
 test-deploy: deps deploy-tools ## chart, kustomization and kubectl's plugin (needs root and, once, the network)
 	$(CARGO) test --locked --test deploy
+
+# What goes into the images; docs/images.md.
+KUBECTL ?= $(shell command -v kubectl)
+IMAGE_PACKAGES := buildah mmdebstrap
+
+images: deps build ## the container images, on a base made here, in target/images/ (needs root and, once, the network)
+	@$(call install,$(IMAGE_PACKAGES))
+	install -D $(SNIFCTL) target/images/snifctl
+	strip target/images/snifctl
+	$(if $(KUBECTL),install $(KUBECTL) target/images/kubectl,@echo "no kubectl is here: snifctl:k8s is not built" >&2)
+	tests/images/build target/images
+
+TEST_IMAGE_PACKAGES := runc
+
+test-images: images ## the images in containers, as a DaemonSet's (needs root and, once, the network)
+	@$(call install,$(TEST_IMAGE_PACKAGES))
+	$(CARGO) test --locked --test images -- --nocapture --test-threads=1
 
 clean: ## remove what was built
 	$(CARGO) clean

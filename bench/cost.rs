@@ -13,6 +13,7 @@ pub(crate) const IDLE: &str = "64 B ingress, nothing copied";
 const EMPTY: &str = "empty program";
 pub(crate) const ELSEWHERE: &str = "snifctl gre, from elsewhere";
 const REJECTS: &str = "snifctl gre, filter rejects";
+const WHOLE: &str = "snifctl gre, every part";
 const USERSPACE: &str = "tcpdump and socat";
 pub(crate) const SLOW: &str = "64 B ingress, 25,000 a second";
 
@@ -77,6 +78,7 @@ fn every_mode() -> Vec<Mode> {
     modes.extend(fragmenting());
     modes.extend([
         Mode::new("nft dup to vxlan device", What::NftDup),
+        Mode::whole(WHOLE, &["--tunnel", "gre"]),
         gre("snifctl gre, 3 remotes", &["--remote", three]),
         gre("snifctl gre, filter of 1 host", &["--filter", "host 192.0.2.2"]),
         gre("snifctl gre, filter of 30 hosts", &["--filter", &thirty]),
@@ -130,6 +132,7 @@ fn row(case: &str, mode: &str, samples: &Samples) -> Row {
         REJECTS => row.with("over empty ns", added(samples, mode, EMPTY)),
         ELSEWHERE => row.with("to home", ratio(samples, mode, "snifctl gre")),
         USERSPACE => row.noted("its work is done elsewhere: see CPU s/million"),
+        WHOLE => row.with("to snifctl gre", ratio(samples, mode, "snifctl gre")),
         _ => row,
     }
 }

@@ -30,6 +30,8 @@ pub(crate) enum What {
     Snifctl {
         program: String,
         words: Vec<String>,
+        /// Options of the sessions that it replaces, one after the other; their programs' parts stay.
+        before: &'static [&'static [&'static str]],
     },
     /// A session of the collector's network namespace that watches eth0 in ours, as a node does a pod's: copies leave by the
     /// collector's end of that pair.
@@ -47,7 +49,7 @@ impl Mode {
         let remote = ["--remote", &collector];
         let remote = if options.contains(&"--remote") { &[] } else { &remote[..] };
         let words = [&["eth0"], options, remote].concat().into_iter().map(String::from).collect();
-        Mode::new(name, What::Snifctl { program: SNIFCTL.into(), words })
+        Mode::new(name, What::Snifctl { program: SNIFCTL.into(), words, before: &[] })
     }
 
     /// snifctl in another network namespace than eth0.
@@ -63,6 +65,18 @@ impl Mode {
             *program = other;
         }
         Some(mode)
+    }
+
+    /// The same, whose programs have every part that there is, as those that were compiled before have.
+    pub(crate) fn whole(name: &'static str, options: &[&str]) -> Mode {
+        let mut mode = Mode::snifctl(name, options);
+        if let What::Snifctl { before, .. } = &mut mode.what {
+            *before = &[
+                &["--tunnel", "vxlan", "--spread", "flow"],
+                &["--tunnel", "erspan3", "--snaplen", "100", "--sample", "1/2", "--max-rate", "1gbit"],
+            ];
+        }
+        mode
     }
 
     /// Where its copies arrive.
@@ -86,9 +100,14 @@ impl Mode {
                 rig.lab.host(&["nft", NFT_DUP]);
             }
             What::Userspace => running.forwarder = Some(Forwarder::start(rig)),
-            What::Snifctl { program, words } => {
+            What::Snifctl { program, words, before } => {
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                rig.lab.host(&[&[program.as_str(), "up"], &words[..]].concat());
+                let collector = COLLECTOR_IP.to_string();
+                for options in *before {
+                    let place = [program.as_str(), "up", "--replace", "eth0", "--remote", &collector];
+                    rig.lab.host(&[&place[..], options].concat());
+                }
+                rig.lab.host(&[&[program.as_str(), "up", "--replace"], &words[..]].concat());
             }
             What::Elsewhere(words) => {
                 let (out, host) = (OUT_IP.to_string(), format!("{}/eth0", origin(rig)));

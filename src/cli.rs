@@ -258,6 +258,7 @@ pub(crate) enum Command {
         Examples:
           snifctl source /tmp/snifctl-c
           snifctl source /tmp/snifctl-c --filter 'tcp port 443'
+          snifctl source --compile ./objects
     "})]
     Source {
         /// Made where it is not there
@@ -265,6 +266,9 @@ pub(crate) enum Command {
         /// A pcap-filter(7) expression, written beside them as C
         #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
         filter: Option<String>,
+        /// Compiled objects instead, for machines without clang: what /usr/lib/snifctl/objects takes
+        #[arg(long, conflicts_with = "filter")]
+        compile: bool,
     },
     /// Print a shell's script that completes commands and options
     #[command(after_help = indoc! {"

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::commands::show;
 use crate::datapath::abi::Direction;
+use crate::datapath::objects;
 use crate::output::text;
 use crate::request;
 use crate::session::ahead;
@@ -82,6 +83,7 @@ fn checks(context: &Context, interface: Option<&str>, remote: Option<&str>) -> R
     let runner = &context.runner;
     let tools = TOOLS.iter().map(|tool| requirements::check(runner, tool));
     let mut checks: Vec<Check> = tools.chain([requirements::check_headers()]).map(requirement).collect();
+    check_objects(&mut checks);
     let tcpdump = requirement(requirements::check(runner, &TCPDUMP));
     checks.push(Check { level: tcpdump.level.min(Level::Warn), ..tcpdump });
     checks.extend([check_kernel(), check_btf(), check_bpffs(), check_privileges()]);
@@ -98,6 +100,31 @@ fn checks(context: &Context, interface: Option<&str>, remote: Option<&str>) -> R
         checks.extend(check_remote(runner, address, &links, watched)?);
     }
     Ok(checks)
+}
+
+/// Objects that were compiled before. Where they serve, only filters need what compiles.
+fn check_objects(checks: &mut Vec<Check>) {
+    let (dir, usable) = (objects::DIR, objects::are_usable());
+    let clang = if objects::has_clang() { "not used, as clang is there" } else { "used" };
+    match usable {
+        None => return,
+        Some(false) => {
+            let detail = format!("those in {dir} are of another snifctl, or not root's alone: they are not used");
+            checks.push(warn("objects", detail, format!("snifctl source --compile {dir}")));
+        }
+        Some(true) => {
+            let kernel = objects::Kernel::here().name();
+            checks
+                .push(ok("objects", format!("{dir} has those for kernels from {kernel} on, with every part: {clang}")));
+        }
+    }
+    if usable == Some(true) && !objects::has_clang() {
+        for check in checks.iter_mut().filter(|check| ["clang", "libbpf-dev"].contains(&check.name.as_str())) {
+            check.level = Level::Warn.min(check.level);
+            check.detail = "missing: filters cannot be compiled".into();
+            check.fix = Some(objects::COMPILES.into());
+        }
+    }
 }
 
 fn check_kernel() -> Check {

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cli::{Cli, Command, DemoPart, DryRun};
+use crate::datapath::objects;
 use crate::datapath::source::Source;
 use crate::output::json;
 use crate::session::change::Change;
@@ -72,7 +73,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { part: None } => demo::start(&runner),
         Command::Demo { part: Some(DemoPart::Inside) } => demo::run(&runner),
         Command::Demo { part: Some(DemoPart::Peer) } => demo::peer(),
-        Command::Source { dir, filter } => {
+        Command::Source { dir, compile: true, .. } => objects::write(&runner, &dir).map(|()| ExitCode::SUCCESS),
+        Command::Source { dir, filter, .. } => {
             let compile = |expression: &String| crate::datapath::filter::compile(&runner, "--filter", expression);
             let filter = filter.as_ref().map(compile).transpose()?;
             Source::datapath(filter, &[]).write(&dir).map(|()| ExitCode::SUCCESS)

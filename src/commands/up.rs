@@ -8,6 +8,7 @@ use crate::cli::UpArgs;
 use crate::commands::{news, warn};
 use crate::datapath::abi::{Direction, Remote};
 use crate::datapath::filter;
+use crate::datapath::objects;
 use crate::datapath::source::Source;
 use crate::output::{json, text};
 use crate::request::{Request, Watched};
@@ -35,7 +36,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     }
     let expression = request.options.filter.as_deref();
     let filter = expression.map(|expression| filter::compile(runner, "--filter", expression)).transpose()?;
-    let source = Source::datapath(filter.clone(), &request.features());
+    let source = Source::datapath(filter.clone(), &objects::parts(request.features(), filter.is_some()));
     // clang may run while routes and links are looked up.
     let compiling = source.clone().begin(runner)?;
     let open = Open::to_write(context)?;

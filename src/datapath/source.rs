@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::datapath::filter::Filter;
-use crate::tools::clang::{Compiling, Unit};
+use crate::datapath::objects::{self, Kernel};
+use crate::tools::clang::{Compiling, FLAGS, Unit};
 use crate::tools::exec::Runner;
-use crate::tools::kernel;
 
 /// The sources by file name: the datapath, its taps alone and a filter alone, and what they include.
 const FILES: [(&str, &str); 8] = [
@@ -66,27 +66,41 @@ impl Source {
 
     /// Writes the sources into `dir`, so that the commands of a dry run can be followed by hand.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        self.unit().write(dir)
+        self.unit(Kernel::here()).write(dir)
     }
 
     /// Starts clang where the cache has no object.
     pub(crate) fn begin(self, runner: &Runner) -> Result<Compiling> {
-        self.unit().begin(runner)
+        self.unit(Kernel::here()).begin(runner, objects::fitting(&self))
     }
 
-    fn unit(&self) -> Unit {
+    /// Compiles it for a kind of kernel into a file.
+    pub(crate) fn compile_for(&self, kernel: Kernel, runner: &Runner, object: &Path) -> Result<()> {
+        self.unit(kernel).compile(runner, object)
+    }
+
+    /// What an object of it is called that was compiled before.
+    pub(crate) fn object_name(&self, kernel: Kernel) -> String {
+        let unit = self.unit(kernel);
+        let texts = unit.files.iter().flat_map(|(name, text)| [*name, text.as_str()]);
+        let words = texts.chain(unit.defines.iter().map(String::as_str)).chain(FLAGS);
+        let mark = fnv(words.flat_map(|word| word.bytes().chain([0])));
+        format!("{}-{}-{mark:016x}.o", self.main.trim_end_matches(".bpf.c"), kernel.name())
+    }
+
+    fn unit(&self, kernel: Kernel) -> Unit {
         let filter = self.filter.as_ref().map(|filter| (FILTER, filter.code.clone()));
         Unit {
             main: self.main,
             files: FILES.map(|(name, text)| (name, text.to_string())).into_iter().chain(filter).collect(),
-            defines: self.defines(),
+            defines: self.defines(kernel),
         }
     }
 
     /// What this source, and any on an older kernel, has to do without.
-    fn defines(&self) -> Vec<String> {
+    fn defines(&self, kernel: Kernel) -> Vec<String> {
         let features = self.without.iter().map(|what| format!("HAS_{what}=0"));
-        features.chain((!kernel::has_atomic_fetch()).then(|| "NO_ATOMIC_FETCH".into())).collect()
+        features.chain((kernel == Kernel::Old).then(|| "NO_ATOMIC_FETCH".into())).collect()
     }
 }
 
@@ -110,8 +124,8 @@ mod tests {
 
     #[test]
     fn a_unit_holds_every_file_that_is_included_and_the_filter() {
-        let unit =
-            Source::datapath(Some(Filter { expression: "ip".into(), code: "int f;".into() }), &["UDP".into()]).unit();
+        let unit = Source::datapath(Some(Filter { expression: "ip".into(), code: "int f;".into() }), &["UDP".into()])
+            .unit(Kernel::here());
         let has = |name: &str| unit.files.iter().any(|(file, _)| *file == name);
         let included = |text: &str| -> Vec<String> {
             let names = text.lines().filter_map(|line| line.strip_prefix("#include \""));
@@ -122,6 +136,6 @@ mod tests {
         }
         assert!(has(FILTER) && has(unit.main));
         assert!(unit.defines.contains(&"HAS_SEQUENCE=0".into()));
-        assert!(!Source::taps(None).unit().files.iter().any(|(name, _)| *name == FILTER));
+        assert!(!Source::taps(None).unit(Kernel::New).files.iter().any(|(name, _)| *name == FILTER));
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::datapath::abi::{Direction, Stat, TapCounts};
+use crate::datapath::objects;
 use crate::datapath::source;
 use crate::request::{Request, Watch};
 use crate::session::version::{self, Foreign};
@@ -145,7 +146,8 @@ pub(crate) struct Compiled {
 impl Compiled {
     pub(crate) fn of(request: &Request) -> Compiled {
         let filter = mark(request.options.filter.as_deref());
-        Compiled { filter, features: request.features(), sources: source::mark() }
+        let features = objects::parts(request.features(), filter != 0);
+        Compiled { filter, features, sources: source::mark() }
     }
 
     /// Are they made of the sources of this snifctl?

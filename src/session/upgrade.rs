@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 
 use crate::datapath::abi::Direction;
 use crate::datapath::filter;
+use crate::datapath::objects;
 use crate::datapath::parts::{Map, Program};
 use crate::datapath::shapes::Shape;
 use crate::datapath::source::Source;
@@ -156,6 +157,7 @@ fn change(open: &Open, there: &There, stored: &Stored, shapes: &BTreeMap<Map, Sh
     let mut features: Vec<String> = request.features().into_iter().chain(stored.compiled.features.clone()).collect();
     features.sort();
     features.dedup();
+    let features = objects::parts(features, filter.is_some());
     let (kept, new): (Vec<Map>, Vec<Map>) = Map::ALL.into_iter().partition(|map| fits(*map, shapes));
     let mut acts: Vec<Act> = there.halves.iter().cloned().map(Act::RemovePins).collect();
     acts.extend([Act::MakeBuilding, Act::LoadMoved(Source::datapath(filter, &features), kept)]);

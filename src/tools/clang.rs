@@ -21,7 +21,7 @@ const CACHED: usize = 100;
 /// Where the commands of a dry run put the sources, by content. Root's alone, like all of /run.
 const SHOWN_SOURCE: &str = "/run/snifctl-source";
 
-const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c"];
+pub(crate) const FLAGS: [&str; 8] = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c"];
 
 /// One C file to compile, with all that it includes.
 #[derive(Clone, Debug, Hash)]
@@ -66,9 +66,13 @@ impl Unit {
         })
     }
 
-    /// Starts clang where the cache has no object, and looks meanwhile whether the tools are there. What goes wrong with
+    /// Starts clang where neither the cache nor `before`, an object that was compiled before, is there, and looks meanwhile whether the tools are there. What goes wrong with
     /// clang itself is told by [`Compiling::object`].
-    pub(crate) fn begin(self, runner: &Runner) -> Result<Compiling> {
+    pub(crate) fn begin(self, runner: &Runner, before: Option<PathBuf>) -> Result<Compiling> {
+        if let Some(cached) = before {
+            requirements::ensure_tools(runner, true)?;
+            return Ok(Compiling { unit: self, cached, job: None });
+        }
         let cached = self.cached();
         let is_compiled = is_trusted(&cached);
         if is_compiled && !runner.dry_run {
@@ -77,6 +81,15 @@ impl Unit {
         let job = (!is_compiled && !runner.dry_run).then(|| self.start(runner));
         requirements::ensure_tools(runner, is_compiled)?;
         Ok(Compiling { unit: self, cached, job })
+    }
+
+    /// Compiles it into a file, at once.
+    pub(crate) fn compile(self, runner: &Runner, object: &Path) -> Result<()> {
+        requirements::ensure_tools(runner, false)?;
+        let Job { clang, built, dir: _dir } = self.start(runner)?;
+        clang.wait().map_err(explain)?;
+        fs::copy(&built, object).with_context(|| format!("{} cannot be written", object.display()))?;
+        Ok(fs::set_permissions(object, fs::Permissions::from_mode(0o644))?)
     }
 
     fn cached(&self) -> PathBuf {
@@ -202,7 +215,7 @@ fn forget_unused(dir: &Path, kept: usize) {
 }
 
 /// Only a file that no one but root can have written is loaded.
-fn is_trusted(path: &Path) -> bool {
+pub(crate) fn is_trusted(path: &Path) -> bool {
     let safe = |path: &Path| fs::symlink_metadata(path).is_ok_and(|at| at.uid() == 0 && at.mode() & 0o022 == 0);
     safe(path) && path.is_file() && path.parent().is_some_and(safe)
 }

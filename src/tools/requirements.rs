@@ -180,7 +180,8 @@ fn refuse(lacking: Vec<Finding>) -> Result<()> {
     let what: Vec<String> = lacking.iter().map(|found| format!("{}: {}", found.name, found.detail)).collect();
     let mut packages: Vec<&str> = lacking.iter().map(|found| found.package).collect();
     packages.dedup();
-    bail!("{}; try: apt-get install {}", what.join("; "), packages.join(" "))
+    let image = if packages.contains(&"clang") { ", or the image snifctl:clang" } else { "" };
+    bail!("{}; try: apt-get install {}{image}", what.join("; "), packages.join(" "))
 }
 
 #[cfg(test)]
@@ -191,7 +192,10 @@ mod tests {
     fn all_that_is_missing_is_named_at_once() {
         let lacking = [&TOOLS[2], &TOOLS[3], &TOOLS[0]].map(|tool| tool.finding(State::Lacking, "missing: x".into()));
         let text = refuse(lacking.to_vec()).unwrap_err().to_string();
-        assert_eq!(text, "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang");
+        assert_eq!(
+            text,
+            "tc: missing: x; ip: missing: x; clang: missing: x; try: apt-get install iproute2 clang, or the image snifctl:clang"
+        );
         assert!(refuse(Vec::new()).is_ok());
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::datapath::abi::{self, Config, Direction, Remote, Stat, TapCounts, TapKey, device, remote_flag};
+use crate::datapath::objects;
 use crate::datapath::parts::{Device, Map, Program};
 use crate::datapath::source::Source;
 use crate::datapath::template;
@@ -466,6 +467,9 @@ impl Alter<'_> {
         features.extend(target.compiled.features.iter().filter(|_| whole).cloned());
         features.sort();
         features.dedup();
+        if whole {
+            features = objects::parts(features, filter.is_some());
+        }
         let source = match whole {
             true => Source::datapath(wanted.filter.clone(), &features),
             false => Source::taps(wanted.filter.clone()),
