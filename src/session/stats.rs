@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag};
-use crate::datapath::parts::{Map, REASONS};
+use crate::datapath::parts::Map;
+use crate::datapath::reason::Reason;
 use crate::request::{Oversize, Rate, Request, Spread, Watch, Watched};
 use crate::session::ahead::{self, Ahead};
 use crate::session::change::{Act, Change};
@@ -429,11 +430,11 @@ fn removed_taps(there: &There) -> TapCounts {
 fn drops(there: &There) -> BTreeMap<String, u64> {
     let now = there.rows.get(&Map::Drops).and_then(|rows| rows.values().next());
     let cpus = now.into_iter().flatten().chain(&there.earlier_drops);
-    let mut sums: BTreeMap<String, u64> = REASONS.iter().map(|reason| (reason.name.to_string(), 0)).collect();
+    let mut sums: BTreeMap<String, u64> = Reason::ALL.iter().map(|reason| (reason.name().to_string(), 0)).collect();
     for value in cpus {
-        for (reason, count) in REASONS.iter().zip(value.chunks_exact(8)) {
+        for (reason, count) in Reason::ALL.iter().zip(value.chunks_exact(8)) {
             let count = count.try_into().map(u64::from_ne_bytes).unwrap_or_default();
-            *sums.entry(reason.name.into()).or_default() += count;
+            *sums.entry(reason.name().into()).or_default() += count;
         }
     }
     sums
