@@ -104,7 +104,7 @@ pub(crate) fn refs(runner: &Runner, home: &Home, name: Option<&str>) -> Result<V
     let owners = owners(runner, home, &programs, &maps)?;
     let mut held: Vec<Held> = Vec::new();
     let processes = processes();
-    let hooks = hooks(runner);
+    let hooks = hooks(runner, &programs.iter().map(|program| program.id).collect());
     for (kind, all) in [(Kind::Program, &programs), (Kind::Map, &maps)] {
         for at in all {
             let mut holders: BTreeSet<Holder> =
@@ -226,50 +226,59 @@ fn processes() -> BTreeMap<(Kind, u32), BTreeSet<Holder>> {
     found
 }
 
-/// The network namespaces that can be entered: inode, and where.
-fn namespaces() -> BTreeMap<u64, PathBuf> {
+/// The network namespaces that can be entered: inode, and where, as a process that leads there may end.
+fn namespaces() -> BTreeMap<u64, Vec<PathBuf>> {
     let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
     let of_processes = numbers("/proc").into_iter().map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
     let ours = PathBuf::from("/proc/self/ns/net");
-    let mut found = BTreeMap::new();
+    let mut found: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
     for path in [ours].into_iter().chain(named).chain(of_processes) {
         if let Ok(at) = fs::metadata(&path) {
-            found.entry(at.ino()).or_insert(path);
+            found.entry(at.ino()).or_default().push(path);
         }
     }
     found
 }
+
+/// What a tool says inside a namespace.
+fn inside(runner: &Runner, place: &Path, words: &[&str]) -> Option<Value> {
+    let tool = exec::find(words[0])?.display().to_string();
+    let enter = format!("--net={}", place.display());
+    let words = [&[enter.as_str(), "--", &tool], &words[1..]].concat();
+    serde_json::from_str(&runner.read(&Cmd::new("nsenter", words.iter().copied())).ok()?).ok()
+}
+
+/// How many ways into a namespace are tried.
+const WAYS: usize = 3;
 
 #[derive(Debug, Deserialize)]
 struct At {
     devname: String,
     #[serde(default)]
     kind: String,
-    #[serde(default)]
-    name: String,
     #[serde(default, alias = "prog_id")]
     id: u32,
 }
 
-/// The hooks at which programs of ours are, by the programs' ids. A namespace that goes meanwhile has none.
-fn hooks(runner: &Runner) -> BTreeMap<u32, BTreeSet<Holder>> {
+/// The hooks at which these programs are. A filter has the name of the pin that it was made from, which may be any. A
+/// namespace that goes meanwhile has none.
+fn hooks(runner: &Runner, programs: &BTreeSet<u32>) -> BTreeMap<u32, BTreeSet<Holder>> {
     let mut found: BTreeMap<u32, BTreeSet<Holder>> = BTreeMap::new();
-    for (netns, place) in namespaces() {
-        let inside = |words: &[&str]| {
-            let tool = exec::find(words[0])?.display().to_string();
-            let enter = format!("--net={}", place.display());
-            let words = [&[enter.as_str(), "--", &tool], &words[1..]].concat();
-            serde_json::from_str::<Value>(&runner.read(&Cmd::new("nsenter", words.iter().copied())).ok()?).ok()
-        };
-        let told = inside(&["bpftool", "-j", "net", "show"]).unwrap_or_default();
+    for (netns, places) in namespaces() {
+        let told = places.iter().take(WAYS).find_map(|place| {
+            let told = inside(runner, place, &["bpftool", "-j", "net", "show"])?;
+            Some((place, told))
+        });
+        let Some((place, told)) = told else { continue };
         let tc = told.as_array().into_iter().flatten().filter_map(|part| part["tc"].as_array()).flatten();
         let at: Vec<At> = tc.filter_map(|at| serde_json::from_value(at.clone()).ok()).collect();
-        for at in at.into_iter().filter(|at| at.name.starts_with(PREFIX)) {
+        for at in at.into_iter().filter(|at| programs.contains(&at.id)) {
             let direction =
                 [Direction::Ingress, Direction::Egress].into_iter().find(|hook| at.kind.ends_with(hook.hook()));
             let asked = direction.filter(|_| at.kind.starts_with("clsact"));
-            let filters =
-                asked.and_then(|hook| inside(&["tc", "-j", "filter", "show", "dev", &at.devname, hook.hook()]));
+            let filters = asked.and_then(|hook| {
+                inside(runner, place, &["tc", "-j", "filter", "show", "dev", &at.devname, hook.hook()])
+            });
             let filters: Vec<Filter> = filters.and_then(|told| serde_json::from_value(told).ok()).unwrap_or_default();
             let prefs: Vec<u32> = filters.iter().filter(|one| one.id() == Some(at.id)).map(|one| one.pref).collect();
             let holder = |pref| Holder::Hook {

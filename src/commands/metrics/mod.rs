@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow};
 
 use crate::cli::MetricsArgs;
 use crate::output::metrics;
@@ -60,9 +60,9 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         file.persist(path)?;
         Ok(())
     };
-    let place = path.display();
-    write().with_context(|| {
-        format!("--textfile {place} cannot be written; the directory must be there, and no directory {place}")
+    write().map_err(|err| {
+        let (place, dir) = (path.display(), dir.display());
+        anyhow!("--textfile {place} cannot be written ({err:#}); it needs a directory to stand in: mkdir -p {dir}")
     })
 }
 

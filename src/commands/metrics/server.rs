@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -44,7 +44,9 @@ impl FromStr for Listen {
         let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>().ok();
         match port.map(loopback).or_else(|| text.parse().ok()) {
             Some(address) => Ok(Listen(address)),
-            None => refuse!("ADDR:PORT {text:?} is no address with a port; try: 127.0.0.1:{PORT}, [::]:{PORT}, or {PORT}"),
+            None => {
+                refuse!("ADDR:PORT {text:?} is no address with a port; try: 127.0.0.1:{PORT}, [::]:{PORT}, or {PORT}")
+            }
         }
     }
 }
@@ -63,8 +65,9 @@ impl Server {
     pub(crate) fn start(listen: &Listen, collector: Collector) -> Result<Server> {
         let listener = match listenfd::ListenFd::from_env().take_tcp_listener(0) {
             Ok(Some(listener)) => listener,
-            Ok(None) => TcpListener::bind(listen.0)
-                .with_context(|| format!("cannot listen on {listen}; choose another with --listen ADDR:PORT"))?,
+            Ok(None) => TcpListener::bind(listen.0).map_err(|err| {
+                anyhow!("ADDR:PORT {listen}: cannot listen there ({err}); try another, such as: 127.0.0.1:{PORT}")
+            })?,
             Err(err) => return Err(err).context("the socket of LISTEN_FDS is no TCP socket that listens"),
         };
         // Not for our tools.
