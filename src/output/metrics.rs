@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::datapath::abi::{Size, TapCounts};
+use crate::datapath::abi::{Size, Stat, TapCounts};
 use crate::datapath::reason::Reason;
 use crate::session::counted::Counted;
-use crate::session::stats::{RemoteState, RemoteStatus};
+use crate::session::stats::{RemoteState, RemoteStatus, TapStatus};
 use crate::usage::spelled;
 
 /// Powers of two that are told as bounds of sizes: a frame is no shorter than 60 bytes, and no longer than 65,549.
@@ -100,7 +100,8 @@ fn taps(page: &mut Page, sessions: &[Counted]) {
             page.row(name, &labels(REMOVED, "both"), of(&session.removed_taps));
         }
     }
-    let states: [(&str, &str, fn(&crate::session::stats::TapStatus) -> bool); 2] = [
+    type Of = fn(&TapStatus) -> bool;
+    let states: [(&str, &str, Of); 2] = [
         ("snifctl_tap_attached", "Whether the program is at the hook.", |tap| tap.attached),
         ("snifctl_tap_blind", "Whether packets pass that the tap does not see.", |tap| tap.unseen.is_some()),
     ];
@@ -133,7 +134,7 @@ fn sizes(page: &mut Page, sessions: &[Counted]) {
 }
 
 fn remotes(page: &mut Page, sessions: &[Counted]) {
-    type Of = fn(&crate::datapath::abi::Stat) -> u64;
+    type Of = fn(&Stat) -> u64;
     let counters: [(&str, &str, Of); 3] = [
         ("snifctl_remote_sent_packets_total", "Copies handed to the out interface.", |stat| stat.pcnt),
         ("snifctl_remote_sent_bytes_total", "Bytes of copies handed to the out interface, inner frames.", |stat| {

@@ -2,6 +2,7 @@
 //! rules and offloads, which take longer than all else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 
 use anyhow::{Result, bail};
 
@@ -11,6 +12,7 @@ use crate::request::Options;
 use crate::session::engine::Open;
 use crate::session::stats::{self, RemoteStatus, TapStatus};
 use crate::session::there::{There, index};
+use crate::tools::tc;
 
 /// One session.
 #[derive(Debug)]
@@ -30,16 +32,39 @@ pub(crate) struct Counted {
     pub out_dropped: u64,
 }
 
-/// Reads one session: one bpftool, and one tc for the hooks of its interfaces.
-pub(crate) fn counted(open: &Open, name: &str) -> Result<Counted> {
-    let mut there = open.read(name)?;
+/// The interfaces whose hooks were asked for last, by session: they can be asked for before the session is read.
+#[derive(Debug, Default)]
+pub(crate) struct Known(BTreeMap<String, BTreeSet<u32>>);
+
+/// Reads one session: one bpftool, and one tc for the hooks of its interfaces, beside each other where it is known which
+/// these are.
+pub(crate) fn counted(open: &Open, name: &str, known: &mut Known) -> Result<Counted> {
+    let before = known.0.remove(name).unwrap_or_default();
+    let links: Vec<(u32, String)> = open
+        .machine
+        .links
+        .iter()
+        .filter(|link| before.contains(&link.ifindex))
+        .map(|link| (link.ifindex, link.ifname.clone()))
+        .collect();
+    let runner = *open.runner;
+    let (there, hooks) = thread::scope(|scope| {
+        let names: Vec<&str> = links.iter().map(|(_, name)| name.as_str()).collect();
+        let hooks = (!names.is_empty()).then(|| scope.spawn(move || tc::hooks(&runner, &names)));
+        let there = open.read(name);
+        (there, hooks.and_then(|hooks| hooks.join().ok()?.ok()))
+    });
+    let mut there = there?;
+    there.hooks.extend(links.iter().map(|(ifindex, _)| *ifindex).zip(hooks.unwrap_or_default()));
     let outs = stats::outs(&there);
     let Ok(stored) = there.stored.clone() else {
         bail!("session {name} cannot be read; see: snifctl status --name {name}");
     };
     let places = stored.interfaces.values().map(|place| place.ifindex);
     let asked: BTreeSet<u32> = places.chain(outs.iter().map(|(ifindex, _)| *ifindex)).collect();
-    there.look(open.runner, &asked, false)?;
+    let rest = asked.iter().copied().filter(|ifindex| !there.hooks.contains_key(ifindex)).collect();
+    there.look(open.runner, &rest, false)?;
+    known.0.insert(name.into(), asked);
     Ok(Counted {
         name: name.into(),
         version: stored.snifctl.clone(),

@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow};
 
 use crate::cli::MetricsArgs;
 use crate::output::metrics;
-use crate::session::counted;
+use crate::session::counted::{self, Known};
 use crate::session::engine::{Context, Open};
 use crate::session::home::{self, Wait};
 use crate::tools::exec::print;
@@ -72,12 +72,13 @@ pub(crate) struct Collector {
     /// Only this session.
     name: Option<String>,
     errors: u64,
+    known: Known,
 }
 
 impl Collector {
     pub(crate) fn new(context: &Context, name: Option<String>) -> Collector {
         let wait = Wait(context.wait.0.or(Some(PATIENCE)));
-        Collector { context: Context { wait, ..*context }, name, errors: 0 }
+        Collector { context: Context { wait, ..*context }, name, errors: 0, known: Known::default() }
     }
 
     /// All metrics. A session that cannot be read is left out, and counted.
@@ -97,7 +98,7 @@ impl Collector {
         let mut sessions = Vec::new();
         let is_meant = |name: &String| self.name.as_ref().is_none_or(|meant| meant == name);
         for name in open.home.sessions().into_iter().filter(is_meant) {
-            match counted::counted(&open, &name) {
+            match counted::counted(&open, &name, &mut self.known) {
                 Ok(session) => sessions.push(session),
                 Err(err) if interrupt::is_cause(&err) => return Err(err),
                 Err(err) => {
