@@ -8,7 +8,7 @@ TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, what its tests and demo need besides, and what looks at its sources.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
-TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables
+TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables prometheus
 CHECK_PACKAGES := shellcheck clang-format
 
 # Under sudo, cargo is often in the calling user's home only.
@@ -33,7 +33,7 @@ define install
 missing="$$(for package in $(1); do \
 	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done)"; \
 if [ -n "$$(echo $$missing)" ]; then \
-	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+	apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
 endef
 
 deps: ## install what is missing, with apt (needs root)

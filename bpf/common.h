@@ -108,6 +108,13 @@ struct {
 } remote_stats SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SIZES);
+	__type(key, __u32);
+	__type(value, struct size);
+} sizes SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_REMOTES);
 	__type(key, __u32);

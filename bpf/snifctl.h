@@ -33,6 +33,7 @@ enum limits {
 	SPREAD_BYTES = 64, /* buckets in one element of the spread map */
 	SPREAD_CHUNKS = 64,
 	REQUEST_BYTES = 256,
+	SIZES = 32, /* powers of two by which copies are counted */
 	REQUEST_CHUNKS = 2048, /* two requests: the one in force, and one being written */
 };
 
@@ -71,6 +72,12 @@ struct stat {
 	__u64 pcnt;
 	__u64 bcnt;
 	__u64 dcnt;
+};
+
+/* Copies that were asked for, of one size: element n of the map has those of more than 2^(n-1) and up to 2^n bytes. */
+struct size {
+	__u64 frames;
+	__u64 bytes;
 };
 
 /* What a tap has met, in wire frames: seen = filtered + skipped + those that are copied; seen + own = all. */

@@ -422,6 +422,33 @@ static __always_inline __u32 count_bits(__u64 set)
 	return set * 0x0101010101010101 >> 56;
 }
 
+/* Counts copies by the power of two that holds them. Segments of a super-packet are taken for equal. */
+__noinline int count_sizes(__u32 frames, __u32 bytes)
+{
+	__u32 rest = frames ? bytes / frames : 0, power, shift;
+	struct size *size;
+
+	rest -= rest > 0;
+	power = (rest > 0xffff) << 4;
+	rest >>= power;
+	shift = (rest > 0xff) << 3;
+	rest >>= shift;
+	power |= shift;
+	shift = (rest > 0xf) << 2;
+	rest >>= shift;
+	power |= shift;
+	shift = (rest > 0x3) << 1;
+	rest >>= shift;
+	power |= shift;
+	power += (rest > 0) + (rest > 1);
+	size = bpf_map_lookup_elem(&sizes, &power);
+	if (!size || !frames)
+		return 0;
+	size->frames += frames;
+	size->bytes += bytes;
+	return 0;
+}
+
 /* The remotes of this packet as a set of slots: all, or the one of its flow. */
 static __always_inline __u64 choose_remotes(struct __sk_buff *skb, struct config *cfg)
 {
@@ -484,6 +511,7 @@ static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
 	copies = count_bits(chosen);
 	watched->stat.pcnt += (__u64)copies * copy.frames;
 	watched->stat.bcnt += copies * copy.bytes;
+	count_sizes(copies * copy.frames, copies * copy.bytes);
 	mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | watched->slot << MARK_TAP_SHIFT;
 	if (owner == DEEP) {
 		refuse_copies(chosen, mark, copy.frames, REASON(depth));

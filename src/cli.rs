@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use indoc::indoc;
 
+use crate::commands::metrics::Listen;
 use crate::origin::Origin;
 use crate::request::{self, DEFAULT, Named, Options, Request, Watch, Watched};
 use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
@@ -192,6 +193,36 @@ pub(crate) enum Command {
         /// Only this session
         #[arg(long, value_name = "NAME", value_parser = request::name_option)]
         name: Option<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Say what a reason of drops means, and what to do
+    #[command(after_help = "Examples:\n  snifctl explain\n  snifctl explain unresolved")]
+    Explain {
+        /// The reason, as `status` names it; all of them without it
+        reason: Option<String>,
+    },
+    /// Tell Prometheus the counters: printed, in a file, or served
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl metrics
+          sudo snifctl metrics --textfile /var/lib/node_exporter/snifctl.prom
+          sudo snifctl metrics --listen 127.0.0.1:9810
+    "})]
+    Metrics(MetricsArgs),
+    /// Show who holds the programs and maps of sessions, also of those that are gone
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl refs
+          sudo snifctl refs --name both --json
+    "})]
+    Refs {
+        /// Only those of this session of this network namespace
+        #[arg(long, value_name = "NAME", conflicts_with = "all", value_parser = request::name_option)]
+        name: Option<String>,
+        /// Those of every session and namespace, also of dead ones, which is the default
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         json: Json,
     },
@@ -414,6 +445,23 @@ impl UpArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    /// Only this session
+    #[arg(long, value_name = "NAME", conflicts_with = "all", value_parser = request::name_option)]
+    pub name: Option<String>,
+    /// Every session of this network namespace, which is the default
+    #[arg(long)]
+    pub all: bool,
+    /// Write them into this file, whole or not at all, for node_exporter's textfile collector
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub textfile: Option<PathBuf>,
+    /// Serve them over HTTP until a signal comes; a port alone is one of 127.0.0.1. A socket that systemd passes is taken
+    /// instead
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<Listen>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct WatchArgs {
     /// Only this session; repeat it for several [default: all of this network namespace]
     #[arg(long = "name", value_name = "NAME", value_parser = request::name_option)]
@@ -425,6 +473,9 @@ pub(crate) struct WatchArgs {
     /// a ConfigMap has changed, and where one is down
     #[arg(long, value_name = "DIR", conflicts_with = "names")]
     pub apply: Option<PathBuf>,
+    /// Serve metrics over HTTP, as `metrics --listen` does
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<Listen>,
     /// Take the sessions down at the end; without it they run on
     #[arg(long)]
     pub down_on_exit: bool,

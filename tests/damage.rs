@@ -343,7 +343,7 @@ fn pins_that_are_gone_are_made_again() {
         ("rm $1/snif_wire", "program snif_wire: its pin is gone"),
         ("rm $1/snif_deliver", "program snif_deliver: its pin is gone"),
     ];
-    const MAPS: [(&str, &str); 16] = [
+    const MAPS: [(&str, &str); 17] = [
         ("rm $1/maps/bucket", "map bucket: its pin is gone"),
         ("rm $1/maps/config", "map config: its pin is gone"),
         ("rm $1/maps/drops", "map drops: its pin is gone"),
@@ -352,6 +352,7 @@ fn pins_that_are_gone_are_made_again() {
         ("rm $1/maps/remote_stats", "map remote_stats: its pin is gone"),
         ("rm $1/maps/remotes", "map remotes: its pin is gone"),
         ("rm $1/maps/request", "map request: its pin is gone"),
+        ("rm $1/maps/sizes", "map sizes: its pin is gone"),
         ("rm $1/maps/slots", "map slots: its pin is gone"),
         ("rm $1/maps/spread", "map spread: its pin is gone"),
         ("rm $1/maps/taps", "map taps: its pin is gone"),

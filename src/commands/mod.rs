@@ -7,10 +7,13 @@ mod completions;
 mod demo;
 mod doctor;
 mod down;
+mod explain;
 mod export;
 mod filter;
 mod manual;
 mod map;
+pub(crate) mod metrics;
+mod refs;
 mod remote;
 mod status;
 mod sync;
@@ -48,7 +51,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         outside::enter()?;
     }
     // The demo's sandbox ends with it, however it ends.
-    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_)) {
+    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_)) {
         interrupt::watch();
     }
     match cli.command {
@@ -63,6 +66,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Watch(args) => watch::run(&context, &args),
         Command::Status { check, name, json } => status::run(&context, name.as_deref(), check, json.json),
+        Command::Explain { reason } => explain::run(reason.as_deref()),
+        Command::Metrics(args) => metrics::run(&context, &args),
+        Command::Refs { name, all: _, json } => refs::run(&context, name.as_deref(), json.json),
         Command::Filter(command) => filter::run(&context, command),
         Command::Tap(command) => tap::run(&context, command),
         Command::Remote(command) => remote::run(&context, command),
@@ -87,7 +93,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
 impl Command {
     /// Does it only write files or text, and look at nothing of the machine?
     fn only_writes(&self) -> bool {
-        matches!(self, Command::Source { .. } | Command::Completions { .. } | Command::Man { .. })
+        matches!(
+            self,
+            Command::Source { .. } | Command::Completions { .. } | Command::Man { .. } | Command::Explain { .. }
+        )
     }
 }
 

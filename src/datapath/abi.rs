@@ -19,6 +19,8 @@ pub(crate) const HEADER_L3: usize = 16;
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
 pub(crate) const MAX_REMOTES: usize = 64;
+/// Elements of the sizes map: powers of two.
+pub(crate) const SIZES: usize = 32;
 /// Buckets of the flow table, in elements of so many bytes.
 pub(crate) const BUCKETS: usize = 4096;
 pub(crate) const SPREAD_BYTES: usize = 64;
@@ -171,6 +173,20 @@ impl Stat {
             bcnt: sum.bcnt + stat.bcnt,
             dcnt: sum.dcnt + stat.dcnt,
         })
+    }
+}
+
+/// `struct size`: copies of one power of two, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub frames: u64,
+    pub bytes: u64,
+}
+
+impl Size {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Size> {
+        let mut cursor = Cursor::new(bytes, 16, "size")?;
+        Ok(Size { frames: cursor.u64(), bytes: cursor.u64() })
     }
 }
 

@@ -135,6 +135,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
     expect("tap_key", &[("ifindex", 0), ("direction", 4), ("", 8)]);
     expect("stat", &[("pcnt", 0), ("bcnt", 8), ("dcnt", 16), ("", 24)]);
     expect("choice", &[("seen", 0), ("filtered", 8), ("skipped", 16), ("own", 24), ("", 32)]);
+    expect("size", &[("frames", 0), ("bytes", 8), ("", 16)]);
     expect("tap", &[("slot", 0), ("relay", 4), ("stat", 8), ("choice", 32), ("", 64)]);
     let remote = [
         ("room_flags", 0),

@@ -4,6 +4,7 @@ pub(crate) mod abi;
 pub(crate) mod filter;
 pub(crate) mod objects;
 pub(crate) mod parts;
+pub(crate) mod reason;
 pub(crate) mod shapes;
 pub(crate) mod source;
 pub(crate) mod spread;

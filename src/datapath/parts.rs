@@ -1,5 +1,5 @@
-//! The parts of a session in the kernel, each named once: programs, maps, and the reasons of drops. Loading, attaching,
-//! checking and showing go by these lists; tests compare them with the object's BTF and with the docs.
+//! The parts of a session in the kernel, each named once: programs and maps. Loading, attaching, checking and showing go by
+//! these lists; tests compare them with the object's BTF and with the docs.
 
 use crate::datapath::abi::Direction;
 
@@ -84,6 +84,7 @@ pub(crate) enum Map {
     RemoteStats,
     Remotes,
     Request,
+    Sizes,
     Slots,
     Spread,
     Taps,
@@ -95,7 +96,7 @@ pub(crate) enum Map {
 }
 
 impl Map {
-    pub(crate) const ALL: [Map; 16] = [
+    pub(crate) const ALL: [Map; 17] = [
         Map::Bucket,
         Map::Config,
         Map::Drops,
@@ -104,6 +105,7 @@ impl Map {
         Map::RemoteStats,
         Map::Remotes,
         Map::Request,
+        Map::Sizes,
         Map::Slots,
         Map::Spread,
         Map::Taps,
@@ -124,6 +126,7 @@ impl Map {
             Map::RemoteStats => "remote_stats",
             Map::Remotes => "remotes",
             Map::Request => "request",
+            Map::Sizes => "sizes",
             Map::Slots => "slots",
             Map::Spread => "spread",
             Map::Taps => "taps",
@@ -154,45 +157,6 @@ impl Map {
     }
 }
 
-/// Why a copy was not sent; in the order of `struct drops`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Reason {
-    pub name: &'static str,
-    /// What happened.
-    pub help: &'static str,
-}
-
-pub(crate) const REASONS: [Reason; 13] = [
-    Reason {
-        name: "clone",
-        help: "the kernel could not clone the packet, the relay is gone, or too many devices stand on one another",
-    },
-    Reason { name: "remote", help: "the session no longer has that remote" },
-    Reason {
-        name: "unresolved",
-        help: "the remote has no route, or its next hop does not answer; ask again with: snifctl sync",
-    },
-    Reason { name: "oversize", help: "larger than the MTU, and --oversize drop or --df" },
-    Reason { name: "too_long", help: "larger than any outer IP packet" },
-    Reason { name: "resize", help: "the kernel refused to grow, cut or untag the copy" },
-    Reason { name: "fragment", help: "a fragment could not be made" },
-    Reason { name: "rate", help: "more than --max-rate" },
-    Reason {
-        name: "relay",
-        help: "lost between the relay's two programs: by a rule of the bridge family, or as a part of it is down",
-    },
-    Reason {
-        name: "depth",
-        help: "already inside two of the session's tunnel headers: a copy of a copy that has come back",
-    },
-    Reason { name: "gone", help: "the out interface no longer exists; find another with: snifctl sync" },
-    Reason { name: "out", help: "the out interface or its queue refused a fragment of it" },
-    Reason {
-        name: "down",
-        help: "the remote does not answer, so no copy is made for it; ask again with: snifctl sync",
-    },
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,18 +178,5 @@ mod tests {
         assert_eq!(sorted(Program::ALL.map(Program::name)), sorted(programs));
         let maps = lines().filter_map(|line| line.strip_prefix("} ")?.strip_suffix(" SEC(\".maps\");"));
         assert_eq!(sorted(Map::ALL.map(Map::name)), sorted(maps));
-    }
-
-    #[test]
-    fn the_reasons_are_those_of_the_header_in_its_order_and_the_docs_have_a_row_for_each() {
-        let header = include_str!("../../bpf/snifctl.h");
-        let fields =
-            header.lines().skip_while(|line| *line != "struct drops {").skip(1).take_while(|line| *line != "};");
-        let names = fields.filter_map(|line| line.trim().strip_prefix("__u64 ")?.split(';').next());
-        assert_eq!(REASONS.map(|reason| reason.name).to_vec(), names.collect::<Vec<_>>());
-        let docs = include_str!("../../docs/maps.md");
-        for reason in REASONS {
-            assert!(docs.contains(&format!("\n| `{}` |", reason.name)), "{}", reason.name);
-        }
     }
 }

@@ -1,7 +1,8 @@
 //! The forms of a session's maps, by which programs of this build know whether they can run on maps that are there.
 
 use crate::datapath::abi::{self, Config, Remote, Tap};
-use crate::datapath::parts::{Map, REASONS};
+use crate::datapath::parts::Map;
+use crate::datapath::reason::Reason;
 
 /// A map's type, as bpftool names it, the bytes of its keys and values, and how many there can be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +21,13 @@ impl Map {
             Map::Rest => ("percpu_array", 4, 16384 + 2048, 5),
             Map::Scratch => ("percpu_array", 4, 256, 1),
             Map::Config => ("array", 4, Config::default().encode().len(), 1),
-            Map::Drops => ("percpu_array", 4, 8 * REASONS.len(), 1),
+            Map::Drops => ("percpu_array", 4, 8 * Reason::ALL.len(), 1),
             Map::Outs => ("hash", 4, 24, 1024),
             Map::RemoteState => ("array", 4, 16, remotes),
             Map::RemoteStats => ("percpu_array", 4, 24, remotes),
             Map::Remotes => ("hash", 4, Remote::default().encode().len(), remotes),
             Map::Request => ("hash", 4, abi::REQUEST_BYTES, 2 * abi::REQUEST_CHUNKS),
+            Map::Sizes => ("percpu_array", 4, 16, abi::SIZES),
             Map::Slots => ("hash", 4, 8, taps),
             Map::Spread => ("array", 4, abi::SPREAD_BYTES, abi::BUCKETS / abi::SPREAD_BYTES),
             Map::Taps => ("percpu_hash", 8, Tap::default().encode().len(), taps),

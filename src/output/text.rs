@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::commands::{Check, Level, Verdict};
 use crate::datapath::abi::{Remote, Stat};
-use crate::datapath::parts::REASONS;
+use crate::datapath::reason::Reason;
 use crate::request::{Request, Watched, listed};
 use crate::session::pattern;
 use crate::session::stats::{RemoteState, RemoteStatus, Session, ShownMap, Status, TapStatus};
@@ -88,9 +88,9 @@ fn session(session: &Session, verbose: bool) -> String {
     let lost = session.drops.iter().filter(|(_, count)| **count > 0);
     let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
     text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
-    let why = REASONS.iter().filter(|reason| session.drops.get(reason.name).is_some_and(|count| *count > 0));
+    let why = Reason::ALL.iter().filter(|reason| session.drops.get(reason.name()).is_some_and(|count| *count > 0));
     for reason in why.filter(|_| verbose) {
-        let _ = writeln!(text, "    {}: {}", reason.name, reason.help);
+        let _ = writeln!(text, "    {}: {}; {}", reason.name(), reason.happened(), reason.remedy());
     }
     if session.out_dropped > 0 {
         let _ = writeln!(

@@ -89,6 +89,16 @@ impl Home {
         all.map(|name| Path::new(ROOT).join(name)).filter(|dir| *dir != self.dir).collect()
     }
 
+    /// Where all sessions of all namespaces are.
+    pub(crate) fn root() -> &'static Path {
+        Path::new(ROOT)
+    }
+
+    /// The session that an entry of a directory belongs to, whole or half a one.
+    pub(crate) fn named_by(entry: &str) -> String {
+        entry.strip_prefix(BUILDING).or(entry.strip_prefix(ENDING)).unwrap_or(entry).into()
+    }
+
     /// The directory itself.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir

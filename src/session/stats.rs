@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag};
-use crate::datapath::parts::{Map, REASONS};
+use crate::datapath::parts::Map;
+use crate::datapath::reason::Reason;
 use crate::request::{Oversize, Rate, Request, Spread, Watch, Watched};
 use crate::session::ahead::{self, Ahead};
 use crate::session::change::{Act, Change};
@@ -334,7 +335,7 @@ fn patterns(there: &There) -> Vec<Stands> {
     open.map(stands).collect()
 }
 
-fn taps(there: &There) -> Vec<TapStatus> {
+pub(super) fn taps(there: &There) -> Vec<TapStatus> {
     let Ok(stored) = &there.stored else { return Vec::new() };
     let mut taps = Vec::new();
     for (name, place, watch) in watched(there, stored) {
@@ -361,7 +362,7 @@ fn taps(there: &There) -> Vec<TapStatus> {
 }
 
 /// `changes`: what differs from what the machine has now.
-fn remotes(there: &There, changes: &[Change]) -> Vec<RemoteStatus> {
+pub(super) fn remotes(there: &There, changes: &[Change]) -> Vec<RemoteStatus> {
     let Ok(stored) = &there.stored else { return Vec::new() };
     let rows = there.remote_rows();
     let mut found: Vec<(u32, RemoteStatus)> = Vec::new();
@@ -408,13 +409,13 @@ fn remote(
 }
 
 /// With what a change that ended half-way has left behind.
-fn removed(there: &There) -> Stat {
+pub(super) fn removed(there: &There) -> Stat {
     let Ok(stored) = &there.stored else { return Stat::default() };
     let leaving = stored.remotes.iter().filter(|(address, _)| !stored.request.options.remotes.contains(address));
     Stat::sum(leaving.map(|(_, slot)| there.remote_stat(*slot)).chain([stored.removed]))
 }
 
-fn removed_taps(there: &There) -> TapCounts {
+pub(super) fn removed_taps(there: &There) -> TapCounts {
     let Ok(stored) = &there.stored else { return TapCounts::default() };
     let mut counts = vec![stored.removed_taps];
     for (_, place, watch) in watched(there, stored) {
@@ -427,20 +428,20 @@ fn removed_taps(there: &There) -> TapCounts {
     TapCounts::sum(counts)
 }
 
-fn drops(there: &There) -> BTreeMap<String, u64> {
+pub(super) fn drops(there: &There) -> BTreeMap<String, u64> {
     let now = there.rows.get(&Map::Drops).and_then(|rows| rows.values().next());
     let cpus = now.into_iter().flatten().chain(&there.earlier_drops);
-    let mut sums: BTreeMap<String, u64> = REASONS.iter().map(|reason| (reason.name.to_string(), 0)).collect();
+    let mut sums: BTreeMap<String, u64> = Reason::ALL.iter().map(|reason| (reason.name().to_string(), 0)).collect();
     for value in cpus {
-        for (reason, count) in REASONS.iter().zip(value.chunks_exact(8)) {
+        for (reason, count) in Reason::ALL.iter().zip(value.chunks_exact(8)) {
             let count = count.try_into().map(u64::from_ne_bytes).unwrap_or_default();
-            *sums.entry(reason.name.into()).or_default() += count;
+            *sums.entry(reason.name().into()).or_default() += count;
         }
     }
     sums
 }
 
-fn outs(there: &There) -> Vec<(u32, Out)> {
+pub(super) fn outs(there: &There) -> Vec<(u32, Out)> {
     let rows = there.rows.get(&Map::Outs).into_iter().flatten();
     rows.filter_map(|(key, value)| Some((index(key)?, Out::decode(value.first()?).ok()?))).collect()
 }
@@ -448,7 +449,7 @@ fn outs(there: &There) -> Vec<(u32, Out)> {
 /// Packets dropped by the out interfaces and their queues since the session uses them. A program that ends in a redirect
 /// never learns of it, so this is what the kernel counts of all their traffic, a super-packet once: a lower bound for
 /// copies where nobody else sends. What has changed is written back, so that a count survives its interface and its qdisc.
-fn out_dropped(runner: &Runner, maps: &Path, there: &There, known: &[(u32, Out)]) -> Result<u64> {
+pub(super) fn out_dropped(runner: &Runner, maps: &Path, there: &There, known: &[(u32, Out)]) -> Result<u64> {
     let mut lines = Vec::new();
     let mut sum: u64 = known.iter().map(|(_, out)| out.dropped).sum();
     for (ifindex, before) in known {

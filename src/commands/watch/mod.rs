@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::cli::WatchArgs;
+use crate::commands::metrics::{Collector, Server};
 use crate::commands::sync::{self, Put};
 use crate::commands::{apply, status};
 use crate::file::Entry;
@@ -78,6 +79,8 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> Result<ExitCode> {
         monitors: Monitors::new(sender),
     };
     watcher.read_files().map_err(apply::usage)?;
+    let collector = Collector::new(context, None);
+    let _server = args.metrics.as_ref().map(|listen| Server::start(listen, collector)).transpose()?;
     watcher.go_on(&events)?;
     watcher.notify.say("STOPPING=1");
     if args.down_on_exit {

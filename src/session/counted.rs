@@ -1,0 +1,93 @@
+//! What a session has counted, for metrics: the same numbers as `status`, without its questions about routes, neighbours,
+//! rules and offloads, which take longer than all else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+
+use anyhow::{Result, bail};
+
+use crate::datapath::abi::{SIZES, Size, Stat, TapCounts};
+use crate::datapath::parts::Map;
+use crate::request::Options;
+use crate::session::engine::Open;
+use crate::session::stats::{self, RemoteStatus, TapStatus};
+use crate::session::there::{There, index};
+use crate::tools::tc::{self, Dev};
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    pub name: String,
+    /// The version of snifctl that wrote its request.
+    pub version: String,
+    pub options: Options,
+    pub taps: Vec<TapStatus>,
+    /// The counters of taps that the session no longer has, together.
+    pub removed_taps: TapCounts,
+    pub remotes: Vec<RemoteStatus>,
+    pub removed: Stat,
+    pub drops: BTreeMap<String, u64>,
+    /// Copies that were asked for, by powers of two of their bytes.
+    pub sizes: [Size; SIZES],
+    pub out_dropped: u64,
+}
+
+/// The interfaces whose hooks were asked for last, by session: they can be asked for before the session is read.
+#[derive(Debug, Default)]
+pub(crate) struct Known(BTreeMap<String, BTreeSet<u32>>);
+
+/// Reads one session: one bpftool, and one tc for the hooks of its interfaces, beside each other where it is known which
+/// these are.
+pub(crate) fn counted(open: &Open, name: &str, known: &mut Known) -> Result<Counted> {
+    let before = known.0.remove(name).unwrap_or_default();
+    let links: Vec<(u32, Dev)> = open
+        .machine
+        .links
+        .iter()
+        .filter(|link| before.contains(&link.ifindex))
+        .map(|link| (link.ifindex, link.dev()))
+        .collect();
+    let runner = *open.runner;
+    let (there, hooks) = thread::scope(|scope| {
+        let devices: Vec<Dev> = links.iter().map(|(_, dev)| dev.clone()).collect();
+        let hooks = (!devices.is_empty()).then(|| scope.spawn(move || tc::hooks(&runner, &devices)));
+        let there = open.read(name);
+        (there, hooks.and_then(|hooks| hooks.join().ok()?.ok()))
+    });
+    let there = there?;
+    let open = open.seen_by(name, there.stored.as_ref().ok(), None)?;
+    let mut there = there.with(&open);
+    there.hooks.extend(links.iter().map(|(ifindex, _)| *ifindex).zip(hooks.unwrap_or_default()));
+    let outs = stats::outs(&there);
+    let Ok(stored) = there.stored.clone() else {
+        bail!("session {name} cannot be read; see: snifctl status --name {name}");
+    };
+    let places = stored.interfaces.values().map(|place| place.ifindex);
+    let asked: BTreeSet<u32> = places.chain(outs.iter().map(|(ifindex, _)| *ifindex)).collect();
+    let rest = asked.iter().copied().filter(|ifindex| !there.hooks.contains_key(ifindex)).collect();
+    there.look(open.runner, &rest, false)?;
+    known.0.insert(name.into(), asked);
+    Ok(Counted {
+        name: name.into(),
+        version: stored.snifctl.clone(),
+        options: stored.request.options.clone(),
+        taps: stats::taps(&there),
+        removed_taps: stats::removed_taps(&there),
+        remotes: stats::remotes(&there, &[]),
+        removed: stats::removed(&there),
+        drops: stats::drops(&there),
+        sizes: sizes(&there),
+        out_dropped: stats::out_dropped(open.runner, &there.dir.join("maps"), &there, &outs)?,
+    })
+}
+
+fn sizes(there: &There) -> [Size; SIZES] {
+    let mut sums = [Size::default(); SIZES];
+    for (key, cpus) in there.rows.get(&Map::Sizes).into_iter().flatten() {
+        let Some(sum) = index(key).and_then(|power| sums.get_mut(power as usize)) else { continue };
+        for size in cpus.iter().filter_map(|value| Size::decode(value).ok()) {
+            *sum = Size { frames: sum.frames + size.frames, bytes: sum.bytes + size.bytes };
+        }
+    }
+    sums
+}
