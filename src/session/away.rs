@@ -153,14 +153,27 @@ pub(crate) fn look(
             by.push((from.into(), label.into()));
         }
     }
-    let mut numbers = Numbers::of(stored);
-    for (inode, (space, by)) in spaces {
-        // One that has ended meanwhile has nothing.
-        let Ok(links) = ip::links_in(runner, Some(&space.path)) else { continue };
-        elsewhere.add(mark, inode, &space.path, &by, links, &mut numbers, stored, &space.label, home);
+    let paths: Vec<&Path> = spaces.values().map(|(space, _)| space.path.as_path()).collect();
+    let links = ip::links_of(runner, &paths);
+    let mut look = Look { mark, stored, home, numbers: Numbers::of(stored), found: elsewhere };
+    // One that has ended meanwhile has nothing.
+    for ((space, by), links) in spaces.into_values().zip(links) {
+        links.into_iter().for_each(|links| look.add(&space, &by, links));
     }
+    let mut elsewhere = look.found;
     elsewhere.links.sort_by_key(|link| link.ifindex);
     Ok(elsewhere)
+}
+
+/// A look into other network namespaces.
+struct Look<'a> {
+    /// What a session is known by there.
+    mark: &'a str,
+    stored: Option<&'a Stored>,
+    /// The links of our own network namespace.
+    home: &'a [Link],
+    numbers: Numbers,
+    found: Elsewhere,
 }
 
 /// Numbers for interfaces elsewhere.
@@ -181,28 +194,18 @@ impl Numbers {
     }
 }
 
-impl Elsewhere {
-    #[allow(clippy::too_many_arguments)]
-    fn add(
-        &mut self,
-        mark: &str,
-        inode: u64,
-        netns: &Path,
-        by: &[(String, String)],
-        links: Vec<Link>,
-        numbers: &mut Numbers,
-        stored: Option<&Stored>,
-        label: &str,
-        home: &[Link],
-    ) {
+impl Look<'_> {
+    /// What one of them has. `by`: the origins that it was found by, each with what it is called by that.
+    fn add(&mut self, space: &Space, by: &[(String, String)], links: Vec<Link>) {
+        let Space { label, path: netns, inode } = space;
+        let (stored, inode) = (self.stored, *inode);
         let places = || stored.into_iter().flat_map(|stored| &stored.interfaces);
         let known = || places().filter(|(_, place)| place.guest.is_some_and(|at| at.inode == inode));
-        let labels = || by.iter().map(|(_, label)| label.as_str()).chain([label]);
+        let labels = || by.iter().map(|(_, label)| label.as_str()).chain([label.as_str()]);
         // What it was called before is what it is called.
         let before = known().filter_map(|(name, _)| Some(parts(name)?.0)).find(|at| labels().any(|label| label == *at));
         let label = before.or(labels().next()).unwrap_or(label).to_string();
-        let alias = format!("{ALIAS}{mark}");
-        let is_device = |link: &&Link| link.ifalias == alias && link.kind() == "macvlan";
+        let is_device = |link: &&Link| is_device(link, self.mark);
         let device = links.iter().find(is_device).cloned();
         let is_free = |index: u32| links.iter().all(|link| link.ifindex != index || is_device(&link));
         let relay = known().filter_map(|(_, place)| Some(place.guest?.relay)).find(|index| is_free(*index));
@@ -210,9 +213,9 @@ impl Elsewhere {
         let relay = relay.or_else(|| (FIRST_INDEX..).find(|index| is_free(*index))).unwrap_or(FIRST_INDEX);
         for link in links.iter().filter(|link| link.link_type != "loopback" && !relay::is_one(link)) {
             let name = format!("{label}/{}", link.ifname);
-            for (host, (origin, _)) in by.iter().filter_map(|at| Some((other_end(link, home)?, at))) {
+            for (host, (origin, _)) in by.iter().filter_map(|at| Some((other_end(link, self.home)?, at))) {
                 if origin.starts_with(HOST) {
-                    self.hosts.push((host, (origin.clone(), link.ifname.clone())));
+                    self.found.hosts.push((host, (origin.clone(), link.ifname.clone())));
                 }
             }
             let found_by: Vec<(String, String)> = by
@@ -225,11 +228,11 @@ impl Elsewhere {
             if found_by.is_empty() && number.is_none() {
                 continue;
             }
-            let Some(ifindex) = number.or_else(|| numbers.next()) else { continue };
+            let Some(ifindex) = number.or_else(|| self.numbers.next()) else { continue };
             let others = by.iter().map(|(_, other)| other).filter(|other| **other != label);
             let altnames = others.map(|other| format!("{other}/{}", link.ifname)).collect();
-            let away = Away { netns: netns.into(), inode, name: link.ifname.clone(), ifindex: link.ifindex, relay };
-            self.links.push(Link {
+            let away = Away { netns: netns.clone(), inode, name: link.ifname.clone(), ifindex: link.ifindex, relay };
+            self.found.links.push(Link {
                 ifindex,
                 ifname: name,
                 altnames,
@@ -241,9 +244,16 @@ impl Elsewhere {
             });
         }
         let names = links.into_iter().flat_map(|link| [vec![link.ifname], link.altnames].concat()).collect();
-        self.guests.push(Guest { label, netns: netns.into(), inode, relay, device, names });
+        self.found.guests.push(Guest { label, netns: netns.clone(), inode, relay, device, names });
     }
+}
 
+/// Does it take copies home for the session with this mark?
+fn is_device(link: &Link, mark: &str) -> bool {
+    link.ifalias.strip_prefix(ALIAS) == Some(mark) && link.kind() == "macvlan"
+}
+
+impl Elsewhere {
     /// The places of which nobody can say anything, a line each.
     pub(crate) fn unknown(&self) -> Vec<String> {
         let unknown = self.absent.iter().filter(|(_, absent)| matches!(absent, Absent::Unknown(_)));
@@ -285,19 +295,17 @@ pub(crate) fn entrances() -> BTreeMap<u64, PathBuf> {
 /// The network namespaces in which a session of which nothing else is known has left something.
 pub(crate) fn remains(runner: &Runner, mark: &str) -> Elsewhere {
     let ours = fs::metadata("/proc/self/ns/net").map_or(0, |meta| meta.ino());
-    let mut elsewhere = Elsewhere::default();
-    let mut numbers = Numbers::of(None);
-    for (inode, path) in entrances().into_iter().filter(|(inode, _)| *inode != ours) {
-        let Ok(links) = ip::links_in(runner, Some(&path)) else { continue };
-        let alias = format!("{ALIAS}{mark}");
-        if !links.iter().any(|link| link.ifalias == alias && link.kind() == "macvlan") {
-            continue;
-        }
+    let others: Vec<(u64, PathBuf)> = entrances().into_iter().filter(|(inode, _)| *inode != ours).collect();
+    let links = ip::links_of(runner, &others.iter().map(|(_, path)| path.as_path()).collect::<Vec<_>>());
+    let found = Elsewhere::default();
+    let mut look = Look { mark, stored: None, home: &[], numbers: Numbers::of(None), found };
+    for ((inode, path), links) in others.into_iter().zip(links) {
+        let Some(links) = links.filter(|links| links.iter().any(|link| is_device(link, mark))) else { continue };
         let label = format!("netns:{}", path.display());
         let by = [(label.clone(), label.clone())];
-        elsewhere.add(mark, inode, &path, &by, links, &mut numbers, None, &label, &[]);
+        look.add(&Space { label, path, inode }, &by, links);
     }
-    elsewhere
+    look.found
 }
 
 impl Guest {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -196,6 +197,20 @@ pub(crate) fn links_in(runner: &Runner, netns: Option<&Path>) -> Result<Vec<Link
     let mut links: Vec<Link> = json::members(&runner.read(&cmd)?, "ip link")?;
     links.sort_by_key(|link| link.ifindex);
     Ok(links)
+}
+
+/// So many are looked into at a time.
+const AT_A_TIME: usize = 8;
+
+/// The same of several network namespaces, in their order; none of one that is gone.
+pub(crate) fn links_of(runner: &Runner, spaces: &[&Path]) -> Vec<Option<Vec<Link>>> {
+    let all = spaces.chunks(AT_A_TIME).flat_map(|spaces| {
+        thread::scope(|scope| {
+            let asked: Vec<_> = spaces.iter().map(|space| scope.spawn(|| links_in(runner, Some(space)).ok())).collect();
+            asked.into_iter().map(|links| links.join().ok().flatten()).collect::<Vec<_>>()
+        })
+    });
+    all.collect()
 }
 
 /// The interface with this number among [`links`].

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;
@@ -171,6 +172,9 @@ impl Hooks {
     }
 }
 
+/// So many network namespaces are asked at a time.
+const AT_A_TIME: usize = 8;
+
 /// What sits at the hooks of each of these interfaces, in their order. The qdiscs are asked for once: of one interface the
 /// kernel tells all, and `tc` leaves out the others.
 pub(crate) fn hooks(runner: &Runner, interfaces: &[Dev]) -> Result<Vec<Hooks>> {
@@ -178,9 +182,15 @@ pub(crate) fn hooks(runner: &Runner, interfaces: &[Dev]) -> Result<Vec<Hooks>> {
     for dev in interfaces {
         names.entry(dev.netns.as_deref()).or_default().push(&dev.name);
     }
+    let all: Vec<(Option<&Path>, Vec<&str>)> = names.into_iter().collect();
     let mut found = BTreeMap::new();
-    for (netns, names) in names {
-        found.insert(netns, hooks_in(runner, netns, &names)?.into_iter());
+    for some in all.chunks(AT_A_TIME) {
+        let answers = thread::scope(|scope| {
+            let ask = |(netns, names): &(Option<&Path>, Vec<&str>)| hooks_in(runner, *netns, names);
+            let asked: Vec<_> = some.iter().map(|at| scope.spawn(move || ask(at))).collect();
+            asked.into_iter().map(|answer| answer.join().expect("no panic")).collect::<Result<Vec<_>>>()
+        })?;
+        found.extend(some.iter().map(|(netns, _)| *netns).zip(answers.into_iter().map(Vec::into_iter)));
     }
     let mut hooks = Vec::new();
     for dev in interfaces {
