@@ -181,12 +181,14 @@ fn copies_leave_through_wireguard_and_arrive_decrypted() {
 }
 
 /// Pings the peer twice, and panics unless each frame is copied once to each remote: WireGuard's own packets pass out0.
+/// Before it is a way to a remote they are traffic: its keepalives come ten seconds after it has received something.
 #[track_caller]
 fn assert_pings_copied_once(lab: &Lab, remotes: u64) {
+    let before = lab.session().taps_total().pcnt;
     for pings in 1..=2 {
         lab.host(&["ping", "-c", "1", "-W", "5", &lab::PEER_IP.to_string()]);
         let session = lab.session();
-        assert_eq!(session.taps_total().pcnt, 2 * pings * remotes, "{session:#}");
+        assert_eq!(session.taps_total().pcnt - before, 2 * pings * remotes, "{session:#}");
     }
 }
 
@@ -195,8 +197,7 @@ fn a_route_that_moves_to_wireguard_and_a_remote_behind_it_make_no_loop() {
     let lab = roomy();
     WireGuard::pair(&lab);
     let up = |remote: &str| {
-        // No ARP of the collector's, nor its keepalives, which WireGuard sends ten seconds after it received.
-        let filter = ["--filter", &format!("icmp or (udp and dst host {COLLECTOR_IP})")];
+        let filter = ["--filter", "icmp or udp"]; // no ARP of the collector's
         lab.said(&[&["up", "eth0", "out0", "--tunnel", "gre", "--remote", remote], &filter[..]].concat()).ok();
     };
     let other = ["10.99.0.2/32", "via", &COLLECTOR_IP.to_string(), "dev", "out0"];

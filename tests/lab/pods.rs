@@ -68,11 +68,13 @@ impl Cni {
                 host(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1"]);
             }
             Cni::Macvlan => {
-                let over = ["ip", "link", "add", "link", "eth0", "name", "eth0", "netns", pod, "type"];
+                // With an index, older kernels do not mind that the host has one of that name.
+                let over = ["ip", "link", "add", "link", "eth0", "name", "eth0", "index", "4242", "netns", pod, "type"];
                 host(&[&over[..], &["macvlan", "mode", "bridge"]].concat());
             }
             Cni::Ipvlan => {
-                let over = ["ip", "link", "add", "link", "eth0", "name", "eth0", "netns", pod, "type"];
+                // With an index, older kernels do not mind that the host has one of that name.
+                let over = ["ip", "link", "add", "link", "eth0", "name", "eth0", "index", "4242", "netns", pod, "type"];
                 host(&[&over[..], &["ipvlan", "mode", "l2"]].concat());
             }
             Cni::Netkit => {
