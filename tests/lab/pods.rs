@@ -78,7 +78,8 @@ impl Cni {
                 host(&[&over[..], &["ipvlan", "mode", "l2"]].concat());
             }
             Cni::Netkit => {
-                host(&["ip", "link", "add", "pod0", "type", "netkit", "peer", "name", "eth0", "netns", pod]);
+                let ip = std::env::var("NEWER_IP").expect("set by tests/kernels/run");
+                host(&[&ip, "link", "add", "pod0", "type", "netkit", "peer", "name", "eth0", "netns", pod]);
                 host(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.proxy_arp=1"]);
             }
         }
