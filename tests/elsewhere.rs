@@ -307,3 +307,30 @@ fn whatever_a_kill_leaves_is_taken_down() {
 fn pods_of_every_cni_are_watched_inside() {
     [Cni::Bridge, Cni::PointToPoint, Cni::RedirectPeer, Cni::Macvlan].into_iter().for_each(assert_pod_is_watched);
 }
+
+#[test]
+fn of_a_whole_namespace_every_interface_but_lo_is_watched() {
+    let lab = Lab::roomy();
+    let (name, there) = (lab.ns_name(Ns::Peer), peer(&lab));
+    up(&lab, &["--netns", &name], &[]);
+    let watched = || {
+        let mut all: Vec<String> = lab.session().taps.into_iter().map(|tap| tap.interface).collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    let named = |names: &[&str]| names.iter().map(|at| format!("netns:{name}/{at}")).collect::<Vec<_>>();
+    assert_eq!(watched(), named(&["peer0"]));
+    lab.ip_batch(Ns::Peer, "link add x0 type veth peer name x1\nlink set dev x0 up\nlink set dev x1 up");
+    assert_eq!(lab.said(&["status", "--check"]).status.code(), Some(1));
+    lab.said(&["sync"]).quietly_ok();
+    assert_eq!(watched(), named(&["peer0", "x0", "x1"]));
+    assert_copied(&lab, 3);
+    // One of them is named besides, and stays where the others go.
+    lab.said(&["tap", "add", "x0:ingress", "--netns", &name]).quietly_ok();
+    lab.said(&["tap", "remove", &format!("netns:{name}/*")]).quietly_ok();
+    assert_eq!(watched(), named(&["x0"]));
+    lab.said(&["down"]).quietly_ok();
+    lab.ip_batch(Ns::Peer, "link delete dev x0");
+    assert_eq!(peer(&lab), there);
+}

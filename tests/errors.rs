@@ -457,13 +457,19 @@ const PACKAGES: [(&str, &str, bool); 5] = [
     ("ethtool", "ethtool", false),
 ];
 
+/// What brings a package.
+fn install(package: &str) -> String {
+    let image = if package == "clang" { ", or the image snifctl:clang" } else { "" };
+    format!("try: apt-get install {package}{image}")
+}
+
 #[test]
 fn a_missing_tool_is_named_with_its_package() {
     let lab = Lab::roomy();
     let before = lab.machine();
     for (tool, package, down_too) in PACKAGES {
         let without = in_mounts(&format!("{EMPTY_CACHE}; {}", hide(&[tool])));
-        let (names, ends) = (format!("{tool}: missing: "), format!("try: apt-get install {package}"));
+        let (names, ends) = (format!("{tool}: missing: "), install(package));
         lab.said_by(&without, &UP).refused(1, &names, &ends);
         let demo = lab.said_by(&without, &["demo"]);
         assert!(demo.stderr.starts_with(&format!("snifctl: {names}")), "{demo:#?}");
@@ -488,7 +494,8 @@ fn all_that_is_missing_is_named_in_one_line_with_one_command() {
     for name in ["clang", "bpftool", "tc", "ip", "ethtool", "libbpf-dev"] {
         assert!(said.stderr.contains(&format!("{name}: ")), "{name} in {said:#?}");
     }
-    said.refused(1, "missing", "try: apt-get install clang bpftool iproute2 ethtool libbpf-dev");
+    let packages = "try: apt-get install clang bpftool iproute2 ethtool libbpf-dev, or the image snifctl:clang";
+    said.refused(1, "missing", packages);
     let said = lab.said_by(&in_mounts(&missing), &["down"]);
     said.refused(1, "missing", "try: apt-get install bpftool iproute2");
     lab.assert_as_before(&before);
@@ -543,7 +550,7 @@ fn a_tool_that_is_too_old_is_named_with_its_package() {
         let fakes = lab.fakes();
         fakes.add(tool, &format!("#!/bin/sh\necho '{said}'\n"));
         let package = PACKAGES.iter().find(|(name, ..)| *name == tool).expect("a package").1;
-        let ends = format!("try: apt-get install {package}");
+        let ends = install(package);
         up_with_fakes(&lab, &fakes, lab.dir()).refused(1, &format!("{tool}: "), &ends);
     }
     lab.assert_as_before(&before);

@@ -596,7 +596,7 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 // ---- maps ----
 
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "bucket",
     "config",
     "drops",
@@ -605,6 +605,7 @@ const MAPS: [&str; 13] = [
     "remote_stats",
     "remotes",
     "request",
+    "sizes",
     "slots",
     "spread",
     "taps",

@@ -64,7 +64,7 @@ fn fail(name: &str, detail: impl Into<String>, fix: impl Into<String>) -> Check 
 }
 
 fn requirement(found: Finding) -> Check {
-    let fix = format!("apt-get install {}", found.package);
+    let fix = requirements::install(&[found.package]);
     match found.state {
         State::Met => ok(found.name, found.detail),
         State::Unknown => warn(found.name, found.detail, fix),

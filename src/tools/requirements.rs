@@ -180,8 +180,13 @@ fn refuse(lacking: Vec<Finding>) -> Result<()> {
     let what: Vec<String> = lacking.iter().map(|found| format!("{}: {}", found.name, found.detail)).collect();
     let mut packages: Vec<&str> = lacking.iter().map(|found| found.package).collect();
     packages.dedup();
+    bail!("{}; try: {}", what.join("; "), install(&packages))
+}
+
+/// What brings these packages.
+pub(crate) fn install(packages: &[&str]) -> String {
     let image = if packages.contains(&"clang") { ", or the image snifctl:clang" } else { "" };
-    bail!("{}; try: apt-get install {}{image}", what.join("; "), packages.join(" "))
+    format!("apt-get install {}{image}", packages.join(" "))
 }
 
 #[cfg(test)]
