@@ -321,7 +321,9 @@ fn of_a_whole_namespace_every_interface_but_lo_is_watched() {
     };
     let named = |names: &[&str]| names.iter().map(|at| format!("netns:{name}/{at}")).collect::<Vec<_>>();
     assert_eq!(watched(), named(&["peer0"]));
-    lab.ip_batch(Ns::Peer, "link add x0 type veth peer name x1\nlink set dev x0 up\nlink set dev x1 up");
+    let links =
+        "link add x0 type veth peer name x1\nlink set dev x0 addrgenmode none up\nlink set dev x1 addrgenmode none up";
+    lab.ip_batch(Ns::Peer, links);
     assert_eq!(lab.said(&["status", "--check"]).status.code(), Some(1));
     lab.said(&["sync"]).quietly_ok();
     assert_eq!(watched(), named(&["peer0", "x0", "x1"]));

@@ -4,8 +4,8 @@
 //! routes, and nobody in that namespace can stop them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -16,6 +16,7 @@ use crate::session::change::{Act, Change};
 use crate::session::home::ALIAS;
 use crate::session::relay;
 use crate::session::stored::{Guest as Known, Stored};
+use crate::session::there::There;
 use crate::tools::batch::word;
 use crate::tools::exec::Runner;
 use crate::tools::ip::{self, Away, Link};
@@ -290,6 +291,29 @@ pub(crate) fn entrances() -> BTreeMap<u64, PathBuf> {
         }
     }
     found
+}
+
+/// In a session's directory: it has, or had, taps in other network namespaces.
+const NOTE: &str = "elsewhere";
+
+/// Notes that a session has taps elsewhere, before it is remembered: who has lost its memory must look for them everywhere.
+pub(super) fn note(runner: &Runner, pins: &Path, stored: &Stored) -> Result<()> {
+    let note = pins.join(NOTE);
+    if note.exists() || stored.interfaces.values().all(|place| place.guest.is_none()) {
+        return Ok(());
+    }
+    runner.act("mkdir -p -m 0700", &note, |note| DirBuilder::new().recursive(true).mode(0o700).create(note))
+}
+
+/// Can a session of which nothing else is known have left something elsewhere? Its pins say so, or are gone, while its
+/// relay is here.
+pub(crate) fn can_remain(there: &There) -> bool {
+    let pins: Vec<&PathBuf> =
+        [&there.dir, &there.building, &there.ending].into_iter().filter(|dir| dir.exists()).collect();
+    match pins.is_empty() {
+        true => !there.relays().is_empty(),
+        false => pins.iter().any(|dir| dir.join(NOTE).exists()),
+    }
 }
 
 /// The network namespaces in which a session of which nothing else is known has left something.

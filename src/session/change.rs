@@ -211,7 +211,10 @@ impl<'a> Executor<'a> {
             // Of memory that is written: what is noted of it is noted before, and forgotten after.
             let stored =
                 || acts.iter().filter_map(|act| if let Act::Store(stored) = act { Some(stored) } else { None });
-            stored().try_for_each(|stored| hops::note(self.runner, &self.pins(), &stored.hops()))?;
+            stored().try_for_each(|stored| {
+                away::note(self.runner, &self.pins(), stored)?;
+                hops::note(self.runner, &self.pins(), &stored.hops())
+            })?;
             self.feed(by, netns(acts[0]), &lines)?;
             let last = stored().next_back();
             last.map_or(Ok(()), |stored| hops::forget_others(self.runner, &self.pins(), &stored.hops()))?;

@@ -516,6 +516,7 @@ fn taken_down(open: &Open, name: &str, clsact: Clsact, done: &mut Vec<Change>) -
             own = open.seen_by(name, Some(stored), None)?;
             &*own
         }
+        Err(_) if !away::can_remain(&there) => open,
         Err(_) => {
             own = Seen::Own(Box::new(open.beside(away::remains(open.runner, &open.home.mark(name)))));
             &*own
