@@ -110,6 +110,7 @@ install: build ## install it with manual, completions and systemd unit, under PR
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(UNITDIR) \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(SNIFCTL) man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 packaging/kubectl-snif.1 $(DESTDIR)$(PREFIX)/share/man/man1/kubectl-snif.1
 	$(SNIFCTL) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/snifctl
 	$(SNIFCTL) completions zsh > $(DESTDIR)$(ZSHDIR)/_snifctl
 	$(SNIFCTL) completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/snifctl.fish
