@@ -3,3 +3,4 @@
 pub(crate) mod json;
 pub(crate) mod metrics;
 pub(crate) mod text;
+pub(crate) mod units;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use crate::commands::{Check, Level, Verdict};
 use crate::datapath::abi::{Remote, Stat};
 use crate::datapath::reason::Reason;
+use crate::output::units::{bytes, grouped};
 use crate::request::{Request, Watched, listed};
 use crate::session::pattern;
 use crate::session::stats::{RemoteState, RemoteStatus, Session, ShownMap, Status, TapStatus};
@@ -31,35 +32,6 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(String::from).to_vec()
-}
-
-/// 1234567 as `1,234,567`.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Bytes with a binary unit and three figures.
-fn bytes(n: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let (mut value, mut unit) = (n as f64, 0);
-    while value >= 999.5 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{n} B"),
-        _ if value < 9.995 => format!("{value:.2} {}", units[unit]),
-        _ if value < 99.95 => format!("{value:.1} {}", units[unit]),
-        _ => format!("{value:.0} {}", units[unit]),
-    }
 }
 
 /// The tables of `snifctl status`; with `verbose`, all of what was asked for.
@@ -303,18 +275,6 @@ pub(crate) fn checks(checks: &[Check]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_for_a_person() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1000), "0.98 KiB");
-        assert_eq!(bytes(1_536_000), "1.46 MiB");
-        assert_eq!(bytes(u64::MAX), "16.0 EiB");
-    }
 
     #[test]
     fn columns_line_up() {

@@ -15,6 +15,7 @@ pub(crate) mod counted;
 pub(crate) mod difference;
 pub(crate) mod engine;
 pub(crate) mod firewall;
+pub(crate) mod health;
 pub(crate) mod home;
 pub(crate) mod hops;
 pub(crate) mod machine;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,6 +40,11 @@ pub(crate) struct Stored {
     /// The remotes that are down: they get no copies until they answer.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub down: BTreeMap<IpAddr, Silence>,
+    /// When the session was made, and when this was last written: seconds since 1970, 0 where it is not known.
+    #[serde(default)]
+    pub made: u64,
+    #[serde(default)]
+    pub changed: u64,
     /// The counters of the remotes, and of the taps, that were removed.
     #[serde(default)]
     pub removed: Stat,
@@ -171,6 +177,11 @@ fn mark(expression: Option<&str>) -> u64 {
     expression.map_or(0, |text| source::fnv(text.bytes()))
 }
 
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// Why a session's memory cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
@@ -211,14 +222,16 @@ impl Stored {
             remotes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             down: BTreeMap::new(),
+            made: now(),
+            changed: now(),
             removed: Stat::default(),
             removed_taps: TapCounts::default(),
         }
     }
 
-    /// Who writes it says who he is: a later version may have written what an older one does not know.
+    /// Who writes it says who he is, and when: a later version may have written what an older one does not know.
     pub(crate) fn encode(&self) -> String {
-        let written = Stored { snifctl: version::OURS.into(), ..self.clone() };
+        let written = Stored { snifctl: version::OURS.into(), changed: now(), ..self.clone() };
         serde_json::to_string(&written).expect("a request is always JSON")
     }
 
@@ -294,7 +307,9 @@ mod tests {
         let hop = Hop { address: [10, 0, 0, 1].into(), ifindex: 2, made: true };
         stored.neighbours.insert([10, 0, 0, 7].into(), hop);
         stored.down.insert([10, 0, 0, 7].into(), Silence::Ping);
-        assert_eq!(Stored::decode(&stored.encode()), Ok(stored.clone()));
+        let read = Stored::decode(&stored.encode()).unwrap();
+        assert!(read.changed >= stored.changed && stored.made > 0);
+        assert_eq!(Stored { changed: stored.changed, ..read }, stored);
         // As it was before it said who wrote it, and what was compiled.
         let older = serde_json::json!({ "version": 1, "request": stored.request, "interfaces": {}, "remotes": {},
             "compiled": { "filter": stored.compiled.filter, "features": stored.compiled.features } });

@@ -613,6 +613,7 @@ impl Alter<'_> {
         differs("oversize", before.oversize == now.oversize);
         differs("spread", before.spread == now.spread);
         differs("underlay", before.underlay == now.underlay);
+        differs("profile", before.profile == now.profile);
         let tunnel = |config: &Config| (config.protocol, config.udp_port, config.gre, config.keys);
         differs("tunnel", tunnel(before) == tunnel(now));
         match found.is_empty() {
