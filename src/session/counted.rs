@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
@@ -17,6 +18,8 @@ use crate::tools::tc::{self, Dev};
 #[derive(Debug)]
 pub(crate) struct Counted {
     pub name: String,
+    /// When it was read.
+    pub at: Instant,
     /// The version of snifctl that wrote its request.
     pub version: String,
     pub options: Options,
@@ -71,6 +74,7 @@ pub(crate) fn counted(open: &Open, name: &str, known: &mut Known) -> Result<Coun
     known.0.insert(name.into(), asked);
     Ok(Counted {
         name: name.into(),
+        at: there.at,
         version: stored.snifctl.clone(),
         options: stored.request.options.clone(),
         taps: stats::taps(&there),

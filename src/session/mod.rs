@@ -18,6 +18,7 @@ pub(crate) mod firewall;
 pub(crate) mod health;
 pub(crate) mod home;
 pub(crate) mod hops;
+pub(crate) mod law;
 pub(crate) mod machine;
 pub(crate) mod outside;
 pub(crate) mod pattern;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -34,12 +35,28 @@ use crate::tunnel::Kind;
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
     pub sessions: Vec<Session>,
+    /// Where there were two looks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+}
+
+/// Packets that the machine itself has dropped before any tap, as a CPU's backlog was full (softnet_stat).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Machine {
+    #[serde(rename = "softnet_dropped")]
+    pub since_boot: u64,
+    /// Between the two looks.
+    #[serde(rename = "softnet_dropped_meanwhile")]
+    pub dropped: u64,
 }
 
 /// One session. Counters are of copies of wire frames and their bytes. What a broken session does not tell is null.
 #[derive(Debug, Serialize)]
 pub(crate) struct Session {
     pub name: String,
+    /// When its counters were read.
+    #[serde(skip)]
+    pub at: Instant,
     pub tunnel: Option<Kind>,
     pub oversize: Option<Oversize>,
     pub spread: Option<Spread>,
@@ -203,7 +220,7 @@ pub(crate) enum RemoteState {
 
 /// These sessions, as the kernel has them.
 pub(crate) fn status(open: &Open, names: &[String]) -> Result<Status> {
-    Ok(Status { sessions: names.iter().map(|name| session(open, name)).collect::<Result<_>>()? })
+    Ok(Status { sessions: names.iter().map(|name| session(open, name)).collect::<Result<_>>()?, machine: None })
 }
 
 /// One session, whatever there is of it.
@@ -270,6 +287,7 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
     let lost = drops.get("relay").is_some_and(|lost| *lost > 0);
     let mut session = Session {
         name: there.name.clone(),
+        at: there.at,
         tunnel: options.map(|options| options.tunnel.kind),
         oversize: options.map(|options| options.oversize),
         spread: options.map(|options| options.spread),
