@@ -85,10 +85,14 @@ pub(crate) struct Session {
     pub forms: Forms,
     /// Copies that were to be sent, by powers of two of their bytes: those that there are.
     pub sizes: Vec<Class>,
-    /// Calls of taps, by powers of two of their nanoseconds; `null` without --profile.
+    /// Calls of taps, by powers of two of their nanoseconds; left out without --profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<Vec<Class>>,
-    /// When it was made, and when it was last changed: seconds since 1970, `null` where that is not known.
+    /// When it was made, and when it was last changed, where that is known: seconds since 1970. Not in JSON, where two looks
+    /// at the same session are the same.
+    #[serde(skip)]
     pub made: Option<u64>,
+    #[serde(skip)]
     pub changed: Option<u64>,
     /// Packets of any sender that the out interfaces and their queues have dropped while the session used them.
     pub out_dropped: u64,
