@@ -82,10 +82,10 @@ fn looking(context: &Context, args: &StatusArgs) -> (Sender<Ask>, Receiver<Told>
             if is_whole {
                 whole = Some(start);
             }
-            if let Err(err) = looked {
-                if interrupt::is_cause(&err) || tell.send(Told::Message(format!("{err:#}"), Tone::Bad)).is_err() {
-                    return;
-                }
+            if let Err(err) = looked
+                && (interrupt::is_cause(&err) || tell.send(Told::Message(format!("{err:#}"), Tone::Bad)).is_err())
+            {
+                return;
             }
             match asked.recv_timeout(interval.saturating_sub(start.elapsed())) {
                 Ok(Ask::Filter(session, expression)) => {
