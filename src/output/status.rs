@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::datapath::reason::Reason;
 use crate::output::units::{bit_rate, bytes, duration, grouped, nanoseconds, packets, rate};
-use crate::request::{Said, Values};
+use crate::request::{Options, Said, Values};
 use crate::session::ages::Times;
 use crate::session::health::Health;
 use crate::session::stats::{Class, Rise, Session, Status, TapStatus};
@@ -72,12 +72,15 @@ fn painted(text: &str, color: u8) -> String {
 }
 
 /// A name in so many columns: its end tells more than its middle.
-fn shortened(name: &str, columns: usize) -> String {
+pub(crate) fn shortened(name: &str, columns: usize) -> String {
     let length = name.chars().count();
     if length <= columns {
         return name.into();
     }
-    let (first, last) = (columns / 2, columns - columns / 2 - 1);
+    let (first, last) = (columns / 2, columns.saturating_sub(columns / 2 + 1));
+    if columns == 0 {
+        return String::new();
+    }
     let head: String = name.chars().take(first).collect();
     let tail: String = name.chars().skip(length - last).collect();
     format!("{head}…{tail}")
@@ -238,8 +241,18 @@ fn session(session: &Session, view: View) -> String {
 
 /// What tells sessions apart.
 fn headline(session: &Session) -> String {
-    let Some(request) = &session.request else { return "cannot be read".into() };
-    let (options, tunnel) = (&request.options, &request.options.tunnel);
+    session.request.as_ref().map_or_else(|| "cannot be read".into(), |request| tunnel(&request.options))
+}
+
+/// The same with all options that were given.
+pub(crate) fn about(session: &Session) -> String {
+    let given = options(session);
+    format!("{}{}{given}", headline(session), if given.is_empty() { "" } else { ", " })
+}
+
+/// The tunnel of a session, and what becomes of its copies.
+pub(crate) fn tunnel(options: &Options) -> String {
+    let tunnel = &options.tunnel;
     let mut text = spelled(tunnel.kind);
     let mut add = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -250,7 +263,7 @@ fn headline(session: &Session) -> String {
     add("egress-id", tunnel.egress_id.map(|id| id.to_string()));
     add("port", tunnel.port.map(|port| port.to_string()));
     let _ = write!(text, ", oversize {}", spelled(options.oversize));
-    if session.remotes.len() > 1 {
+    if options.remotes.len() > 1 {
         let _ = write!(text, ", spread {}", spelled(options.spread));
     }
     let one_of = |flag: &str, n: u32| (n > 1).then(|| format!(", {flag} 1/{n}"));

@@ -327,10 +327,10 @@ impl Session {
     /// Says of each tap and remote how it is.
     pub(crate) fn judge(&mut self) {
         for tap in &mut self.taps {
-            (tap.health, tap.why) = health::of_tap(tap, &self.faults);
+            (tap.health, tap.why) = health::of_tap(tap, tap.rise.as_ref(), &self.faults);
         }
         for remote in &mut self.remotes {
-            (remote.health, remote.why) = health::of_remote(remote, &self.faults);
+            (remote.health, remote.why) = health::of_remote(remote, remote.rise.as_ref(), &self.faults);
         }
     }
 }
