@@ -111,6 +111,11 @@ impl Series {
 }
 
 impl Model {
+    /// Where the session of this name is, or the first.
+    pub(super) fn place(&self, name: Option<&str>) -> usize {
+        self.sessions.iter().position(|live| Some(live.name.as_str()) == name).unwrap_or(0)
+    }
+
     /// Takes another look at the counters of all sessions.
     pub(super) fn sample(&mut self, all: Vec<Counted>) {
         let mut before: BTreeMap<String, Live> =
