@@ -4,6 +4,7 @@ mod model;
 mod terminal;
 mod view;
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -18,10 +19,10 @@ use crate::output::units::{bit_rate, rate};
 use crate::session::counted::{self, Counted, Known};
 use crate::session::engine::{Context, Open};
 use crate::session::home::Wait;
-use crate::session::stats::{self, Session};
+use crate::session::stats;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
-use model::Model;
+use model::{Model, Whole};
 use terminal::Terminal;
 use view::{Choice, Prompt, Tone};
 
@@ -47,7 +48,7 @@ struct Asks {
 /// What comes from who looks.
 enum Told {
     Counted(Vec<Counted>),
-    Whole(Vec<Session>),
+    Whole(BTreeMap<String, Whole>),
     /// What could not be done, or was.
     Message(String, Tone),
 }
@@ -141,7 +142,8 @@ fn look(context: &Context, name: Option<&str>, known: &mut Known, tell: &Sender<
 fn look_whole(context: &Context, name: Option<&str>, tell: &Sender<Told>) -> Result<()> {
     let open = Open::to_read(context)?;
     let sessions = stats::status(&open, &names(&open, name))?.sessions;
-    let _ = tell.send(Told::Whole(sessions));
+    let told = sessions.iter().map(|session| (session.name.clone(), Whole::from(session))).collect();
+    let _ = tell.send(Told::Whole(told));
     Ok(())
 }
 
@@ -175,7 +177,7 @@ fn screen(args: &StatusArgs, asks: &Asks, told: &Receiver<Told>) -> Result<ExitC
                 Told::Message(text, tone) => choice.message = Some((text, tone)),
                 _ if choice.is_paused => {}
                 Told::Counted(all) => model.sample(all),
-                Told::Whole(all) => model.look(&all),
+                Told::Whole(all) => model.look(all),
             }
         }
         let size = Terminal::size();
@@ -281,7 +283,7 @@ fn lines(args: &StatusArgs, told: &Receiver<Told>) -> Result<ExitCode> {
                     print(&format!("{line}\n"))?;
                 }
             }
-            Ok(Told::Whole(all)) => model.look(&all),
+            Ok(Told::Whole(all)) => model.look(all),
             Ok(Told::Message(text, _)) => eprintln!("snifctl: {text}"),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,

@@ -12,7 +12,7 @@ use indoc::indoc;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
-use super::model::{Model, Sort};
+use super::model::{Model, Sort, Whole};
 use super::terminal::Terminal;
 use super::view::{Choice, Prompt, draw, sparkline, text};
 use super::{Asks, pressed};
@@ -103,6 +103,33 @@ fn rates_are_of_the_time_between_two_looks_and_never_fall_below_zero() {
     assert_eq!(live.taps[0].history.len(), 2);
     model.sample(Vec::new());
     assert!(model.sessions.is_empty());
+}
+
+#[test]
+fn what_a_whole_look_has_told_stays_until_the_next_whichever_comes_first() {
+    let told = (Health::Gone, Some("its out interface no longer exists".to_string()));
+    let whole = || Whole {
+        about: "gre, ttl 9".into(),
+        faults: vec!["remote 10.0.0.7: its out interface no longer exists".into()],
+        remotes: [("10.0.0.7".to_string(), told.clone())].into(),
+    };
+    let look = || vec![counted(Instant::now(), vec![tap("eth0", "ingress", [1, 1, 0])], vec![remote(7, [1, 0])])];
+    let mut model = Model::default();
+    model.look([("web".to_string(), whole())].into());
+    for _ in 0..3 {
+        model.sample(look());
+        let live = &model.sessions[0];
+        assert_eq!((live.remotes[0].health, &live.remotes[0].why), (Health::Gone, &told.1));
+        assert_eq!((live.about.as_str(), live.faults.len()), ("gre, ttl 9", 1));
+    }
+    model.look([("web".to_string(), Whole::default())].into());
+    model.sample(look());
+    assert_eq!(model.sessions[0].remotes[0].health, Health::Ok);
+    // It goes, and another of its name is made.
+    model.look([("web".to_string(), whole())].into());
+    model.sample(Vec::new());
+    model.sample(look());
+    assert_eq!((model.sessions[0].faults.len(), model.sessions[0].remotes[0].health), (0, Health::Ok));
 }
 
 #[test]
