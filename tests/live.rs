@@ -101,8 +101,13 @@ impl Screen {
     fn ends(mut self) {
         let status = poll(PATIENCE, || self.child.try_wait().expect("wait"));
         assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.text());
-        self.text();
-        assert!(!self.parser.screen().alternate_screen() && !self.parser.screen().hide_cursor());
+        // What it wrote last may still be on its way here.
+        let is_back = poll(PATIENCE, || {
+            self.text();
+            let screen = self.parser.screen();
+            (!screen.alternate_screen() && !screen.hide_cursor()).then_some(())
+        });
+        assert!(is_back.is_some(), "the main screen, and the cursor");
         assert_eq!(modes(&self.slave), self.before);
         // Nothing is left on the screen that was there before.
         assert_eq!(self.parser.screen().contents(), "");
