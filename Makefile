@@ -148,9 +148,13 @@ deploy-tools:
 	@$(call install,$(DEPLOY_PACKAGES) $(if $(shell command -v npm),,npm))
 	tests/deploy/tools $(DEPLOY_TOOLS)
 
-kustomize: deploy-tools ## deploy/kustomize/snifctl.yaml, from the templates of the Helm chart
+kustomize: deploy-tools ## the objects below deploy/kustomize, from the templates of the Helm chart
 	HELM=$(CURDIR)/$(DEPLOY_TOOLS)/bin/helm deploy/kustomize/generate > $(DEPLOY_TOOLS)/snifctl.yaml
 	mv $(DEPLOY_TOOLS)/snifctl.yaml deploy/kustomize/snifctl.yaml
+	for one in operator dashboard; do \
+		HELM=$(CURDIR)/$(DEPLOY_TOOLS)/bin/helm deploy/kustomize/generate $$one > $(DEPLOY_TOOLS)/$$one.yaml && \
+		mv $(DEPLOY_TOOLS)/$$one.yaml deploy/kustomize/components/$$one/$$one.yaml || exit 1; \
+	done
 
 test-deploy: deps deploy-tools ## chart, kustomization and kubectl's plugin (needs root and, once, the network)
 	$(CARGO) test --locked --test deploy

@@ -71,10 +71,27 @@ fn objects(yaml: &str) -> Vec<Value> {
     serde_json::from_str(&text).expect("JSON")
 }
 
+/// Objects of the Prometheus operator by its schemas, all others by Kubernetes' own.
 #[track_caller]
 fn assert_valid(yaml: &str, version: &str) {
+    let (theirs, ours): (Vec<Value>, Vec<Value>) =
+        objects(yaml).into_iter().partition(|at| at["apiVersion"] == "monitoring.coreos.com/v1");
+    for at in &theirs {
+        let out = by_schema(at);
+        assert!(out.status.success(), "{at:#}\n{}", String::from_utf8_lossy(&out.stderr));
+    }
+    let yaml = ours.iter().map(|at| format!("---\n{at}\n")).collect::<String>();
+    let yaml = yaml.as_str();
     let mut validate = Command::new(tool("venv/bin/kubernetes-validate"));
     succeed(validate.args(["--strict", "--quiet", "-k", version, "/dev/stdin"]), yaml);
+}
+
+/// Looks at a custom resource with its CRD's schema: tests/deploy/crds.
+fn by_schema(at: &Value) -> Output {
+    let script =
+        "import json, sys, jsonschema; jsonschema.validate(json.load(sys.stdin), json.load(open(sys.argv[1])))";
+    let schema = place("tests/deploy/crds").join(format!("{}.json", at["kind"].as_str().expect("a kind")));
+    fed(Command::new(tool("venv/bin/python")).args(["-c", script]).arg(schema), &at.to_string())
 }
 
 #[track_caller]
@@ -123,7 +140,13 @@ fn values() -> Vec<Value> {
         "rbac": {"create": false}, "serviceAccount": {"create": false, "name": "other"}, "uninstall": {"enabled": false},
         "appArmorProfile": "", "seccompProfile": "", "resources": {}, "nodeSelector": null, "fullnameOverride": "tap",
     });
-    vec![json!({}), all, least]
+    let metrics = json!({
+        "metrics": {
+            "enabled": true, "annotations": true, "podMonitor": {"enabled": true, "labels": {"release": "p"}},
+            "rules": {"enabled": true, "labels": {"release": "p"}}, "dashboard": {"enabled": true, "annotations": {"a": "b"}},
+        },
+    });
+    vec![json!({}), all, least, metrics]
 }
 
 #[test]
@@ -139,6 +162,8 @@ fn the_chart_is_valid_with_every_set_of_values_and_refuses_wrong_ones() {
         (json!({"session": ""}), "session"),
         (json!({"extraCapabilities": ["SYS_MODULE"]}), "extraCapabilities"),
         (json!({"interval": 0}), "interval"),
+        (json!({"metrics": {"port": 0}}), "port"),
+        (json!({"metrics": {"podMonitor": {"interval": "30"}}}), "interval"),
         (json!({"image": {"repository": ""}}), "repository"),
     ] {
         let out = fed(&mut template(&wrong, "1.35"), "");
@@ -207,18 +232,113 @@ fn the_daemon_set_has_no_more_rights_than_it_needs() {
 }
 
 #[test]
+fn metrics_are_served_scraped_and_shown_by_choice() {
+    // By default nothing listens, also where a part is chosen without the whole.
+    let parts = json!({"podMonitor": {"enabled": true}, "rules": {"enabled": true}, "dashboard": {"enabled": true}});
+    let plain = rendered(&json!({"metrics": parts}));
+    assert_eq!(plain, rendered(&json!({})));
+    assert!(!serde_json::to_string(&plain).unwrap().contains("--metrics"));
+
+    let all = rendered(&values()[3]);
+    let template = &one(&all, "DaemonSet", "snifctl")["spec"]["template"];
+    let container = &template["spec"]["containers"][0];
+    let words: Vec<&str> = container["command"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(words[words.len() - 2..], ["--metrics", "$(HOST_IP):9810"]);
+    let env = container["env"].as_array().unwrap().iter().find(|at| at["name"] == "HOST_IP").expect("HOST_IP");
+    assert_eq!(env["valueFrom"]["fieldRef"]["fieldPath"], "status.hostIP");
+    let port = &container["ports"][0];
+    assert_eq!(
+        (&port["name"], &port["containerPort"], &port["hostPort"]),
+        (&json!("metrics"), &json!(9810), &json!(9810))
+    );
+    let annotations = &template["metadata"]["annotations"];
+    for (name, value) in [("scrape", "true"), ("port", "9810"), ("path", "/metrics")] {
+        assert_eq!(annotations[format!("prometheus.io/{name}")], value);
+    }
+
+    // The monitor finds the pods and the port.
+    let monitor = one(&all, "PodMonitor", "snifctl");
+    let labels = &template["metadata"]["labels"];
+    let wanted = monitor["spec"]["selector"]["matchLabels"].as_object().expect("labels");
+    assert!(wanted.len() == 3 && wanted.iter().all(|(name, value)| labels[name] == *value), "{wanted:?} {labels}");
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["port"], port["name"]);
+    assert_eq!(monitor["metadata"]["labels"]["release"], "p");
+
+    // Rules and dashboard are the files that Prometheus and Grafana take.
+    let file = |name: &str| fs::read_to_string(place("deploy").join(name)).expect("a file");
+    let shipped = objects(&file("prometheus/snifctl.rules.yml")).remove(0);
+    let rules = one(&all, "PrometheusRule", "snifctl");
+    assert_eq!(rules["spec"]["groups"], shipped["groups"]);
+    let map = one(&all, "ConfigMap", "snifctl-dashboard");
+    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+    assert_eq!(map["data"]["snifctl.json"].as_str().map(str::trim_end), Some(file("grafana/snifctl.json").trim_end()));
+    let mut values = values().remove(3);
+    values["metrics"]["rules"]["except"] = json!(["SnifctlNoSession"]);
+    let fewer = rendered(&values);
+    let mut left = shipped["groups"][0]["rules"].as_array().expect("rules").clone();
+    left.retain(|rule| rule["alert"] != "SnifctlNoSession");
+    assert_eq!(one(&fewer, "PrometheusRule", "snifctl")["spec"]["groups"][0]["rules"], json!(left));
+
+    // The schemas refuse what the operator would.
+    for (at, path, value) in [
+        (monitor, "/spec/podMetricsEndpoints/0/interval", json!("30")),
+        (monitor, "/spec/podMetricsEndpoints/0/relabelings/0/action", json!("move")),
+        (monitor, "/spec/selector", json!({"labels": {}})),
+        (rules, "/spec/groups/0/rules/0/for", json!("soon")),
+        (rules, "/spec/groups/0/rules/0", json!({"alert": "A"})),
+        (rules, "/spec/groups/0", json!({"name": "a", "rule": []})),
+    ] {
+        let mut wrong = at.clone();
+        *wrong.pointer_mut(path).unwrap_or(&mut Value::Null) = value.clone();
+        if wrong.pointer(path).is_none() {
+            let (parent, key) = path.rsplit_once('/').expect("a path");
+            wrong.pointer_mut(parent).expect("a parent")[key] = value;
+        }
+        assert!(by_schema(at).status.success() && !by_schema(&wrong).status.success(), "{path}");
+    }
+}
+
+#[test]
 fn the_kustomization_is_the_chart_and_current() {
-    let text = succeed(Command::new(place("deploy/kustomize/generate")).env("HELM", tool("bin/helm")), "");
-    let kept = fs::read_to_string(place("deploy/kustomize/snifctl.yaml")).expect("deploy/kustomize/snifctl.yaml");
-    assert_eq!(kept, text, "try: make kustomize");
-    let yaml = succeed(Command::new(tool("bin/kubectl")).arg("kustomize").arg(place("deploy/kustomize")), "");
+    for (component, kept) in [
+        ("", "snifctl.yaml"),
+        ("operator", "components/operator/operator.yaml"),
+        ("dashboard", "components/dashboard/dashboard.yaml"),
+    ] {
+        let mut generate = Command::new(place("deploy/kustomize/generate"));
+        let words = Some(component).filter(|word| !word.is_empty());
+        let text = succeed(generate.args(words).env("HELM", tool("bin/helm")), "");
+        let kept = fs::read_to_string(place("deploy/kustomize").join(kept)).expect("a generated file");
+        assert_eq!(kept, text, "try: make kustomize");
+    }
+    let base = json!({"uninstall": {"enabled": false}});
+    assert_same(&place("deploy/kustomize"), &base);
+
+    // kustomize takes no absolute paths.
+    let overlay = tempfile::Builder::new().prefix("overlay").tempdir_in(place("target")).expect("a directory");
+    let names = ["metrics", "annotations", "operator", "dashboard"];
+    let components: Vec<String> =
+        names.iter().map(|name| format!("../../deploy/kustomize/components/{name}")).collect();
+    let file = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": ["../../deploy/kustomize"], "components": components,
+    });
+    fs::write(overlay.path().join("kustomization.yaml"), file.to_string()).expect("write an overlay");
+    let mut all = base;
+    let on = json!({"enabled": true});
+    all["metrics"] = json!({"enabled": true, "annotations": true, "podMonitor": on, "rules": on, "dashboard": on});
+    assert_same(overlay.path(), &all);
+}
+
+/// A kustomization makes what the chart does, apart from the namespace.
+#[track_caller]
+fn assert_same(kustomization: &Path, values: &Value) {
+    let yaml = succeed(Command::new(tool("bin/kubectl")).arg("kustomize").arg(kustomization), "");
     assert_valid(&yaml, "1.30");
     let key = |at: &Value| (at["kind"].to_string(), at["metadata"]["name"].to_string());
     let mut ours: Vec<Value> = objects(&yaml).into_iter().filter(|at| at["kind"] != "Namespace").collect();
-    let mut charts = rendered(&json!({"uninstall": {"enabled": false}}));
-    for at in &mut charts {
-        forget(at);
-    }
+    let mut charts = rendered(values);
+    charts.iter_mut().for_each(forget);
     ours.sort_by_key(key);
     charts.sort_by_key(key);
     assert_eq!(ours, charts);

@@ -184,6 +184,30 @@ fn status_map_dump_and_metrics_agree_to_the_packet_through_every_change_and_neve
     assert_eq!(now["snifctl_tap_attached{session=\"default\",device=\"eth0\",direction=\"egress\"}"], 1);
 }
 
+/// What a scrape takes is mostly the tools that it starts: one of each, however many taps and remotes there are.
+#[test]
+fn a_scrape_starts_three_tools_however_many_taps_and_remotes_there_are() {
+    let started = |lab: &Lab| {
+        let fakes = lab.counting_fakes();
+        lab.said_by(&fakes.first_in_path(), &["metrics"]).quietly_ok();
+        fakes.calls().iter().filter_map(|call| call.split(' ').next().map(String::from)).collect::<Vec<_>>()
+    };
+    let lab = lab_up(1, &[]);
+    assert_eq!(started(&lab), ["ip", "bpftool", "tc"]);
+    for n in 0..20 {
+        lab.ip_batch(Ns::Host, &format!("link add many{n} type veth peer name ynam{n}"));
+        lab.said(&["tap", "add", &format!("many{n}")]).ok();
+    }
+    for address in remotes(8).into_iter().skip(1) {
+        know(&lab, address);
+        lab.said(&["remote", "add", &address.to_string()]).ok();
+    }
+    let rows = metrics(&lab);
+    let count = |name: &str| rows.keys().filter(|row| row.split('{').next() == Some(name)).count();
+    assert_eq!((count("snifctl_tap_attached"), count("snifctl_remote_up")), (42, 8));
+    assert_eq!(started(&lab), ["ip", "bpftool", "tc"]);
+}
+
 #[test]
 fn a_textfile_is_written_whole_or_not_at_all_and_refusals_name_what_is_wrong() {
     let lab = lab_up(1, &[]);

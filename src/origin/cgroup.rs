@@ -85,15 +85,21 @@ pub(super) struct Place {
 impl Place {
     /// From the lines of /proc/PID/cgroup, `HIERARCHY:CONTROLLERS:PATH`, of either version. Runtimes name a container's cgroup
     /// after its id, systemd's with a prefix and `.scope`; kubelet names a pod's after its uid, systemd's with `_` for `-`.
-    /// The monitor of a container, whose cgroup is named like it, has nothing to do with its network.
+    /// The monitor of a container, whose cgroup is named like it, has nothing to do with its network. Names below
+    /// `user.slice` count for nothing: users give them to cgroups as they like.
     pub(super) fn of(text: &str) -> Place {
         let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).filter(|path| !path.contains("conmon"));
         let places = paths.map(|path| {
             let mut place = Place::default();
             // Who has a cgroup namespace of its own, as a container has, does not see the parts that both have.
             let mut in_pods = path.starts_with("/..");
+            let mut is_users = false;
             for part in path.split(['/', ':']).filter(|part| !part.is_empty()) {
                 place.depth += 1;
+                is_users |= part == "user.slice";
+                if is_users {
+                    continue;
+                }
                 in_pods |= part.contains("kubepods");
                 if let Some(uid) = pod(part).filter(|_| in_pods) {
                     place.pod.get_or_insert(uid);

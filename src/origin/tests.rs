@@ -85,6 +85,16 @@ fn cgroups_of_every_runtime_name_their_pod_and_container() {
     let (outer, inner) = (id.clone(), "ab".repeat(32));
     let nested = Place::of(&format!("0::/docker/{outer}/kubepods/pod{UID}/{inner}"));
     assert_eq!((nested.pod, nested.containers, nested.depth), (pod, vec![outer, inner], 5));
+    // What users name is none of a runtime's; what they run inside a container is the container's.
+    for path in
+        [format!("kubepods/pod{UID}/{id}"), format!("kubepods-pod{systemd}.slice"), format!("docker-{id}.scope")]
+    {
+        let users = format!("0::/user.slice/user-1000.slice/user@1000.service/{path}");
+        assert_eq!(of(&users), (None, None), "{users}");
+        assert_eq!(of(&users.replace("::/", "::/../../")), (None, None), "{users}");
+        let inside = users.replace("::/", &format!("::/machine.slice/libpod-{id}.scope/"));
+        assert_eq!(of(&inside), (None, container.clone()), "{inside}");
+    }
     for none in ["", "0::/", "0::/user.slice/user-0.slice", "garbage", "0::/podman", "0::/x/pod12345678-1234"] {
         assert_eq!(of(none), (None, None), "{none}");
     }
