@@ -101,8 +101,13 @@ impl Screen {
     fn ends(mut self) {
         let status = poll(PATIENCE, || self.child.try_wait().expect("wait"));
         assert!(status.is_some_and(|status| status.success()), "{status:?}:\n{}", self.text());
-        self.text();
-        assert!(!self.parser.screen().alternate_screen() && !self.parser.screen().hide_cursor());
+        // What it wrote last may still be on its way here.
+        let is_back = poll(PATIENCE, || {
+            self.text();
+            let screen = self.parser.screen();
+            (!screen.alternate_screen() && !screen.hide_cursor()).then_some(())
+        });
+        assert!(is_back.is_some(), "the main screen, and the cursor");
         assert_eq!(modes(&self.slave), self.before);
         // Nothing is left on the screen that was there before.
         assert_eq!(self.parser.screen().contents(), "");
@@ -211,6 +216,27 @@ fn signals_leave_the_terminal_as_it_was() {
     screen.ends();
 }
 
+#[test]
+fn each_session_has_its_screen_and_its_filter() {
+    let lab = Lab::roomy();
+    lab.said(&[&UP[..], &["--name", "a"]].concat()).quietly_ok();
+    lab.said(&[&UP[..], &["--name", "b", "--id", "7"]].concat()).quietly_ok();
+    let mut screen = Screen::start(&lab, &WATCH, &[]);
+    screen.shows("(session 1 of 2)");
+    screen.press("\t");
+    screen.until("the other one", |text| text.starts_with("b: gre id 7") && text.contains("(session 2 of 2)"));
+    // The other one goes while a filter is typed for this one.
+    screen.press("fudp");
+    screen.shows("filter: udp▏");
+    lab.said(&["down", "--name", "a"]).quietly_ok();
+    screen.until("it stays", |text| text.starts_with("b: ") && !text.contains("(session "));
+    screen.press(" port 53\r");
+    screen.shows("the filter is in force");
+    assert_eq!(lab.session_called("b").filter.as_deref(), Some("udp port 53"));
+    screen.press("q");
+    screen.ends();
+}
+
 /// The lines of a look, until there are so many.
 fn lines(lab: &Lab, more: &[&str], count: usize) -> Vec<String> {
     let argv = [&[SNIFCTL][..], &WATCH, more].concat();
@@ -247,6 +273,15 @@ fn without_a_terminal_there_is_a_line_a_look() {
     for line in json {
         let look: Value = serde_json::from_str(&line).expect("an object a line");
         assert!(look["rise"]["seen"].as_u64() > Some(0) && look["unwell"][0] == "tap eth0 egress detached", "{look}");
+    }
+    for signal in ["INT", "TERM"] {
+        let argv = [&[SNIFCTL][..], &WATCH].concat();
+        let mut child = lab.command(Ns::Host, &argv).stdout(Stdio::piped()).spawn().expect("snifctl starts");
+        let mut out = child.stdout.take().expect("its output");
+        assert!(out.read(&mut [0; 1]).is_ok_and(|n| n == 1), "{signal}");
+        lab::signal(child.id(), signal);
+        let status = poll(PATIENCE, || child.try_wait().expect("wait"));
+        assert!(status.is_some_and(|status| status.success()), "{signal}: {status:?}");
     }
     lab.said(&[&WATCH[..], &["--check"]].concat()).refused(2, "--watch", "try: snifctl status --help");
     lab.said(&[&WATCH[..], &["--name", "x"]].concat()).refused(1, "x", "");

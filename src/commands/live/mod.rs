@@ -4,6 +4,7 @@ mod model;
 mod terminal;
 mod view;
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -18,12 +19,12 @@ use crate::output::units::{bit_rate, rate};
 use crate::session::counted::{self, Counted, Known};
 use crate::session::engine::{Context, Open};
 use crate::session::home::Wait;
-use crate::session::stats::{self, Session};
+use crate::session::stats;
 use crate::tools::exec::print;
 use crate::tools::interrupt;
-use model::Model;
+use model::{Model, Whole};
 use terminal::Terminal;
-use view::{Choice, Tone};
+use view::{Choice, Prompt, Tone};
 
 /// Between two looks at the counters.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -34,18 +35,20 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a look waits for another snifctl at work.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the view asks of who looks.
-enum Ask {
-    /// Puts a filter in force: the session, and the expression.
-    Filter(String, String),
-    /// Looks at once.
-    Look,
+/// A filter to put in force: the session, and the expression.
+type Filter = (String, String);
+
+/// The ways to those who look. They end when these go.
+struct Asks {
+    /// For another look at once.
+    look: Sender<()>,
+    filter: Sender<Filter>,
 }
 
 /// What comes from who looks.
 enum Told {
     Counted(Vec<Counted>),
-    Whole(Vec<Session>),
+    Whole(BTreeMap<String, Whole>),
     /// What could not be done, or was.
     Message(String, Tone),
 }
@@ -65,57 +68,82 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     }
 }
 
-/// Starts to look, in a thread of its own: the view never waits for the kernel.
-fn looking(context: &Context, args: &StatusArgs) -> (Sender<Ask>, Receiver<Told>) {
-    let (asks, asked) = mpsc::channel();
-    let (tell, told) = mpsc::channel();
+/// Starts to look, in threads of their own: the view never waits for the kernel, nor the counters for a whole look.
+fn looking(context: &Context, args: &StatusArgs) -> (Asks, Receiver<Told>) {
     let wait = Wait(context.wait.0.or(Some(PATIENCE)));
     let context = Context { wait, ..*context };
     let (name, interval) = (args.name.clone(), args.interval.unwrap_or(INTERVAL));
-    thread::spawn(move || {
-        let mut known = Known::default();
-        let mut whole: Option<Instant> = None;
-        loop {
-            let start = Instant::now();
-            let is_whole = whole.is_none_or(|at| at.elapsed() >= WHOLE);
-            let looked = look(&context, name.as_deref(), &mut known, is_whole, &tell);
-            if is_whole {
-                whole = Some(start);
-            }
-            if let Err(err) = looked
-                && (interrupt::is_cause(&err) || tell.send(Told::Message(format!("{err:#}"), Tone::Bad)).is_err())
-            {
-                return;
-            }
-            match asked.recv_timeout(interval.saturating_sub(start.elapsed())) {
-                Ok(Ask::Filter(session, expression)) => {
-                    let (text, tone) = set_filter(&session, &expression);
-                    let _ = tell.send(Told::Message(text, tone));
-                    whole = None;
-                }
-                Ok(Ask::Look) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        }
-    });
-    (asks, told)
+    let (tell, told) = mpsc::channel();
+    let ((look, looks), (filter, filters)) = (mpsc::channel(), mpsc::channel());
+    let (tell_whole, name_whole) = (tell.clone(), name.clone());
+    thread::spawn(move || count(&context, name.as_deref(), interval, &looks, &tell));
+    thread::spawn(move || examine(&context, name_whole.as_deref(), &filters, &tell_whole));
+    (Asks { look, filter }, told)
 }
 
-fn look(context: &Context, name: Option<&str>, known: &mut Known, is_whole: bool, tell: &Sender<Told>) -> Result<()> {
+/// Looks at the counters, again and again.
+fn count(context: &Context, name: Option<&str>, interval: Duration, asked: &Receiver<()>, tell: &Sender<Told>) {
+    let mut known = Known::default();
+    loop {
+        let start = Instant::now();
+        if !goes_on(look(context, name, &mut known, tell), tell) {
+            return;
+        }
+        if asked.recv_timeout(interval.saturating_sub(start.elapsed())) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+/// Looks at all else, and puts filters in force.
+fn examine(context: &Context, name: Option<&str>, asked: &Receiver<Filter>, tell: &Sender<Told>) {
+    loop {
+        let start = Instant::now();
+        if !goes_on(look_whole(context, name, tell), tell) {
+            return;
+        }
+        match asked.recv_timeout(WHOLE.saturating_sub(start.elapsed())) {
+            Ok((session, expression)) => {
+                let (text, tone) = set_filter(&session, &expression);
+                let _ = tell.send(Told::Message(text, tone));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Tells of what failed; false where nobody wants another look.
+fn goes_on(looked: Result<()>, tell: &Sender<Told>) -> bool {
+    match looked {
+        Ok(()) => true,
+        Err(err) => !interrupt::is_cause(&err) && tell.send(Told::Message(format!("{err:#}"), Tone::Bad)).is_ok(),
+    }
+}
+
+fn names(open: &Open, name: Option<&str>) -> Vec<String> {
+    open.home.sessions().into_iter().filter(|at| name.is_none_or(|name| name == at)).collect()
+}
+
+fn look(context: &Context, name: Option<&str>, known: &mut Known, tell: &Sender<Told>) -> Result<()> {
     let open = Open::to_read(context)?;
-    let names: Vec<String> = open.home.sessions().into_iter().filter(|at| name.is_none_or(|name| name == at)).collect();
     let mut all = Vec::new();
-    for name in &names {
-        match counted::counted(&open, name, known) {
+    for name in names(&open, name) {
+        match counted::counted(&open, &name, known) {
             Ok(counted) => all.push(counted),
             Err(err) if interrupt::is_cause(&err) => return Err(err),
             Err(err) => drop(tell.send(Told::Message(format!("{err:#}"), Tone::Bad))),
         }
     }
     let _ = tell.send(Told::Counted(all));
-    if is_whole {
-        let _ = tell.send(Told::Whole(stats::status(&open, &names)?.sessions));
-    }
+    Ok(())
+}
+
+fn look_whole(context: &Context, name: Option<&str>, tell: &Sender<Told>) -> Result<()> {
+    let open = Open::to_read(context)?;
+    let sessions = stats::status(&open, &names(&open, name))?.sessions;
+    let told = sessions.iter().map(|session| (session.name.clone(), Whole::from(session))).collect();
+    let _ = tell.send(Told::Whole(told));
     Ok(())
 }
 
@@ -138,7 +166,7 @@ fn set_filter(session: &str, expression: &str) -> (String, Tone) {
 
 // ---- on a terminal ----
 
-fn screen(args: &StatusArgs, asks: &Sender<Ask>, told: &Receiver<Told>) -> Result<ExitCode> {
+fn screen(args: &StatusArgs, asks: &Asks, told: &Receiver<Told>) -> Result<ExitCode> {
     let mut terminal =
         Terminal::take(args.color.is_on()).context("the terminal cannot be used; try: snifctl status")?;
     let (mut model, mut choice) = (Model::default(), Choice::default());
@@ -149,7 +177,7 @@ fn screen(args: &StatusArgs, asks: &Sender<Ask>, told: &Receiver<Told>) -> Resul
                 Told::Message(text, tone) => choice.message = Some((text, tone)),
                 _ if choice.is_paused => {}
                 Told::Counted(all) => model.sample(all),
-                Told::Whole(all) => model.look(&all),
+                Told::Whole(all) => model.look(all),
             }
         }
         let size = Terminal::size();
@@ -167,27 +195,25 @@ fn screen(args: &StatusArgs, asks: &Sender<Ask>, told: &Receiver<Told>) -> Resul
 }
 
 /// Does what a key stands for; false where that is to quit.
-fn pressed(key: KeyEvent, model: &Model, choice: &mut Choice, asks: &Sender<Ask>) -> bool {
+fn pressed(key: KeyEvent, model: &Model, choice: &mut Choice, asks: &Asks) -> bool {
     let has_control = key.modifiers.contains(KeyModifiers::CONTROL);
     if has_control && key.code == KeyCode::Char('c') {
         return false;
     }
-    if let Some(mut typed) = choice.prompt.take() {
+    if let Some(mut prompt) = choice.prompt.take() {
         match key.code {
             KeyCode::Esc => return true,
             KeyCode::Enter => {
-                if let Some(live) = model.sessions.get(choice.session.min(model.sessions.len().saturating_sub(1))) {
-                    choice.message = Some(("setting the filter".into(), Tone::Dim));
-                    let _ = asks.send(Ask::Filter(live.name.clone(), typed));
-                }
+                choice.message = Some(("setting the filter".into(), Tone::Dim));
+                let _ = asks.filter.send((prompt.session, prompt.typed));
                 return true;
             }
-            KeyCode::Backspace => drop(typed.pop()),
-            KeyCode::Char('u') if has_control => typed.clear(),
-            KeyCode::Char(c) if !has_control => typed.push(c),
+            KeyCode::Backspace => drop(prompt.typed.pop()),
+            KeyCode::Char('u') if has_control => prompt.typed.clear(),
+            KeyCode::Char(c) if !has_control => prompt.typed.push(c),
             _ => {}
         }
-        choice.prompt = Some(typed);
+        choice.prompt = Some(prompt);
         return true;
     }
     if choice.helps {
@@ -199,15 +225,17 @@ fn pressed(key: KeyEvent, model: &Model, choice: &mut Choice, asks: &Sender<Ask>
         KeyCode::Char('q') | KeyCode::Esc => return false,
         KeyCode::Char('p' | ' ') => {
             choice.is_paused = !choice.is_paused;
-            let _ = asks.send(Ask::Look);
+            let _ = asks.look.send(());
         }
         KeyCode::Char('s') => choice.sort = choice.sort.next(),
         KeyCode::Char('f') => {
-            let shown = model.sessions.get(choice.session.min(model.sessions.len().saturating_sub(1)));
-            choice.prompt = shown.map(|live| live.filter.clone().unwrap_or_default());
+            let shown = model.sessions.get(model.place(choice.session.as_deref()));
+            choice.prompt =
+                shown.map(|live| Prompt { session: live.name.clone(), typed: live.filter.clone().unwrap_or_default() });
         }
         KeyCode::Char('n') | KeyCode::Tab => {
-            choice.session = (choice.session + 1) % model.sessions.len().max(1);
+            let next = (model.place(choice.session.as_deref()) + 1) % model.sessions.len().max(1);
+            choice.session = model.sessions.get(next).map(|live| live.name.clone());
             choice.scroll = 0;
         }
         KeyCode::Char('?' | 'h') => choice.helps = true,
@@ -255,7 +283,7 @@ fn lines(args: &StatusArgs, told: &Receiver<Told>) -> Result<ExitCode> {
                     print(&format!("{line}\n"))?;
                 }
             }
-            Ok(Told::Whole(all)) => model.look(&all),
+            Ok(Told::Whole(all)) => model.look(all),
             Ok(Told::Message(text, _)) => eprintln!("snifctl: {text}"),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,

@@ -16,6 +16,29 @@ pub(super) struct Model {
     pub sessions: Vec<Live>,
     /// There was a look.
     pub has_looked: bool,
+    /// What the last whole look has told of each session, also of one whose counters come later.
+    whole: BTreeMap<String, Whole>,
+}
+
+/// What only a whole look tells: of routes, hooks and relays.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    pub about: String,
+    pub faults: Vec<String>,
+    /// By address: how those are whose counters tell nothing of it.
+    pub remotes: BTreeMap<String, (Health, Option<String>)>,
+}
+
+impl From<&Session> for Whole {
+    fn from(session: &Session) -> Whole {
+        let untold = |state| matches!(state, RemoteState::Outdated | RemoteState::Gone);
+        let remotes = session.remotes.iter().filter(|remote| untold(remote.state));
+        Whole {
+            about: status::about(session),
+            faults: session.faults.clone(),
+            remotes: remotes.map(|remote| (remote.address.to_string(), (remote.health, remote.why.clone()))).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +134,11 @@ impl Series {
 }
 
 impl Model {
+    /// Where the session of this name is, or the first.
+    pub(super) fn place(&self, name: Option<&str>) -> usize {
+        self.sessions.iter().position(|live| Some(live.name.as_str()) == name).unwrap_or(0)
+    }
+
     /// Takes another look at the counters of all sessions.
     pub(super) fn sample(&mut self, all: Vec<Counted>) {
         let mut before: BTreeMap<String, Live> =
@@ -118,26 +146,37 @@ impl Model {
         let follow = |counted: Counted| before.remove(&counted.name).unwrap_or_default().sample(counted);
         self.sessions = all.into_iter().map(follow).collect();
         self.has_looked = true;
+        // One that is made again begins anew.
+        self.whole.retain(|name, _| self.sessions.iter().any(|live| live.name == *name));
+        self.tell();
     }
 
-    /// Takes a whole look, which tells of routes, hooks and relays.
-    pub(super) fn look(&mut self, all: &[Session]) {
+    /// Takes a whole look.
+    pub(super) fn look(&mut self, all: BTreeMap<String, Whole>) {
+        self.whole = all;
+        self.tell();
+    }
+
+    fn tell(&mut self) {
         for live in &mut self.sessions {
-            let Some(session) = all.iter().find(|session| session.name == live.name) else { continue };
-            live.faults.clone_from(&session.faults);
-            live.about = status::about(session);
-            for row in &mut live.remotes {
-                let found = session.remotes.iter().find(|remote| remote.address.to_string() == row.name);
-                let is_worse = found.is_some_and(|remote| remote.state != RemoteState::Ok);
-                if let Some(remote) = found.filter(|_| is_worse) {
-                    (row.health, row.why) = (remote.health, remote.why.clone());
-                }
+            if let Some(whole) = self.whole.get(&live.name) {
+                live.take(whole);
             }
         }
     }
 }
 
 impl Live {
+    fn take(&mut self, whole: &Whole) {
+        self.faults.clone_from(&whole.faults);
+        self.about.clone_from(&whole.about);
+        for row in self.remotes.iter_mut().filter(|row| row.health <= Health::Dropping) {
+            if let Some(told) = whole.remotes.get(&row.name) {
+                (row.health, row.why) = told.clone();
+            }
+        }
+    }
+
     fn sample(self, counted: Counted) -> Live {
         let seconds = |last: &Counted| counted.at.saturating_duration_since(last.at).as_secs_f64();
         let last = self.last.as_ref().map(|last| (Look::from(last), seconds(last)));
@@ -150,11 +189,7 @@ impl Live {
         };
         let remote = |remote: &crate::session::stats::RemoteStatus| {
             let rise = last.as_ref().map(|(look, seconds)| look.rise_of_remote(*seconds, remote));
-            let subject = format!("remote {}: ", remote.address);
-            let (health, why) = match self.faults.iter().find_map(|fault| fault.strip_prefix(&subject)) {
-                Some(why) if remote.state == RemoteState::Ok => (Health::Outdated, Some(why.to_string())),
-                _ => health::of_remote(remote, rise.as_ref(), &self.faults),
-            };
+            let (health, why) = health::of_remote(remote, rise.as_ref(), &self.faults);
             let (name, side) = (remote.address.to_string(), remote.interface.clone().unwrap_or_else(|| "-".into()));
             let dropped = remote.stat.dcnt;
             Series { name, side, health, why, rise, dropped, history: VecDeque::new() }.followed(&self.remotes)

@@ -4,15 +4,18 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crossterm::event::{KeyCode, KeyEvent};
 use indoc::indoc;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
-use super::model::{Model, Sort};
+use super::model::{Model, Sort, Whole};
 use super::terminal::Terminal;
-use super::view::{Choice, draw, sparkline, text};
+use super::view::{Choice, Prompt, draw, sparkline, text};
+use super::{Asks, pressed};
 use crate::datapath::abi::{Choice as Chosen, Forms, Stat, TapCounts};
 use crate::request::tests::request;
 use crate::session::counted::Counted;
@@ -103,6 +106,33 @@ fn rates_are_of_the_time_between_two_looks_and_never_fall_below_zero() {
 }
 
 #[test]
+fn what_a_whole_look_has_told_stays_until_the_next_whichever_comes_first() {
+    let told = (Health::Gone, Some("its out interface no longer exists".to_string()));
+    let whole = || Whole {
+        about: "gre, ttl 9".into(),
+        faults: vec!["remote 10.0.0.7: its out interface no longer exists".into()],
+        remotes: [("10.0.0.7".to_string(), told.clone())].into(),
+    };
+    let look = || vec![counted(Instant::now(), vec![tap("eth0", "ingress", [1, 1, 0])], vec![remote(7, [1, 0])])];
+    let mut model = Model::default();
+    model.look([("web".to_string(), whole())].into());
+    for _ in 0..3 {
+        model.sample(look());
+        let live = &model.sessions[0];
+        assert_eq!((live.remotes[0].health, &live.remotes[0].why), (Health::Gone, &told.1));
+        assert_eq!((live.about.as_str(), live.faults.len()), ("gre, ttl 9", 1));
+    }
+    model.look([("web".to_string(), Whole::default())].into());
+    model.sample(look());
+    assert_eq!(model.sessions[0].remotes[0].health, Health::Ok);
+    // It goes, and another of its name is made.
+    model.look([("web".to_string(), whole())].into());
+    model.sample(Vec::new());
+    model.sample(look());
+    assert_eq!((model.sessions[0].faults.len(), model.sessions[0].remotes[0].health), (0, Health::Ok));
+}
+
+#[test]
 fn the_view_in_80_columns() {
     let shown = text(&draw(&model(), &Choice::default(), (80, 24)));
     let expected = indoc! {"
@@ -124,7 +154,7 @@ fn the_view_in_80_columns() {
         text(&lines).lines().nth(4).unwrap().split_whitespace().nth(1).unwrap().to_string()
     };
     assert_eq!([Sort::Worst, Sort::Rate, Sort::Drops, Sort::Name].map(by), ["egress", "ingress", "egress", "egress"]);
-    let typing = Choice { prompt: Some("tcp".into()), helps: true, ..Choice::default() };
+    let typing = Choice { prompt: Some(prompt("tcp")), helps: true, ..Choice::default() };
     let shown = text(&draw(&model(), &typing, (80, 24)));
     assert!(shown.ends_with("filter: tcp▏\n") && shown.contains("  f              type a filter"), "{shown}");
 }
@@ -154,6 +184,41 @@ fn a_sparkline_shows_the_latest_against_the_highest() {
     assert_eq!(sparkline(&history, 6), "█ ▁▂▄▁");
     assert_eq!(sparkline(&history, 2), "▄▁");
     assert_eq!(sparkline(&VecDeque::from([0.0, 0.0]), 9), "  ");
+}
+
+fn prompt(typed: &str) -> Prompt {
+    Prompt { session: "web".into(), typed: typed.into() }
+}
+
+#[test]
+fn of_a_long_filter_the_end_is_in_sight_and_a_terminal_obeys_no_text() {
+    let typed = format!("{} port 53", "host 192.0.2.1 or ".repeat(20));
+    let last = |typed: &str| {
+        let choice = Choice { prompt: Some(prompt(typed)), ..Choice::default() };
+        text(&draw(&model(), &choice, (80, 24))).lines().last().unwrap().to_string()
+    };
+    let shown = last(&typed);
+    assert!(shown.starts_with("filter: …") && shown.ends_with(" port 53▏"), "{shown}");
+    assert_eq!(shown.chars().count(), 80);
+    assert_eq!(last("tcp\n\u{1b}[2J"), "filter: tcp  [2J▏");
+}
+
+#[test]
+fn a_filter_is_for_the_session_that_was_shown_when_its_typing_began() {
+    let ((look, _looks), (filter, filters)) = (mpsc::channel(), mpsc::channel());
+    let asks = Asks { look, filter };
+    let named = |name: &str| Counted { name: name.into(), ..counted(Instant::now(), Vec::new(), Vec::new()) };
+    let (mut model, mut choice) = (Model::default(), Choice::default());
+    model.sample(["a", "b", "c"].map(named).into());
+    let mut press = |code, model: &Model| assert!(pressed(KeyEvent::from(code), model, &mut choice, &asks));
+    press(KeyCode::Tab, &model);
+    press(KeyCode::Char('f'), &model);
+    // The first one goes while its neighbour's filter is typed.
+    model.sample(["b", "c"].map(named).into());
+    press(KeyCode::Char('6'), &model);
+    press(KeyCode::Enter, &model);
+    assert_eq!(filters.try_recv(), Ok(("b".into(), "udp6".into())));
+    assert_eq!(choice.session.as_deref(), Some("b"), "it is still shown");
 }
 
 /// In a process of its own on a terminal of its own: this test again, which then panics.

@@ -23,16 +23,23 @@ pub(super) type Line = Vec<(String, Tone)>;
 /// What the user has chosen.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// The session that is shown, by its place.
-    pub session: usize,
+    /// The session that is shown; the first one where there is none of this name.
+    pub session: Option<String>,
     pub sort: Sort,
     pub scroll: usize,
     pub is_paused: bool,
     pub helps: bool,
     /// The filter that is being typed.
-    pub prompt: Option<String>,
+    pub prompt: Option<Prompt>,
     /// What came of the last thing that was asked for.
     pub message: Option<(String, Tone)>,
+}
+
+/// A filter for the session that was shown when it was begun, whatever comes and goes meanwhile.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    pub session: String,
+    pub typed: String,
 }
 
 /// Windows below this say so.
@@ -57,7 +64,7 @@ pub(super) fn draw(model: &Model, choice: &Choice, (width, height): (usize, usiz
         lines.resize(height, Vec::new());
         return lines.into_iter().map(|line| cut(line, width)).collect();
     }
-    let place = choice.session.min(model.sessions.len().saturating_sub(1));
+    let place = model.place(choice.session.as_deref());
     let mut lines = match model.sessions.get(place) {
         _ if choice.helps => HELP.iter().map(|(key, what)| plain(format!("  {key:<14} {what}"))).collect(),
         Some(live) => body(live, (place, model.sessions.len()), choice, (width, height - 2)),
@@ -71,7 +78,7 @@ pub(super) fn draw(model: &Model, choice: &Choice, (width, height): (usize, usiz
         None => Vec::new(),
     });
     lines.push(match &choice.prompt {
-        Some(typed) => vec![("filter: ".into(), Tone::Bold), (format!("{typed}▏"), Tone::Plain)],
+        Some(prompt) => typing(prompt, width),
         None => keys(choice),
     });
     lines.into_iter().map(|line| cut(line, width)).collect()
@@ -81,11 +88,23 @@ fn plain(text: String) -> Line {
     vec![(text, Tone::Plain)]
 }
 
-/// No more of a line than there are columns for; of what is typed, the end.
+/// What is typed, with its end in sight.
+fn typing(prompt: &Prompt, width: usize) -> Line {
+    const LABEL: &str = "filter: ";
+    let room = width.saturating_sub(LABEL.len() + 1);
+    let length = prompt.typed.chars().count();
+    let shown = match length > room {
+        true => format!("…{}", prompt.typed.chars().skip(length - room.saturating_sub(1)).collect::<String>()),
+        false => prompt.typed.clone(),
+    };
+    vec![(LABEL.into(), Tone::Bold), (format!("{shown}▏"), Tone::Plain)]
+}
+
+/// No more of a line than there are columns for, and nothing that a terminal would obey.
 fn cut(line: Line, width: usize) -> Line {
     let mut left = width;
     let piece = |(text, tone): (String, Tone)| {
-        let piece: String = text.chars().take(left).collect();
+        let piece: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(left).collect();
         left -= piece.chars().count();
         (piece, tone)
     };
