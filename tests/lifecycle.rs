@@ -90,6 +90,7 @@ fn status_json_has_the_promised_schema() {
         "filter": "text", "sample": "count", "sample_flows": "count", "snaplen": "count", "max_rate": "text",
         "request": {
             "name": "text", "interfaces": ["text"], "tunnel": "text", "sequence": "bool", "udp_checksum": "bool",
+            "tell": "bool",
             "remotes": ["text"], "spread": "text", "filter": "text", "sample": "text", "sample_flows": "text",
             "snaplen": "count", "max_rate": "text", "oversize": "text", "ttl": "count", "tos": "count", "df": "bool",
         },
@@ -596,7 +597,7 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 // ---- maps ----
 
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 15] = [
     "bucket",
     "config",
     "drops",
@@ -605,6 +606,7 @@ const MAPS: [&str; 14] = [
     "remote_stats",
     "remotes",
     "request",
+    "sequences",
     "sizes",
     "slots",
     "spread",

@@ -84,6 +84,7 @@ pub(crate) enum Map {
     RemoteStats,
     Remotes,
     Request,
+    Sequences,
     Sizes,
     Slots,
     Spread,
@@ -96,7 +97,7 @@ pub(crate) enum Map {
 }
 
 impl Map {
-    pub(crate) const ALL: [Map; 17] = [
+    pub(crate) const ALL: [Map; 18] = [
         Map::Bucket,
         Map::Config,
         Map::Drops,
@@ -105,6 +106,7 @@ impl Map {
         Map::RemoteStats,
         Map::Remotes,
         Map::Request,
+        Map::Sequences,
         Map::Sizes,
         Map::Slots,
         Map::Spread,
@@ -126,6 +128,7 @@ impl Map {
             Map::RemoteStats => "remote_stats",
             Map::Remotes => "remotes",
             Map::Request => "request",
+            Map::Sequences => "sequences",
             Map::Sizes => "sizes",
             Map::Slots => "slots",
             Map::Spread => "spread",
