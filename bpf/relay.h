@@ -206,22 +206,27 @@ static __always_inline void fill_ip(struct outer *outer, struct remote *remote, 
 	ip->check = ~fold((__u64)sum + ip->tot_len + ip->id + ip->frag_off);
 }
 
+static __always_inline struct sequences *far_numbers(__u32 tap)
+{
+	struct sequences *numbers = bpf_map_lookup_elem(&sequences_far, &tap);
+	struct chunk *zeros = chunk(CHUNKS);
+
+	if (numbers || !zeros)
+		return numbers;
+	__builtin_memset(zeros->bytes, 0, sizeof(*numbers));
+	bpf_map_update_elem(&sequences_far, &tap, zeros->bytes, BPF_NOEXIST); /* fails where another CPU was faster */
+	return bpf_map_lookup_elem(&sequences_far, &tap);
+}
+
 /* The number of this copy among those of its tap to its remote. */
 static __always_inline __u32 take_number(struct copy *copy)
 {
 	__u32 tap = copy->tap, slot = copy->remote & (MAX_REMOTES - 1);
 	struct remote_state *state = bpf_map_lookup_elem(&remote_state, &slot);
 	struct sequences *numbers = bpf_map_lookup_elem(&sequences, &tap);
-	struct chunk *zeros;
 
-	if (!numbers) {
-		zeros = chunk(CHUNKS);
-		if (!zeros)
-			return 0;
-		__builtin_memset(zeros->bytes, 0, sizeof(*numbers));
-		bpf_map_update_elem(&sequences, &tap, zeros->bytes, BPF_NOEXIST); /* fails where another CPU was faster */
-		numbers = bpf_map_lookup_elem(&sequences, &tap);
-	}
+	if (!numbers)
+		numbers = far_numbers(tap);
 	OPAQUE(slot);
 	return state && numbers ? fetch_add(state, &numbers->next[slot & (MAX_REMOTES - 1)], 1) : 0;
 }
@@ -882,6 +887,7 @@ int snif_deliver(struct __sk_buff *skb)
 	HOLD(bucket);
 	HOLD(spread);
 	HOLD(sequences);
+	HOLD(sequences_far);
 	if (!is_copy(skb->mark) || !remote)
 		return TC_ACT_SHOT;
 	out = device(remote->device);

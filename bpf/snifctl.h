@@ -20,6 +20,7 @@ enum mark_layout {
 
 enum limits {
 	MAX_TAPS = 2048, /* tap slots: an interface watched both ways takes two */
+	NEAR_TAPS = 64, /* tap slots whose numbers stand in an array */
 	MAX_REMOTES = 64,
 	MAX_FRAGMENTS = 128, /* outer IP fragments of one copy */
 	MAX_TAGS = 8, /* VLAN tags that are moved from metadata into a copy */

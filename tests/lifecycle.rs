@@ -597,7 +597,7 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 // ---- maps ----
 
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 14] = [
     "bucket",
     "config",
     "drops",
@@ -606,7 +606,6 @@ const MAPS: [&str; 15] = [
     "remote_stats",
     "remotes",
     "request",
-    "sequences",
     "sizes",
     "slots",
     "spread",

@@ -84,7 +84,6 @@ pub(crate) enum Map {
     RemoteStats,
     Remotes,
     Request,
-    Sequences,
     Sizes,
     Slots,
     Spread,
@@ -92,12 +91,14 @@ pub(crate) enum Map {
     Tunnels,
     Underlay,
     Devices,
+    Sequences,
+    SequencesFar,
     Rest,
     Scratch,
 }
 
 impl Map {
-    pub(crate) const ALL: [Map; 18] = [
+    pub(crate) const ALL: [Map; 19] = [
         Map::Bucket,
         Map::Config,
         Map::Drops,
@@ -106,7 +107,6 @@ impl Map {
         Map::RemoteStats,
         Map::Remotes,
         Map::Request,
-        Map::Sequences,
         Map::Sizes,
         Map::Slots,
         Map::Spread,
@@ -114,6 +114,8 @@ impl Map {
         Map::Tunnels,
         Map::Underlay,
         Map::Devices,
+        Map::Sequences,
+        Map::SequencesFar,
         Map::Rest,
         Map::Scratch,
     ];
@@ -128,7 +130,6 @@ impl Map {
             Map::RemoteStats => "remote_stats",
             Map::Remotes => "remotes",
             Map::Request => "request",
-            Map::Sequences => "sequences",
             Map::Sizes => "sizes",
             Map::Slots => "slots",
             Map::Spread => "spread",
@@ -136,6 +137,8 @@ impl Map {
             Map::Tunnels => "tunnels",
             Map::Underlay => "underlay",
             Map::Devices => "devices",
+            Map::Sequences => "sequences",
+            Map::SequencesFar => "sequences_far",
             Map::Rest => "rest",
             Map::Scratch => "scratch",
         }
@@ -145,9 +148,9 @@ impl Map {
         Map::ALL.into_iter().find(|map| map.name() == name)
     }
 
-    /// Does it say something to a person? Not so references to devices and working memory.
+    /// Does it say something to a person? Not so references to devices, numbers of copies to come, and working memory.
     pub(crate) fn is_shown(self) -> bool {
-        !matches!(self, Map::Devices | Map::Rest | Map::Scratch)
+        !matches!(self, Map::Devices | Map::Sequences | Map::SequencesFar | Map::Rest | Map::Scratch)
     }
 
     pub(crate) fn shown() -> impl Iterator<Item = Map> {

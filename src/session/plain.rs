@@ -29,7 +29,7 @@ impl Map {
 
     /// Its elements are allocated as they come.
     fn grows(self) -> bool {
-        matches!(self, Map::Request | Map::Outs | Map::Sequences)
+        matches!(self, Map::Request | Map::Outs)
     }
 }
 
