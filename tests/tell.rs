@@ -229,6 +229,7 @@ fn sync_follows_a_clock_that_was_set_without_a_word_and_whoever_does_not_tell_th
         assert_eq!(self::clock(&lab), clock, "what is right is left alone");
         down(&lab);
     }
+    in_a_time_namespace(&lab);
     up(&lab, GENEVE, &[]);
     put_ahead(&lab, Duration::from_secs(7));
     let clock = clock(&lab);
@@ -239,6 +240,18 @@ fn sync_follows_a_clock_that_was_set_without_a_word_and_whoever_does_not_tell_th
     let args = ["up", "eth0", "--remote", &both, "--replace", "--tunnel"];
     lab.said(&[&args, GENEVE_TELL.args].concat()).ok();
     assert_ahead(&lab, GENEVE_TELL, Duration::ZERO);
+}
+
+/// A container may have another time since boot than the kernel, whose time the programs read.
+fn in_a_time_namespace(lab: &Lab) {
+    up(lab, GENEVE_TELL, &[]);
+    let right = clock(lab);
+    put_ahead(lab, Duration::from_secs(1));
+    let sync = ["unshare", "-T", "--boottime", "1000", env!("CARGO_BIN_EXE_snifctl"), "sync"];
+    lab.host(&sync);
+    assert!(clock(lab).abs_diff(right) < 1_000_000, "{}, {right}", clock(lab));
+    assert_ahead(lab, GENEVE_TELL, Duration::ZERO);
+    down(lab);
 }
 
 // ---- Wireshark ----
