@@ -45,6 +45,9 @@
 #ifndef HAS_SPREAD
 #define HAS_SPREAD 1 /* each copy to one of the remotes */
 #endif
+#ifndef HAS_PROFILE
+#define HAS_PROFILE 1
+#endif
 
 #define ETH_P_OLD_QINQ 0x9100
 
@@ -116,6 +119,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct size);
 } sizes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SIZES);
+	__type(key, __u32);
+	__type(value, struct time);
+} times SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct forms);
+} forms SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -305,6 +322,7 @@ struct copy {
 	__u32 id; /* outer IP id */
 	__u32 fragment; /* offset / 8 and IP_MF of a fragment */
 	__u32 whole; /* bytes on the wire of a frame that was cut, 0: it was not */
+	__u32 fragments; /* outer packets that it leaves in, 0 for one */
 };
 
 static __always_inline bool is_copy(__u32 mark)
@@ -359,6 +377,21 @@ __noinline int count_drop(__u32 mark, __u32 frames, __u32 reason)
 static __always_inline int drop(struct __sk_buff *skb, struct copy *copy, __u32 reason)
 {
 	return count_drop(skb->mark, copy->frames, reason);
+}
+
+/* A form is the place of its counter in struct forms. */
+#define FORM(name) (offsetof(struct forms, name) / sizeof(__u64))
+#define FORMS (sizeof(struct forms) / sizeof(__u64))
+
+__noinline int count_form(__u32 form, __u64 number)
+{
+	__u32 zero = 0;
+	__u64 *count = bpf_map_lookup_elem(&forms, &zero);
+
+	OPAQUE(form);
+	if (count && form < FORMS)
+		count[form] += number;
+	return 0;
 }
 
 /* Bytes of the longest wire frame in this packet. */

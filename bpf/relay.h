@@ -39,6 +39,12 @@ static __always_inline void count_sent(struct copy *copy)
 		stat->pcnt += copy->frames;
 		stat->bcnt += copy->bytes;
 	}
+	if (copy->whole)
+		count_form(FORM(truncated), copy->frames);
+	if (copy->fragments) {
+		count_form(FORM(fragmented), copy->frames);
+		count_form(FORM(fragments), copy->fragments);
+	}
 }
 
 static __always_inline int sent(struct copy *copy)
@@ -710,6 +716,7 @@ static __always_inline int fragment(struct __sk_buff *skb, struct remote *remote
 	size = fragment_size(copy->payload, most, count);
 	if (!room || !size || first_fragment(skb, remote, copy, size))
 		return drop(skb, copy, REASON(fragment));
+	copy->fragments = (copy->payload + size - 1) / size;
 	room->train = (struct train){ copy->payload, size, copy->id, copy->hash, copy->out, 0 };
 	room->train.failed = bpf_clone_redirect(skb, copy->out, 0);
 	if (count > 2)
@@ -888,6 +895,7 @@ int snif_deliver(struct __sk_buff *skb)
 	HOLD(spread);
 	HOLD(sequences);
 	HOLD(sequences_far);
+	HOLD(times);
 	if (!is_copy(skb->mark) || !remote)
 		return TC_ACT_SHOT;
 	out = device(remote->device);

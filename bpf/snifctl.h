@@ -35,7 +35,7 @@ enum limits {
 	SPREAD_BYTES = 64, /* buckets in one element of the spread map */
 	SPREAD_CHUNKS = 64,
 	REQUEST_BYTES = 256,
-	SIZES = 32, /* powers of two by which copies are counted */
+	SIZES = 32, /* powers of two by which copies, and the taps' own time, are counted */
 	REQUEST_CHUNKS = 2048, /* two requests: the one in force, and one being written */
 };
 
@@ -82,6 +82,22 @@ struct size {
 	__u64 bytes;
 };
 
+/* What copies were like. */
+struct forms {
+	__u64 supers; /* super-packets that were to be copied, one for each remote */
+	__u64 segments; /* wire frames in them */
+	__u64 vlan; /* copies with a VLAN tag, in wire frames */
+	__u64 truncated; /* copies that were cut, and sent */
+	__u64 fragmented; /* copies that were sent in outer fragments */
+	__u64 fragments; /* the outer packets that these took */
+};
+
+/* With --profile: calls of taps, element n of the map those of more than 2^(n-1) and up to 2^n nanoseconds. */
+struct time {
+	__u64 calls;
+	__u64 ns;
+};
+
 /* What a tap has met, in wire frames: seen = filtered + skipped + those that are copied; seen + own = all. */
 struct choice {
 	__u64 seen; /* all but the session's own packets */
@@ -116,7 +132,7 @@ struct config {
 	__u8 keyed; /* not 0: GRE with a key */
 	__u16 gre; /* GRE protocol type of the tunnel, 0 for a tunnel over UDP */
 	__u32 key[2]; /* GRE keys, by direction */
-	__u32 unused;
+	__u32 profile; /* not 0: taps count their own time */
 	__u64 down; /* bit n: slot n is in use and gets no copies: it is down or unresolved */
 };
 

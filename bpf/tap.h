@@ -422,13 +422,11 @@ static __always_inline __u32 count_bits(__u64 set)
 	return set * 0x0101010101010101 >> 56;
 }
 
-/* Counts copies by the power of two that holds them. Segments of a super-packet are taken for equal. */
-__noinline int count_sizes(__u32 frames, __u32 bytes)
+/* The power of two that holds a number. */
+static __always_inline __u32 power_for(__u32 number)
 {
-	__u32 rest = frames ? bytes / frames : 0, power, shift;
-	struct size *size;
+	__u32 rest = number - (number > 0), power, shift;
 
-	rest -= rest > 0;
 	power = (rest > 0xffff) << 4;
 	rest >>= power;
 	shift = (rest > 0xff) << 3;
@@ -440,13 +438,49 @@ __noinline int count_sizes(__u32 frames, __u32 bytes)
 	shift = (rest > 0x3) << 1;
 	rest >>= shift;
 	power |= shift;
-	power += (rest > 0) + (rest > 1);
-	size = bpf_map_lookup_elem(&sizes, &power);
+	return power + (rest > 0) + (rest > 1);
+}
+
+/* Counts copies by the power of two that holds them. Segments of a super-packet are taken for equal. */
+__noinline int count_sizes(__u32 frames, __u32 bytes)
+{
+	__u32 power = power_for(frames ? bytes / frames : 0);
+	struct size *size = bpf_map_lookup_elem(&sizes, &power);
+
 	if (!size || !frames)
 		return 0;
 	size->frames += frames;
 	size->bytes += bytes;
 	return 0;
+}
+
+#if HAS_PROFILE
+/* Counts one call of a tap by the power of two that holds its time. */
+__noinline int count_time(__u64 ns)
+{
+	__u32 power = power_for(MIN(ns, 0x7fffffff));
+	struct time *time = bpf_map_lookup_elem(&times, &power);
+
+	if (!time)
+		return 0;
+	time->calls++;
+	time->ns += ns;
+	return 0;
+}
+#endif
+
+/* Has the frame a VLAN tag, in metadata or in itself? */
+static __always_inline bool is_tagged(struct __sk_buff *skb)
+{
+	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__be16 ethertype;
+
+	if (skb->vlan_present)
+		return true;
+	if (data + ETH_HLEN > end)
+		return false;
+	__builtin_memcpy(&ethertype, data + 2 * ETH_ALEN, 2);
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
 }
 
 /* The remotes of this packet as a set of slots: all, or the one of its flow. */
@@ -477,49 +511,69 @@ static __always_inline bool is_sampled(struct __sk_buff *skb, struct config *cfg
 	return cfg->sample_flows <= 1 || is_one_in(cfg->sample_flows, finish(flow_hash(skb) + 1));
 }
 
-/* Always TC_ACT_UNSPEC: whatever becomes of the copy, the next filter and the stack see the packet as it came. */
-static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
+static __always_inline void watch(struct __sk_buff *skb, struct config *cfg, enum direction direction)
 {
 	struct tap_key key = { .ifindex = skb->tc_classid ? TAP_ELSEWHERE | skb->tc_classid : skb->ifindex,
 			       .direction = direction };
-	struct config *cfg = session();
 	struct copy copy;
 	struct tap *watched = bpf_map_lookup_elem(&taps, &key);
 	enum owner owner;
 	__u32 headers, copies, mark;
 	__u64 chosen;
 
-	if (!cfg || !watched)
-		return TC_ACT_UNSPEC;
+	if (!watched)
+		return;
 	owner = is_copy(skb->mark) ? OURS : owner_of(skb, cfg, direction);
 	headers = skb->gso_size ? segment_headers(skb) : 0;
 	copy = describe(skb, cfg, wire_frames(skb, headers), headers);
 	if (owner == OURS) {
 		watched->choice.own += copy.frames;
-		return TC_ACT_UNSPEC;
+		return;
 	}
 	watched->choice.seen += copy.frames;
 	if (!filter(skb, wire_bytes(skb, headers))) {
 		watched->choice.filtered += copy.frames;
-		return TC_ACT_UNSPEC;
+		return;
 	}
 	if (HAS_SAMPLE && !is_sampled(skb, cfg)) {
 		watched->choice.skipped += copy.frames;
-		return TC_ACT_UNSPEC;
+		return;
 	}
 	chosen = choose_remotes(skb, cfg);
 	copies = count_bits(chosen);
 	watched->stat.pcnt += (__u64)copies * copy.frames;
 	watched->stat.bcnt += copies * copy.bytes;
 	count_sizes(copies * copy.frames, copies * copy.bytes);
+	if (is_tagged(skb))
+		count_form(FORM(vlan), (__u64)copies * copy.frames);
+	if (skb->gso_size) {
+		count_form(FORM(supers), copies);
+		count_form(FORM(segments), (__u64)copies * copy.frames);
+	}
 	mark = (__u32)MARK_MAGIC << MARK_MAGIC_SHIFT | watched->slot << MARK_TAP_SHIFT;
 	if (owner == DEEP) {
 		refuse_copies(chosen, mark, copy.frames, REASON(depth));
-		return TC_ACT_UNSPEC;
+		return;
 	}
 	if (chosen & cfg->down)
 		refuse_copies(chosen & cfg->down, mark, copy.frames, REASON(down));
 	send_copies(skb, chosen & ~cfg->down, mark, (__u64)copy.headers << 32 | copy.frames, watched->relay);
+}
+
+/* Always TC_ACT_UNSPEC: whatever becomes of the copy, the next filter and the stack see the packet as it came. */
+static __always_inline int tap(struct __sk_buff *skb, enum direction direction)
+{
+	struct config *cfg = session();
+#if HAS_PROFILE
+	__u64 began = cfg && cfg->profile ? bpf_ktime_get_ns() : 0;
+#endif
+
+	if (cfg)
+		watch(skb, cfg, direction);
+#if HAS_PROFILE
+	if (began)
+		count_time(bpf_ktime_get_ns() - began);
+#endif
 	return TC_ACT_UNSPEC;
 }
 

@@ -1,12 +1,13 @@
 //! The command line: clap's types, and what is wrong with it in one line.
 
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use indoc::indoc;
 
@@ -183,19 +184,11 @@ pub(crate) enum Command {
         Examples:
           sudo snifctl status
           sudo snifctl status -v
+          sudo snifctl status --interval 2s
           sudo snifctl status --check || sudo snifctl sync
           sudo snifctl status --json | jq '.sessions[].drops'
     "})]
-    Status {
-        /// Print only what is not as it must be, a line for each; exit code 1 where there is any
-        #[arg(long)]
-        check: bool,
-        /// Only this session
-        #[arg(long, value_name = "NAME", value_parser = request::name_option)]
-        name: Option<String>,
-        #[command(flatten)]
-        json: Json,
-    },
+    Status(StatusArgs),
     /// Say what a reason of drops means, and what to do
     #[command(after_help = "Examples:\n  snifctl explain\n  snifctl explain unresolved")]
     Explain {
@@ -441,6 +434,67 @@ impl UpArgs {
     pub(crate) fn request(&self) -> Result<Request, Usage> {
         let interfaces = self.elsewhere.named(&self.interfaces)?;
         Request::new(self.name.clone(), interfaces, self.direction, self.options.clone())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Print only what is not as it must be, a line for each; exit code 1 where there is any. Two looks at the counters
+    /// must add up
+    #[arg(long)]
+    pub check: bool,
+    /// Look twice, so far apart: 2, 2s, 500ms; show rates, and what was lost meanwhile
+    #[arg(long, value_name = "TIME", value_parser = between_looks, allow_negative_numbers = true)]
+    pub interval: Option<Duration>,
+    /// Only this session
+    #[arg(long, value_name = "NAME", value_parser = request::name_option)]
+    pub name: Option<String>,
+    /// Show every tap and remote, also where there are many
+    #[arg(long)]
+    pub all: bool,
+    /// Colour the text [default: auto, on a terminal unless NO_COLOR is set]
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto, hide_default_value = true)]
+    pub color: Color,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// When text is coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    /// Whether standard output gets colours.
+    pub(crate) fn is_on(self) -> bool {
+        let has = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        match self {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => {
+                std::io::stdout().is_terminal()
+                    && has("NO_COLOR").is_none()
+                    && has("TERM").is_some_and(|term| term != "dumb")
+            }
+        }
+    }
+}
+
+/// Seconds, with a fraction or a unit: `2`, `0.5`, `2s`, `500ms`; up to an hour.
+fn between_looks(text: &str) -> Result<Duration, Usage> {
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 0.001),
+        None => (text.strip_suffix('s').unwrap_or(text), 1.0),
+    };
+    let seconds = number.parse::<f64>().ok().map(|number| number * unit);
+    match seconds.filter(|seconds| (0.05..=3600.0).contains(seconds)) {
+        Some(seconds) => Ok(Duration::from_secs_f64(seconds)),
+        None => refuse!("--interval {text:?} is not a time from 50ms to 3600s; try: --interval 2s"),
     }
 }
 

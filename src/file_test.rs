@@ -100,7 +100,7 @@ fn each_mistake_is_told_with_file_line_key_and_what_would_work() {
             "replace = true",
             "a.toml:6: replace: is not a key of a session; these are: interfaces, pods, tunnel, id, egress-id, port, \
              sequence, udp-checksum, tell, remote, spread, probe, filter, sample, sample-flows, snaplen, max-rate, oversize, \
-             source, underlay, ttl, tos, df, kubeconfig, context, node, max-taps, name, direction, keep-clsact",
+             source, underlay, ttl, tos, df, profile, kubeconfig, context, node, max-taps, name, direction, keep-clsact",
         ),
         (
             "pods = 7",

@@ -407,6 +407,10 @@ pub(crate) struct Options {
     #[command(flatten)]
     #[serde(flatten)]
     pub outer: OuterOptions,
+    /// Count the taps' own time, for `status` and `metrics`
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub profile: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub cluster: ClusterOptions,
@@ -497,6 +501,7 @@ impl Request {
             ("RATE", options.max_rate.is_some()),
             ("SAMPLE", options.sample.0 > 1 || options.sample_flows.0 > 1),
             ("SPREAD", options.spread == Spread::Flow),
+            ("PROFILE", options.profile),
         ];
         parts.into_iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect()
     }
@@ -572,6 +577,7 @@ impl Request {
             ("--ttl", one(outer.ttl, outer.ttl == default_ttl())),
             ("--tos", one(outer.tos, outer.tos == 0)),
             ("--df", Values::Switch(outer.df)),
+            ("--profile", Values::Switch(options.profile)),
             ("--kubeconfig", any(&options.cluster.kubeconfig)),
             ("--context", any(&options.cluster.context)),
             ("--node", any(&options.cluster.node)),

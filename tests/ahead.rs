@@ -79,7 +79,7 @@ fn a_filter_that_cannot_be_passed_is_named_and_what_it_hides_is_told() {
     assert_eq!(session.faults.len(), 1, "{session:#}");
     assert!(session.faults[0].starts_with("tap eth0 ingress: blind? it has seen none of 2"), "{session:#}");
     let text = lab.said(&["status"]).quietly_ok().stdout;
-    assert!(text.contains("  before us: u32 filter") && text.contains("ingress    blind?"), "{text}");
+    assert!(text.contains("  before us: u32 filter") && text.contains("ingress    blind  "), "{text}");
     assert!(lab.said(&["doctor", "eth0"]).stdout.contains("preference 1 runs before our tap"));
     assert_eq!(lab.said(&["sync"]).quietly_ok().stdout, "", "nothing can be done about it from here");
     lab.host(&["tc", "filter", "del", "dev", "eth0", "ingress", "pref", "1"]);

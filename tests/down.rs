@@ -79,7 +79,7 @@ fn a_remote_whose_next_hop_fails_costs_no_clone_until_it_answers_again() {
     assert_eq!((states(&session), session.faults.len()), (vec!["ok", "down"], 0), "{session:#}");
     assert_eq!(session.remotes[1].mac, Some(mac(1)), "what was known is kept");
     assert_eq!(lab.status_json()["sessions"][0]["remotes"][1]["silence"], "neighbour");
-    assert!(lab.said(&["status"]).quietly_ok().stdout.contains("  out0 (down)  "));
+    assert!(lab.said(&["status"]).quietly_ok().stdout.contains("  out0  1600  down  "));
     let said = lab.said(&["status", "--check"]);
     let line = "default: remote 198.51.100.11: its next hop does not answer: it is down, and gets no copies\n";
     assert_eq!((said.status.code(), said.stdout.as_str()), (Some(1), line));

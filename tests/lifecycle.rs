@@ -85,6 +85,9 @@ fn status_json_has_the_promised_schema() {
     let stat = json!({"pcnt": "count", "bcnt": "count", "dcnt": "count"});
     let mut shown = shape(&status);
     let drops = shown["sessions"][0]["drops"].take();
+    let class = json!({"up_to": "count", "count": "count", "sum": "count"});
+    let sizes = shown["sessions"][0]["sizes"].take();
+    assert!(sizes.as_array().is_some_and(|sizes| !sizes.is_empty() && sizes.iter().all(|at| *at == class)), "{sizes}");
     let expected = json!({"sessions": [{
         "name": "text", "tunnel": "text", "oversize": "text", "spread": "text",
         "filter": "text", "sample": "count", "sample_flows": "count", "snaplen": "count", "max_rate": "text",
@@ -97,14 +100,19 @@ fn status_json_has_the_promised_schema() {
         "command": "text",
         "taps": [{
             "interface": "text", "direction": "text", "attached": "bool", "exists": "bool", "stat": stat,
-            "seen": "count", "filtered": "count", "skipped": "count", "own": "count",
+            "seen": "count", "filtered": "count", "skipped": "count", "own": "count", "health": "text",
         }],
         "patterns": [], "waiting": [],
         "remotes": [{"address": "text", "source": "text", "interface": "text", "mac": "text", "mtu": "count",
-            "state": "text", "stat": stat}],
+            "state": "text", "stat": stat, "health": "text"}],
         "removed": stat,
         "removed_taps": {"stat": stat, "seen": "count", "filtered": "count", "skipped": "count", "own": "count"},
-        "drops": null, "out_dropped": "count", "ahead": [], "faults": [], "made_by": "text",
+        "drops": null, "forms": {
+            "super_packets": "count", "segments": "count", "vlan": "count", "truncated": "count",
+            "fragmented": "count", "fragments": "count",
+        },
+        "sizes": null,
+        "out_dropped": "count", "ahead": [], "faults": [], "made_by": "text",
     }]});
     assert_eq!(shown, expected);
     assert!(drops.as_object().unwrap().values().all(|count| count == "count"), "{drops}");
@@ -118,13 +126,13 @@ fn assert_session_values(session: &Value) {
     let stat = json!({"pcnt": 7, "bcnt": bytes, "dcnt": 0});
     let tap = json!({
         "interface": "eth0", "direction": "ingress", "attached": true, "exists": true, "stat": stat,
-        "seen": 7, "filtered": 0, "skipped": 0, "own": 0,
+        "seen": 7, "filtered": 0, "skipped": 0, "own": 0, "health": "ok",
     });
     let choices = ["filter", "sample", "sample_flows", "snaplen", "max_rate"].map(|key| session[key].clone());
     assert_eq!(json!(choices), json!(["udp", 1, 1, 9000, "1gbit"]));
     let remote = json!({
         "address": "198.51.100.2", "source": "198.51.100.1", "interface": "out0", "mac": "02:00:00:00:02:02",
-        "mtu": 1600, "state": "ok", "stat": stat,
+        "mtu": 1600, "state": "ok", "stat": stat, "health": "ok",
     });
     let head = [&session["name"], &session["tunnel"], &session["oversize"]];
     assert_eq!(head, ["mirror-1", "gre", "drop"]);
@@ -170,7 +178,7 @@ fn status_text_shows_counters_for_a_person() {
     lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, 1009));
     let said = lab.said(&["status"]).quietly_ok();
     for word in
-        ["default: gre, oversize segment", "eth0", "ingress", "yes", "1,009", "KiB", "198.51.100.2", "drops: none"]
+        ["default: gre, oversize segment", "eth0", "ingress", "  ok  ", "1,009", "KiB", "198.51.100.2", "drops: none"]
     {
         assert!(said.stdout.contains(word), "{word} in\n{}", said.stdout);
     }
@@ -185,7 +193,7 @@ fn attached_is_what_the_kernel_says() {
     let attached: Vec<bool> = lab.session().taps.iter().map(|tap| tap.attached).collect();
     assert_eq!(attached, [false, true]);
     let shown = lab.said(&["status"]).quietly_ok().stdout;
-    assert!(shown.contains(" NO "), "{shown}");
+    assert!(shown.contains("  detached  "), "{shown}");
     assert!(shown.contains("\n  fault: tap eth0 ingress: its filter is gone\n"), "{shown}");
     assert!(shown.ends_with("\n  put it right with: snifctl sync --name default\n"), "{shown}");
     assert_eq!(lab.session().faults, ["tap eth0 ingress: its filter is gone"]);
@@ -401,7 +409,7 @@ fn a_watched_interface_that_is_deleted_is_shown_and_down_still_works() {
     lab.host(&["ip", "link", "del", "dev", "eth0"]);
     let session = lab.session();
     assert!(session.taps.iter().all(|tap| !tap.attached && !tap.exists && tap.interface == "eth0"), "{session:#}");
-    assert_eq!(lab.said(&["status"]).quietly_ok().stdout.matches("  eth0 (gone)  ").count(), 2);
+    assert_eq!(lab.said(&["status"]).quietly_ok().stdout.matches("  gone  ").count(), 2);
     let said = lab.said(&UP).ok();
     assert!(
         said.stderr.starts_with("snifctl: default: eth0: it is gone; it is watched again once it is back"),
@@ -421,7 +429,7 @@ fn an_out_interface_that_is_deleted_is_shown_and_down_still_works() {
     let session = lab.session();
     assert_eq!(session.remotes[0].interface, None, "{session:#}");
     let shown = lab.said(&["status"]).quietly_ok().stdout;
-    assert!(shown.contains("  (gone)  "), "{shown}");
+    assert!(shown.contains("  gone  "), "{shown}");
     lab.said(&["down"]).quietly_ok();
     lab.assert_no_pins();
     assert_eq!(lab.interfaces(), ["lo", "eth0"]);
@@ -597,10 +605,11 @@ fn an_object_that_another_has_planted_is_replaced() {
 
 // ---- maps ----
 
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 16] = [
     "bucket",
     "config",
     "drops",
+    "forms",
     "outs",
     "remote_state",
     "remote_stats",
@@ -610,6 +619,7 @@ const MAPS: [&str; 14] = [
     "slots",
     "spread",
     "taps",
+    "times",
     "tunnels",
     "underlay",
 ];

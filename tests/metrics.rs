@@ -337,7 +337,7 @@ fn promtool(argv: &[&str], input: Option<&str>) {
 #[test]
 fn the_dashboard_and_the_rules_ask_for_metrics_that_there_are_in_forms_that_are_understood() {
     let existing = existing();
-    assert_eq!(existing.len(), 21, "{existing:?}");
+    assert_eq!(existing.len(), 30, "{existing:?}");
     let rules = root().join("deploy/prometheus/snifctl.rules.yml");
     promtool(&["check", "rules", rules.to_str().unwrap()], None);
     promtool(&["check", "config", root().join("deploy/prometheus/prometheus.yml").to_str().unwrap()], None);

@@ -264,7 +264,7 @@ fn the_demo_shows_each_kind_of_traffic_at_the_collector() {
     let output = Command::new(SNIFCTL).arg("demo").output().unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{shown}\n{}", String::from_utf8_lossy(&output.stderr));
-    for sign in ["ARP", "TCP", "UDP", "ICMP", "ingress    yes", "\"pcnt\":", "drops: none", "Nothing is left"] {
+    for sign in ["ARP", "TCP", "UDP", "ICMP", "ingress    ok", "\"pcnt\":", "drops: none", "Nothing is left"] {
         assert!(shown.contains(sign), "no {sign} in:\n{shown}");
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
         }
         Command::Watch(args) => watch::run(&context, &args),
-        Command::Status { check, name, json } => status::run(&context, name.as_deref(), check, json.json),
+        Command::Status(args) => status::run(&context, &args),
         Command::Explain { reason } => explain::run(reason.as_deref()),
         Command::Metrics(args) => metrics::run(&context, &args),
         Command::Refs { name, all: _, json } => refs::run(&context, name.as_deref(), json.json),

@@ -1,33 +1,126 @@
 //! `status`: what is watched, where copies go, what became of them.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::output::{json, text};
+use crate::cli::StatusArgs;
+use crate::output::status::{self as text, View};
+use crate::output::units::grouped;
+use crate::output::{json, screen_width};
+use crate::session::counted::{self, Known};
 use crate::session::engine::{self, Context, Open};
-use crate::session::stats::{self, RemoteState, Session};
+use crate::session::law::{self, Look};
+use crate::session::stats::{self, Machine, RemoteState, Session};
+use crate::session::stored;
 use crate::tools::exec::print;
+use crate::tools::{interrupt, kernel};
 
-pub(super) fn run(context: &Context, name: Option<&str>, check: bool, as_json: bool) -> Result<ExitCode> {
+pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
+    let first = (args.check || args.interval.is_some()).then(|| First::look(context, args)).transpose()?;
     let open = Open::to_read(context)?;
-    let names = match name {
-        None => engine::shown(&open),
-        Some(name) if engine::shown(&open).iter().any(|known| known == name) => vec![name.into()],
-        Some(name) => vec![open.chosen(Some(name))?],
-    };
-    let status = stats::status(&open, &names)?;
+    let names = names(&open, args.name.as_deref())?;
+    let mut status = stats::status(&open, &names)?;
+    if let Some(first) = &first {
+        status.sessions.iter_mut().try_for_each(|session| first.compare(&open, session))?;
+        let since_boot = kernel::softnet_dropped();
+        status.machine = Some(Machine { since_boot, dropped: since_boot.saturating_sub(first.softnet) });
+    }
     let named = |session: &Session| {
         let name = session.name.clone();
         problems(session).into_iter().map(move |line| format!("{name}: {line}"))
     };
     let problems: Vec<String> = status.sessions.iter().flat_map(named).collect();
-    match (as_json, check) {
+    match (args.json.json, args.check) {
         (true, _) => json::print(&serde_json::to_value(&status)?)?,
-        (false, true) => problems.iter().try_for_each(|line| print(&format!("{line}\n")))?,
-        (false, false) => print(&text::status(&status, context.runner.verbose))?,
+        (false, true) => {
+            problems.iter().try_for_each(|line| print(&format!("{line}\n")))?;
+            let machine = status.machine.filter(|at| at.dropped > 0 && !problems.is_empty());
+            if let Some(at) = machine {
+                print(&format!("machine: softnet has dropped {} packets meanwhile\n", grouped(at.dropped)))?;
+            }
+        }
+        (false, false) => {
+            let (color, width) = (args.color.is_on(), screen_width());
+            let view = View { verbose: context.runner.verbose, all: args.all, color, width, now: stored::now() };
+            print(&text::status(&status, view))?;
+        }
     }
-    Ok(if check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if args.check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn names(open: &Open, name: Option<&str>) -> Result<Vec<String>> {
+    match name {
+        None => Ok(engine::shown(open)),
+        Some(name) if engine::shown(open).iter().any(|known| known == name) => Ok(vec![name.into()]),
+        Some(name) => Ok(vec![open.chosen(Some(name))?]),
+    }
+}
+
+/// The first of two looks.
+struct First {
+    /// Of each session that can be read, and when that was.
+    sessions: BTreeMap<String, (Look, Instant)>,
+    softnet: u64,
+}
+
+impl First {
+    /// Looks, and waits for as long as the two are to be apart.
+    fn look(context: &Context, args: &StatusArgs) -> Result<First> {
+        let open = Open::to_read(context)?;
+        let mut first = First { sessions: BTreeMap::new(), softnet: kernel::softnet_dropped() };
+        for name in names(&open, args.name.as_deref())? {
+            // What cannot be read is told by the second look.
+            if let Ok(counted) = counted::counted(&open, &name, &mut Known::default()) {
+                first.sessions.insert(name, (Look::from(&counted), counted.at));
+            }
+        }
+        drop(open);
+        let end = Instant::now() + args.interval.unwrap_or_default();
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            interrupt::check()?;
+            thread::sleep(left.min(Duration::from_millis(20)));
+        }
+        Ok(first)
+    }
+
+    /// Adds to a session what the two looks tell together.
+    fn compare(&self, open: &Open, session: &mut Session) -> Result<()> {
+        let Some((first, at)) = self.sessions.get(&session.name) else { return Ok(()) };
+        let seconds = session.at.saturating_duration_since(*at).as_secs_f64();
+        let second = Look::from(&*session);
+        let mut faults = law::faults(first, &second);
+        // What is on its way while a CPU does something else comes a little later.
+        for _ in 0..LATER {
+            if faults.is_empty() {
+                break;
+            }
+            interrupt::check()?;
+            let later = counted::counted(open, &session.name, &mut Known::default())?;
+            let later = law::faults(first, &Look::from(&later));
+            faults.retain(|fault| later.iter().any(|other| subject(other) == subject(fault)));
+        }
+        let behind = first.lost_behind(&second);
+        if behind > 0 {
+            faults.push(format!(
+                "behind us: {} packets dropped by out interfaces in {seconds:.1} s, of all that they send",
+                grouped(behind)
+            ));
+        }
+        session.faults.extend(faults);
+        law::rise(first, seconds, session);
+        Ok(())
+    }
+}
+
+/// How often a fault of the counters is asked for again.
+const LATER: usize = 3;
+
+fn subject(fault: &str) -> Option<&str> {
+    fault.split(": ").next()
 }
 
 /// What is not as it must be with a session, a line for each.

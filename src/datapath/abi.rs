@@ -19,7 +19,7 @@ pub(crate) const HEADER_L3: usize = 16;
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
 pub(crate) const MAX_REMOTES: usize = 64;
-/// Elements of the sizes map: powers of two.
+/// Elements of the maps of sizes and times: powers of two.
 pub(crate) const SIZES: usize = 32;
 /// Buckets of the flow table, in elements of so many bytes.
 pub(crate) const BUCKETS: usize = 4096;
@@ -95,6 +95,8 @@ pub(crate) struct Config {
     pub gre: u16,
     /// GRE keys, by direction.
     pub keys: Option<[u32; 2]>,
+    /// Whether taps count their own time.
+    pub profile: bool,
     /// Bit n: remote slot n is in use and gets no copies.
     pub down: u64,
 }
@@ -113,7 +115,7 @@ impl Config {
         bytes.extend(self.request.to_ne_bytes());
         bytes.extend([u8::from(self.rate_packets), u8::from(self.keys.is_some())]);
         bytes.extend(self.gre.to_ne_bytes());
-        for word in self.keys.unwrap_or_default().into_iter().chain([0]) {
+        for word in self.keys.unwrap_or_default().into_iter().chain([self.profile.into()]) {
             bytes.extend(word.to_ne_bytes());
         }
         bytes.extend(self.down.to_ne_bytes());
@@ -147,8 +149,8 @@ impl Config {
 impl Config {
     fn decode_gre(cursor: &mut Cursor) -> Config {
         let (keyed, gre, keys) = (cursor.u8() != 0, cursor.u16(), [cursor.u32(), cursor.u32()]);
-        let (_unused, down) = (cursor.u32(), cursor.u64());
-        Config { gre, keys: keyed.then_some(keys), down, ..Config::default() }
+        let (profile, down) = (cursor.u32() != 0, cursor.u64());
+        Config { gre, keys: keyed.then_some(keys), profile, down, ..Config::default() }
     }
 }
 
@@ -176,17 +178,60 @@ impl Stat {
     }
 }
 
-/// `struct size`: copies of one power of two, and their bytes.
+/// `struct size`, copies and their bytes, or `struct time`, calls and their nanoseconds: those of one power of two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Size {
-    pub frames: u64,
-    pub bytes: u64,
+pub(crate) struct Bin {
+    pub count: u64,
+    pub sum: u64,
 }
 
-impl Size {
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Size> {
-        let mut cursor = Cursor::new(bytes, 16, "size")?;
-        Ok(Size { frames: cursor.u64(), bytes: cursor.u64() })
+impl Bin {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Bin> {
+        let mut cursor = Cursor::new(bytes, 16, "size or time")?;
+        Ok(Bin { count: cursor.u64(), sum: cursor.u64() })
+    }
+}
+
+/// `struct forms`: what copies were like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Forms {
+    /// Super-packets that were to be copied, one for each remote, and the wire frames in them.
+    pub super_packets: u64,
+    pub segments: u64,
+    /// Copies with a VLAN tag.
+    pub vlan: u64,
+    /// Copies that were cut, and sent.
+    pub truncated: u64,
+    /// Copies that were sent in outer fragments, and the outer packets that these took.
+    pub fragmented: u64,
+    pub fragments: u64,
+}
+
+impl Forms {
+    pub(crate) const BYTES: usize = 48;
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Forms> {
+        let mut cursor = Cursor::new(bytes, Forms::BYTES, "forms")?;
+        Ok(Forms {
+            super_packets: cursor.u64(),
+            segments: cursor.u64(),
+            vlan: cursor.u64(),
+            truncated: cursor.u64(),
+            fragmented: cursor.u64(),
+            fragments: cursor.u64(),
+        })
+    }
+
+    /// The sum over the CPUs.
+    pub(crate) fn sum(forms: impl IntoIterator<Item = Forms>) -> Forms {
+        forms.into_iter().fold(Forms::default(), |sum, at| Forms {
+            super_packets: sum.super_packets + at.super_packets,
+            segments: sum.segments + at.segments,
+            vlan: sum.vlan + at.vlan,
+            truncated: sum.truncated + at.truncated,
+            fragmented: sum.fragmented + at.fragmented,
+            fragments: sum.fragments + at.fragments,
+        })
     }
 }
 

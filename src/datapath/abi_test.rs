@@ -30,6 +30,7 @@ fn what_is_encoded_is_decoded() {
         rate_packets: true,
         gre: 0x6558,
         keys: Some([13, 14]),
+        profile: true,
         down: 4,
     };
     assert_eq!(Config::decode(&config.encode()).unwrap(), config);
@@ -126,7 +127,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
         ("keyed", 57),
         ("gre", 58),
         ("key", 60),
-        ("unused", 68),
+        ("profile", 68),
         ("down", 72),
         ("", 80),
     ];
@@ -136,6 +137,17 @@ fn the_layouts_are_those_of_the_compiled_object() {
     expect("stat", &[("pcnt", 0), ("bcnt", 8), ("dcnt", 16), ("", 24)]);
     expect("choice", &[("seen", 0), ("filtered", 8), ("skipped", 16), ("own", 24), ("", 32)]);
     expect("size", &[("frames", 0), ("bytes", 8), ("", 16)]);
+    expect("time", &[("calls", 0), ("ns", 8), ("", 16)]);
+    let forms = [
+        ("supers", 0),
+        ("segments", 8),
+        ("vlan", 16),
+        ("truncated", 24),
+        ("fragmented", 32),
+        ("fragments", 40),
+        ("", Forms::BYTES as u64),
+    ];
+    expect("forms", &forms);
     expect("tap", &[("slot", 0), ("relay", 4), ("stat", 8), ("choice", 32), ("", 64)]);
     let remote = [
         ("room_flags", 0),

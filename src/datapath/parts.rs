@@ -79,6 +79,7 @@ pub(crate) enum Map {
     Bucket,
     Config,
     Drops,
+    Forms,
     Outs,
     RemoteState,
     RemoteStats,
@@ -88,6 +89,7 @@ pub(crate) enum Map {
     Slots,
     Spread,
     Taps,
+    Times,
     Tunnels,
     Underlay,
     Devices,
@@ -98,10 +100,11 @@ pub(crate) enum Map {
 }
 
 impl Map {
-    pub(crate) const ALL: [Map; 19] = [
+    pub(crate) const ALL: [Map; 21] = [
         Map::Bucket,
         Map::Config,
         Map::Drops,
+        Map::Forms,
         Map::Outs,
         Map::RemoteState,
         Map::RemoteStats,
@@ -111,6 +114,7 @@ impl Map {
         Map::Slots,
         Map::Spread,
         Map::Taps,
+        Map::Times,
         Map::Tunnels,
         Map::Underlay,
         Map::Devices,
@@ -125,6 +129,7 @@ impl Map {
             Map::Bucket => "bucket",
             Map::Config => "config",
             Map::Drops => "drops",
+            Map::Forms => "forms",
             Map::Outs => "outs",
             Map::RemoteState => "remote_state",
             Map::RemoteStats => "remote_stats",
@@ -134,6 +139,7 @@ impl Map {
             Map::Slots => "slots",
             Map::Spread => "spread",
             Map::Taps => "taps",
+            Map::Times => "times",
             Map::Tunnels => "tunnels",
             Map::Underlay => "underlay",
             Map::Devices => "devices",

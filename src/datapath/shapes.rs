@@ -1,6 +1,6 @@
 //! The forms of a session's maps, by which programs of this build know whether they can run on maps that are there.
 
-use crate::datapath::abi::{self, Config, Remote, Tap};
+use crate::datapath::abi::{self, Config, Forms, Remote, Tap};
 use crate::datapath::parts::Map;
 use crate::datapath::reason::Reason;
 
@@ -22,6 +22,7 @@ impl Map {
             Map::Scratch => ("percpu_array", 4, 256, 1),
             Map::Config => ("array", 4, Config::default().encode().len(), 1),
             Map::Drops => ("percpu_array", 4, 8 * Reason::ALL.len(), 1),
+            Map::Forms => ("percpu_array", 4, Forms::BYTES, 1),
             Map::Outs => ("hash", 4, 24, 1024),
             Map::RemoteState => ("array", 4, 16, remotes),
             Map::RemoteStats => ("percpu_array", 4, 24, remotes),
@@ -29,7 +30,7 @@ impl Map {
             Map::Request => ("hash", 4, abi::REQUEST_BYTES, 2 * abi::REQUEST_CHUNKS),
             Map::Sequences => ("array", 4, 4 * remotes, 64),
             Map::SequencesFar => ("hash", 4, 4 * remotes, taps),
-            Map::Sizes => ("percpu_array", 4, 16, abi::SIZES),
+            Map::Sizes | Map::Times => ("percpu_array", 4, 16, abi::SIZES),
             Map::Slots => ("hash", 4, 8, taps),
             Map::Spread => ("array", 4, abi::SPREAD_BYTES, abi::BUCKETS / abi::SPREAD_BYTES),
             Map::Taps => ("percpu_hash", 8, Tap::default().encode().len(), taps),

@@ -1,10 +1,10 @@
 //! Counters as Prometheus reads them: its text format, version 0.0.4.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use serde_json::Value;
 
-use crate::datapath::abi::{Size, Stat, TapCounts};
+use crate::datapath::abi::{Bin, Forms, Stat, TapCounts};
 use crate::datapath::reason::Reason;
 use crate::session::counted::Counted;
 use crate::session::stats::{RemoteState, RemoteStatus, TapStatus};
@@ -24,7 +24,7 @@ impl Page {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn row(&mut self, name: &str, labels: Labels, value: u64) {
+    fn row(&mut self, name: &str, labels: Labels, value: impl Display) {
         let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.0, "{name}{labels} {value}");
@@ -56,6 +56,7 @@ pub(crate) fn metrics(sessions: &[Counted], errors: u64) -> String {
     }
     taps(&mut page, sessions);
     sizes(&mut page, sessions);
+    forms(&mut page, sessions);
     remotes(&mut page, sessions);
     let name = "snifctl_drops_packets_total";
     page.family(name, "counter", "Copies that were not sent, by reason; snifctl explain REASON says what to do.");
@@ -111,25 +112,67 @@ fn taps(page: &mut Page, sessions: &[Counted]) {
             for tap in &session.taps {
                 let labels =
                     [("session", session.name.as_str()), ("device", &tap.interface), ("direction", tap.direction)];
-                page.row(name, &labels, of(tap).into());
+                page.row(name, &labels, u8::from(of(tap)));
             }
         }
     }
 }
 
+/// Nanoseconds that are told as bounds of times: a tap that copies nothing takes some 50.
+const NS_BOUNDS: std::ops::RangeInclusive<usize> = 5..=20;
+
 fn sizes(page: &mut Page, sessions: &[Counted]) {
-    page.family("snifctl_copy_size_bytes", "histogram", "Sizes of copies that were to be sent, without outer headers.");
+    let name = "snifctl_copy_size_bytes";
+    page.family(name, "histogram", "Sizes of copies that were to be sent, without outer headers.");
     for session in sessions {
-        let sum = |sizes: &[Size], of: fn(&Size) -> u64| sizes.iter().map(of).sum::<u64>();
-        let (all, name) = (&session.sizes[..], session.name.as_str());
-        for power in BOUNDS {
-            let labels = [("session", name), ("le", &(1u64 << power).to_string())];
-            page.row("snifctl_copy_size_bytes_bucket", &labels, sum(&all[..=power], |size| size.frames));
+        histogram(page, name, &session.name, &session.sizes, BOUNDS, |bytes| bytes.to_string());
+    }
+    let name = "snifctl_tap_time_seconds";
+    page.family(name, "histogram", "Time that one packet spends in a tap, its copies included; with --profile.");
+    for session in sessions {
+        let Some(times) = &session.times else { continue };
+        histogram(page, name, &session.name, times, NS_BOUNDS, |ns| format!("{}", ns as f64 / 1e9));
+    }
+}
+
+fn histogram(
+    page: &mut Page,
+    name: &str,
+    session: &str,
+    bins: &[Bin],
+    bounds: std::ops::RangeInclusive<usize>,
+    shown: fn(u64) -> String,
+) {
+    let count = |bins: &[Bin]| bins.iter().map(|bin| bin.count).sum::<u64>();
+    let (bucket, session) = (format!("{name}_bucket"), ("session", session));
+    for power in bounds {
+        page.row(&bucket, &[session, ("le", &shown(1 << power))], count(&bins[..=power]));
+    }
+    page.row(&bucket, &[session, ("le", "+Inf")], count(bins));
+    page.row(&format!("{name}_sum"), &[session], shown(bins.iter().map(|bin| bin.sum).sum()));
+    page.row(&format!("{name}_count"), &[session], count(bins));
+}
+
+/// A counter of what copies were like: its name, its help, and where it stands.
+type OfForms = (&'static str, &'static str, fn(&Forms) -> u64);
+
+const OF_FORMS: [OfForms; 6] = [
+    ("snifctl_super_packets_total", "Super-packets that were to be copied, one for each remote.", |at| {
+        at.super_packets
+    }),
+    ("snifctl_super_packet_segments_total", "Wire frames in them.", |at| at.segments),
+    ("snifctl_copies_vlan_packets_total", "Copies with a VLAN tag.", |at| at.vlan),
+    ("snifctl_copies_truncated_packets_total", "Copies that were cut, and sent.", |at| at.truncated),
+    ("snifctl_copies_fragmented_packets_total", "Copies that were sent in outer fragments.", |at| at.fragmented),
+    ("snifctl_fragments_total", "Outer packets that these took.", |at| at.fragments),
+];
+
+fn forms(page: &mut Page, sessions: &[Counted]) {
+    for (name, help, of) in OF_FORMS {
+        page.family(name, "counter", help);
+        for session in sessions {
+            page.row(name, &[("session", &session.name)], of(&session.forms));
         }
-        let count = sum(all, |size| size.frames);
-        page.row("snifctl_copy_size_bytes_bucket", &[("session", name), ("le", "+Inf")], count);
-        page.row("snifctl_copy_size_bytes_sum", &[("session", name)], sum(all, |size| size.bytes));
-        page.row("snifctl_copy_size_bytes_count", &[("session", name)], count);
     }
 }
 
@@ -160,12 +203,12 @@ fn remotes(page: &mut Page, sessions: &[Counted]) {
     let all = || sessions.iter().flat_map(|session| session.remotes.iter().map(move |remote| (&session.name, remote)));
     for (session, remote) in all() {
         let labels = [("session", session.as_str()), ("remote", &remote.address.to_string())];
-        page.row("snifctl_remote_up", &labels, is_up(remote).into());
+        page.row("snifctl_remote_up", &labels, u8::from(is_up(remote)));
     }
     page.family("snifctl_remote_mtu_bytes", "gauge", "The largest outer IP packet on the way to the remote.");
     for (session, remote) in all() {
         let labels = [("session", session.as_str()), ("remote", &remote.address.to_string())];
-        page.row("snifctl_remote_mtu_bytes", &labels, remote.mtu.into());
+        page.row("snifctl_remote_mtu_bytes", &labels, remote.mtu);
     }
     page.family("snifctl_remote_info", "gauge", "The way that copies take now.");
     for (session, remote) in all() {
@@ -188,7 +231,7 @@ mod tests {
         assert_eq!(page.0, "a{b=\"\\\\ \\\" \\n\"} 7\n");
         let text = metrics(&[], 3);
         let (helps, types) = (text.matches("# HELP ").count(), text.matches("# TYPE ").count());
-        assert_eq!((helps, types), (19, 19), "{text}");
+        assert_eq!((helps, types), (26, 26), "{text}");
         assert!(text.ends_with("\nsnifctl_collection_errors_total 3\n"), "{text}");
     }
 }

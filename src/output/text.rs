@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use crate::commands::{Check, Level, Verdict};
 use crate::datapath::abi::{Remote, Stat};
-use crate::datapath::reason::Reason;
+use crate::output::units::{bytes, grouped};
 use crate::request::{Request, Watched, listed};
 use crate::session::pattern;
-use crate::session::stats::{RemoteState, RemoteStatus, Session, ShownMap, Status, TapStatus};
+use crate::session::stats::{RemoteState, RemoteStatus, Session, ShownMap, TapStatus};
 use crate::tools::ip::Link;
 use crate::usage::spelled;
 
@@ -31,135 +31,6 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(String::from).to_vec()
-}
-
-/// 1234567 as `1,234,567`.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Bytes with a binary unit and three figures.
-fn bytes(n: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let (mut value, mut unit) = (n as f64, 0);
-    while value >= 999.5 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{n} B"),
-        _ if value < 9.995 => format!("{value:.2} {}", units[unit]),
-        _ if value < 99.95 => format!("{value:.1} {}", units[unit]),
-        _ => format!("{value:.0} {}", units[unit]),
-    }
-}
-
-/// The tables of `snifctl status`; with `verbose`, all of what was asked for.
-pub(crate) fn status(status: &Status, verbose: bool) -> String {
-    if status.sessions.is_empty() {
-        return "no session is up; start one with: snifctl up IFACE --tunnel gre --remote ADDR\n".into();
-    }
-    status.sessions.iter().map(|at| session(at, verbose)).collect::<Vec<_>>().join("\n")
-}
-
-fn session(session: &Session, verbose: bool) -> String {
-    let mut text = format!("{}: {}\n", session.name, headline(session));
-    if let Some(filter) = &session.filter {
-        let _ = writeln!(text, "  filter: {}", filter.split_whitespace().collect::<Vec<_>>().join(" "));
-    }
-    if verbose {
-        text += &whole_request(session);
-    }
-    if session.request.is_some() {
-        text += &taps(session);
-        text += &remotes(&session.remotes);
-    }
-    if !session.found.is_empty() {
-        let _ = writeln!(text, "  there is: {}", session.found.join(", "));
-    }
-    let lost = session.drops.iter().filter(|(_, count)| **count > 0);
-    let lost: Vec<String> = lost.map(|(reason, count)| format!("{reason} {}", grouped(*count))).collect();
-    text += &format!("  drops: {}\n", if lost.is_empty() { "none".into() } else { lost.join(", ") });
-    let why = Reason::ALL.iter().filter(|reason| session.drops.get(reason.name()).is_some_and(|count| *count > 0));
-    for reason in why.filter(|_| verbose) {
-        let _ = writeln!(text, "    {}: {}; {}", reason.name(), reason.happened(), reason.remedy());
-    }
-    if session.out_dropped > 0 {
-        let _ = writeln!(
-            text,
-            "  behind us: {} packets dropped by out interfaces, of all that they send",
-            grouped(session.out_dropped)
-        );
-    }
-    if !session.faults.is_empty() {
-        for fault in session.faults.iter().take(FAULTS) {
-            let _ = writeln!(text, "  fault: {fault}");
-        }
-        let more = session.faults.len().saturating_sub(FAULTS);
-        if more > 0 {
-            let _ = writeln!(text, "  fault: {more} more");
-        }
-        if let Some(fix) = &session.fix {
-            let _ = writeln!(text, "  put it right with: {fix}");
-        }
-    }
-    for ahead in session.ahead.iter().take(FAULTS) {
-        let _ = writeln!(text, "  before us: {}", ahead.warning());
-    }
-    session.obstacles.iter().for_each(|obstacle| {
-        let _ = writeln!(text, "  relay: {obstacle} can drop copies; let them pass with:\n    {}", obstacle.fix());
-    });
-    text
-}
-
-/// How many faults are shown one by one.
-const FAULTS: usize = 8;
-
-/// What tells sessions apart.
-fn headline(session: &Session) -> String {
-    let Some(request) = &session.request else { return "cannot be read".into() };
-    let (options, tunnel) = (&request.options, &request.options.tunnel);
-    let mut text = spelled(tunnel.kind);
-    let mut add = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            let _ = write!(text, " {name} {value}");
-        }
-    };
-    add("id", tunnel.id.map(|id| id.to_string()));
-    add("egress-id", tunnel.egress_id.map(|id| id.to_string()));
-    add("port", tunnel.port.map(|port| port.to_string()));
-    let _ = write!(text, ", oversize {}", spelled(options.oversize));
-    if session.remotes.len() > 1 {
-        let _ = write!(text, ", spread {}", spelled(options.spread));
-    }
-    text + &choices(session)
-}
-
-/// The request, one option a line, and the command that makes it.
-fn whole_request(session: &Session) -> String {
-    let (Some(request), Some(command)) = (&session.request, &session.command) else { return String::new() };
-    let rows: Vec<Vec<String>> = request.told().into_iter().map(|(name, value)| vec![name, value]).collect();
-    format!("  command: {command}\n{}", table(&rows, &[]))
-}
-
-/// The options that leave packets, or parts of them, out.
-fn choices(session: &Session) -> String {
-    let one_of = |flag: &str, n: Option<u32>| n.filter(|n| *n > 1).map(|n| format!(", {flag} 1/{n}"));
-    let parts = [
-        one_of("sample", session.sample),
-        one_of("sample-flows", session.sample_flows),
-        session.snaplen.map(|bytes| format!(", snaplen {bytes}")),
-        session.max_rate.as_ref().map(|rate| format!(", max-rate {rate}")),
-    ];
-    parts.into_iter().flatten().collect()
 }
 
 /// The table of a session's taps. What was left out is shown where anything can be.
@@ -303,18 +174,6 @@ pub(crate) fn checks(checks: &[Check]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_for_a_person() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1000), "0.98 KiB");
-        assert_eq!(bytes(1_536_000), "1.46 MiB");
-        assert_eq!(bytes(u64::MAX), "16.0 EiB");
-    }
 
     #[test]
     fn columns_line_up() {

@@ -3,21 +3,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::datapath::abi::{SIZES, Size, Stat, TapCounts};
+use crate::datapath::abi::{Bin, Forms, Stat, TapCounts};
 use crate::datapath::parts::Map;
 use crate::request::Options;
 use crate::session::engine::Open;
 use crate::session::stats::{self, RemoteStatus, TapStatus};
-use crate::session::there::{There, index};
 use crate::tools::tc::{self, Dev};
 
 /// One session.
 #[derive(Debug)]
 pub(crate) struct Counted {
     pub name: String,
+    /// When it was read.
+    pub at: Instant,
     /// The version of snifctl that wrote its request.
     pub version: String,
     pub options: Options,
@@ -27,8 +29,11 @@ pub(crate) struct Counted {
     pub remotes: Vec<RemoteStatus>,
     pub removed: Stat,
     pub drops: BTreeMap<String, u64>,
+    pub forms: Forms,
     /// Copies that were asked for, by powers of two of their bytes.
-    pub sizes: [Size; SIZES],
+    pub sizes: Vec<Bin>,
+    /// Calls of taps, by powers of two of their nanoseconds; with --profile.
+    pub times: Option<Vec<Bin>>,
     pub out_dropped: u64,
 }
 
@@ -69,6 +74,7 @@ pub(crate) fn counted(open: &Open, name: &str, known: &mut Known) -> Result<Coun
     known.0.insert(name.into(), asked);
     Ok(Counted {
         name: name.into(),
+        at: there.at,
         version: stored.snifctl.clone(),
         options: stored.request.options.clone(),
         taps: stats::taps(&there),
@@ -76,18 +82,9 @@ pub(crate) fn counted(open: &Open, name: &str, known: &mut Known) -> Result<Coun
         remotes: stats::remotes(&there, &[]),
         removed: stats::removed(&there),
         drops: stats::drops(&there),
-        sizes: sizes(&there),
+        forms: stats::forms(&there),
+        sizes: stats::bins(&there, Map::Sizes),
+        times: stored.request.options.profile.then(|| stats::bins(&there, Map::Times)),
         out_dropped: stats::out_dropped(open.runner, &there.dir.join("maps"), &there, &outs)?,
     })
-}
-
-fn sizes(there: &There) -> [Size; SIZES] {
-    let mut sums = [Size::default(); SIZES];
-    for (key, cpus) in there.rows.get(&Map::Sizes).into_iter().flatten() {
-        let Some(sum) = index(key).and_then(|power| sums.get_mut(power as usize)) else { continue };
-        for size in cpus.iter().filter_map(|value| Size::decode(value).ok()) {
-            *sum = Size { frames: sum.frames + size.frames, bytes: sum.bytes + size.bytes };
-        }
-    }
-    sums
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::datapath::abi::{Direction, Out, Remote, Stat, TapCounts, remote_flag};
+use crate::datapath::abi::{self, Bin, Direction, Forms, Out, Remote, Stat, TapCounts, remote_flag};
 use crate::datapath::parts::Map;
 use crate::datapath::reason::Reason;
 use crate::request::{Oversize, Rate, Request, Spread, Watch, Watched};
@@ -17,6 +18,7 @@ use crate::session::change::{Act, Change};
 use crate::session::difference;
 use crate::session::engine::{self, Open};
 use crate::session::firewall::{self, Obstacle};
+use crate::session::health::{self, Health};
 use crate::session::home::Home;
 use crate::session::pattern;
 use crate::session::relay;
@@ -33,12 +35,28 @@ use crate::tunnel::Kind;
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
     pub sessions: Vec<Session>,
+    /// Where there were two looks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+}
+
+/// Packets that the machine itself has dropped before any tap, as a CPU's backlog was full (softnet_stat).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Machine {
+    #[serde(rename = "softnet_dropped")]
+    pub since_boot: u64,
+    /// Between the two looks.
+    #[serde(rename = "softnet_dropped_meanwhile")]
+    pub dropped: u64,
 }
 
 /// One session. Counters are of copies of wire frames and their bytes. What a broken session does not tell is null.
 #[derive(Debug, Serialize)]
 pub(crate) struct Session {
     pub name: String,
+    /// When its counters were read.
+    #[serde(skip)]
+    pub at: Instant,
     pub tunnel: Option<Kind>,
     pub oversize: Option<Oversize>,
     pub spread: Option<Spread>,
@@ -64,6 +82,18 @@ pub(crate) struct Session {
     pub removed_taps: TapCounts,
     /// Copies that were not sent, by reason.
     pub drops: BTreeMap<String, u64>,
+    pub forms: Forms,
+    /// Copies that were to be sent, by powers of two of their bytes: those that there are.
+    pub sizes: Vec<Class>,
+    /// Calls of taps, by powers of two of their nanoseconds; left out without --profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<Vec<Class>>,
+    /// When it was made, and when it was last changed, where that is known: seconds since 1970. Not in JSON, where two looks
+    /// at the same session are the same.
+    #[serde(skip)]
+    pub made: Option<u64>,
+    #[serde(skip)]
+    pub changed: Option<u64>,
     /// Packets of any sender that the out interfaces and their queues have dropped while the session used them.
     pub out_dropped: u64,
     /// Who is before the taps and can hide packets from them, each a line.
@@ -81,6 +111,21 @@ pub(crate) struct Session {
     /// Chains of the bridge family that can have dropped copies; looked for only where some were lost in the relay.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
+}
+
+/// Those of more than half of `up_to` and up to it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Class {
+    pub up_to: u64,
+    pub count: u64,
+    /// Of their bytes, or nanoseconds.
+    pub sum: u64,
+}
+
+fn classes(there: &There, map: Map) -> Vec<Class> {
+    let bins = bins(there, map).into_iter().enumerate();
+    let class = |(power, bin): (usize, Bin)| Class { up_to: 1 << power, count: bin.count, sum: bin.sum };
+    bins.map(class).filter(|class| class.count > 0).collect()
 }
 
 /// A pattern, and the interfaces that are watched by it.
@@ -109,6 +154,31 @@ pub(crate) struct TapStatus {
     pub unseen: Option<u64>,
     #[serde(flatten)]
     pub counts: TapCounts,
+    pub health: Health,
+    /// Why it is not well, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What has come between two looks, where there were two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rise: Option<Rise>,
+}
+
+/// What a tap or a remote has counted between two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Rise {
+    pub seconds: f64,
+    /// In frames of the interface; 0 of remotes.
+    pub seen: u64,
+    /// Copies that were asked for, or sent to the remote, and their bytes.
+    pub copies: u64,
+    pub bytes: u64,
+    pub dropped: u64,
+}
+
+impl Rise {
+    pub(crate) fn per_second(&self, count: u64) -> f64 {
+        count as f64 / self.seconds.max(1e-9)
+    }
 }
 
 /// `pcnt` copies were handed to the out interface, `dcnt` were dropped by our programs before.
@@ -128,6 +198,13 @@ pub(crate) struct RemoteStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
     pub stat: Stat,
+    pub health: Health,
+    /// Why it is not well, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What has come between two looks, where there were two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rise: Option<Rise>,
 }
 
 /// What is written for a remote, compared with what the machine has now.
@@ -147,7 +224,7 @@ pub(crate) enum RemoteState {
 
 /// These sessions, as the kernel has them.
 pub(crate) fn status(open: &Open, names: &[String]) -> Result<Status> {
-    Ok(Status { sessions: names.iter().map(|name| session(open, name)).collect::<Result<_>>()? })
+    Ok(Status { sessions: names.iter().map(|name| session(open, name)).collect::<Result<_>>()?, machine: None })
 }
 
 /// One session, whatever there is of it.
@@ -212,8 +289,9 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
     }));
     let waiting = stored.map_or_else(Vec::new, |stored| pattern::waiting(stored, &there.links));
     let lost = drops.get("relay").is_some_and(|lost| *lost > 0);
-    Session {
+    let mut session = Session {
         name: there.name.clone(),
+        at: there.at,
         tunnel: options.map(|options| options.tunnel.kind),
         oversize: options.map(|options| options.oversize),
         spread: options.map(|options| options.spread),
@@ -231,6 +309,11 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         removed: removed(there),
         removed_taps: removed_taps(there),
         drops,
+        forms: forms(there),
+        sizes: classes(there, Map::Sizes),
+        times: options.is_some_and(|options| options.profile).then(|| classes(there, Map::Times)),
+        made: stored.map(|stored| stored.made).filter(|at| *at > 0),
+        changed: stored.map(|stored| stored.changed).filter(|at| *at > 0),
         out_dropped,
         ahead: ahead(open, there),
         faults,
@@ -238,6 +321,20 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         made_by: made_by(there).filter(|by| !by.is_empty()),
         found: if stored.is_none() { found(there) } else { Vec::new() },
         obstacles: if lost { firewall::obstacles(&open.machine) } else { Vec::new() },
+    };
+    session.judge();
+    session
+}
+
+impl Session {
+    /// Says of each tap and remote how it is.
+    pub(crate) fn judge(&mut self) {
+        for tap in &mut self.taps {
+            (tap.health, tap.why) = health::of_tap(tap, &self.faults);
+        }
+        for remote in &mut self.remotes {
+            (remote.health, remote.why) = health::of_remote(remote, &self.faults);
+        }
     }
 }
 
@@ -353,6 +450,9 @@ pub(super) fn taps(there: &There) -> Vec<TapStatus> {
                 pattern: place.pattern.clone(),
                 unseen: unseen(there, place, direction, &there.tap_counts(at)),
                 counts,
+                health: Health::Ok,
+                why: None,
+                rise: None,
             };
             taps.push((place.slot(direction), tap));
         }
@@ -398,6 +498,9 @@ fn remote(
         mtu: row.map_or(0, |row| row.mtu),
         stat: there.remote_stat(slot),
         silence,
+        health: Health::Ok,
+        why: None,
+        rise: None,
         state: match has(remote_flag::UNRESOLVED) {
             _ if ifindex != 0 && out.is_none() => RemoteState::Gone,
             _ if differs => RemoteState::Outdated,
@@ -439,6 +542,23 @@ pub(super) fn drops(there: &There) -> BTreeMap<String, u64> {
         }
     }
     sums
+}
+
+/// The sums over the CPUs, by powers of two.
+pub(super) fn bins(there: &There, map: Map) -> Vec<Bin> {
+    let mut sums = vec![Bin::default(); abi::SIZES];
+    for (key, cpus) in there.rows.get(&map).into_iter().flatten() {
+        let Some(sum) = index(key).and_then(|power| sums.get_mut(power as usize)) else { continue };
+        for bin in cpus.iter().filter_map(|value| Bin::decode(value).ok()) {
+            *sum = Bin { count: sum.count + bin.count, sum: sum.sum + bin.sum };
+        }
+    }
+    sums
+}
+
+pub(super) fn forms(there: &There) -> Forms {
+    let cpus = there.rows.get(&Map::Forms).and_then(|rows| rows.values().next());
+    Forms::sum(cpus.into_iter().flatten().filter_map(|value| Forms::decode(value).ok()))
 }
 
 pub(super) fn outs(there: &There) -> Vec<(u32, Out)> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Error, Result};
 use serde_json::Value;
@@ -33,6 +34,8 @@ pub(crate) type Rows = BTreeMap<Vec<u8>, Vec<Vec<u8>>>;
 #[derive(Clone, Debug)]
 pub(crate) struct There {
     pub name: String,
+    /// When its counters were read.
+    pub at: Instant,
     /// In the order of their numbers.
     pub links: Vec<Link>,
     /// The other network namespaces where it watches interfaces, or is to.
@@ -164,6 +167,7 @@ impl There {
         let halves = [&building, &ending].into_iter().filter(|dir| home.has(dir)).cloned().collect();
         Ok(There {
             name: name.into(),
+            at: Instant::now(),
             links: links.to_vec(),
             guests: Vec::new(),
             is_published: home.has(&dir),
@@ -203,6 +207,7 @@ impl There {
         lines.extend(maps.iter().map(|map| bpftool::dump_question(&dir.join("maps").join(map.name()))));
         lines.extend(upgrade::earlier_drops(dir).iter().map(|pin| bpftool::dump_question(pin)));
         let answers = ask_each(runner, &lines)?;
+        self.at = Instant::now();
         let (shown, dumps) = answers.split_at(programs.len());
         let earlier = dumps[maps.len()..].iter().filter_map(|dump| rows(dump));
         self.earlier_drops = earlier.flat_map(|rows| rows.into_values().flatten()).collect();

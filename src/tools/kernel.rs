@@ -55,3 +55,10 @@ pub(crate) fn has_tcx() -> bool {
 pub(crate) fn limits_nesting() -> bool {
     is_at_least((6, 12))
 }
+
+/// Packets that the machine has dropped since it booted because a CPU's backlog was full: before any tap.
+pub(crate) fn softnet_dropped() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    let dropped = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    text.lines().filter_map(dropped).sum()
+}

@@ -181,6 +181,7 @@ pub(super) fn config(wanted: &Wanted, stored: &Stored, before: Option<&Config>) 
         rate_packets: matches!(options.max_rate, Some(Rate::Packets(_))),
         gre: options.tunnel.gre(),
         keys: options.tunnel.keys(),
+        profile: options.profile,
         down: resting(wanted, stored, &before),
         ..before
     }

@@ -67,6 +67,7 @@ impl Kernel {
         let mut links: Vec<Link> = LINKS.iter().map(|(ifindex, name)| link(*ifindex, name)).collect();
         links.push(elsewhere());
         let there = There {
+            at: std::time::Instant::now(),
             name: "default".into(),
             hooks: links.iter().map(|link| (link.ifindex, Hooks::default())).collect(),
             links,
