@@ -185,6 +185,7 @@ pub(crate) enum Command {
           sudo snifctl status
           sudo snifctl status -v
           sudo snifctl status --interval 2s
+          sudo snifctl status --watch
           sudo snifctl status --check || sudo snifctl sync
           sudo snifctl status --json | jq '.sessions[].drops'
     "})]
@@ -443,7 +444,10 @@ pub(crate) struct StatusArgs {
     /// must add up
     #[arg(long)]
     pub check: bool,
-    /// Look twice, so far apart: 2, 2s, 500ms; show rates, and what was lost meanwhile
+    /// Show rates as they are, until q is pressed; elsewhere than on a terminal a line for each session and look
+    #[arg(long, conflicts_with_all = ["check", "all"])]
+    pub watch: bool,
+    /// Look twice, so far apart: 2, 2s, 500ms; show rates, and what was lost meanwhile. With --watch, so often
     #[arg(long, value_name = "TIME", value_parser = between_looks, allow_negative_numbers = true)]
     pub interval: Option<Duration>,
     /// Only this session

@@ -25,8 +25,7 @@ fn text(lab: &Lab, more: &str) -> String {
 
 /// Without ages, which no test knows.
 fn ageless(text: &str) -> String {
-    let line = |line: &str| line.find(", up ").map_or(line, |at| &line[..at]).to_string() + "\n";
-    text.lines().map(line).collect()
+    text.lines().filter(|line| !line.starts_with("  up ")).map(|line| format!("{line}\n")).collect()
 }
 
 #[test]
@@ -39,11 +38,11 @@ fn a_session_in_80_columns() {
     lab.send(Ns::Peer, "peer0", &[frames::jumbo(&Ends::PEER_TO_HOST, 1, 1514)]);
     lab.send(Ns::Host, "eth0", &frames::series(&Ends::HOST_TO_PEER, 7));
     let shown = text(&lab, "");
-    assert!(shown.starts_with("web: gre, oversize fragment, up "), "{shown}");
+    assert!(shown.starts_with("web: gre, oversize fragment, snaplen 1000\n  up "), "{shown}");
     let expected = indoc! {"
-        web: gre, oversize fragment
+        web: gre, oversize fragment, snaplen 1000
           filter: udp
-          options: snaplen 1000, ttl 9
+          options: ttl 9
           TAP   DIRECTION  HEALTH   SEEN  LEFT OUT  COPIES    BYTES  DROPS
           eth0  ingress    ok      1,011         1   1,010  734 KiB      0
           eth0  egress     ok          7         0       7    784 B      0
@@ -60,7 +59,7 @@ fn a_session_in_80_columns() {
     let taps = "  eth0  egress     detached      7         0       7    784 B      0\n      its filter is gone\n  eth0  ingress    ok  ";
     assert!(shown.contains(taps), "the worst first:\n{shown}");
     assert!(shown.contains("1500  outdated  1,017  663 KiB      0\n      MTU 1500 → 1400\n"), "{shown}");
-    assert_eq!(text(&lab, "--color never"), text(&lab, "--color auto"), "no terminal");
+    assert_eq!(ageless(&text(&lab, "--color never")), ageless(&text(&lab, "--color auto")), "no terminal");
     let painted = text(&lab, "--color always");
     assert!(
         painted.contains("\u{1b}[31mdetached\u{1b}[0m ") && painted.contains("\u{1b}[33moutdated\u{1b}[0m "),
@@ -135,6 +134,35 @@ fn rates_are_what_comes_between_two_looks() {
 }
 
 #[test]
+fn the_pins_tell_how_old_a_session_and_its_last_change_are() {
+    let lab = Lab::roomy();
+    lab.said(&UP).quietly_ok();
+    let line = |lab: &Lab| text(lab, "").lines().nth(1).expect("a second line").to_string();
+    assert!(line(&lab).starts_with("  up ") && !line(&lab).contains("changed"), "{}", line(&lab));
+    // As if it were from then.
+    let age = |lab: &Lab, when: &str| {
+        let pins = lab.pins().join("default");
+        lab.host(&["find", pins.to_str().expect("a plain path"), "-exec", "touch", "-d", when, "{}", "+"]);
+    };
+    age(&lab, "75 hours ago");
+    assert_eq!(line(&lab), "  up 3d 3h");
+    let status = lab.status_json();
+    lab.said(&["sync"]).quietly_ok();
+    assert_eq!((line(&lab).as_str(), lab.status_json()), ("  up 3d 3h", status), "nothing has changed");
+    for words in [
+        "filter set udp",
+        "tap remove eth0 --direction egress",
+        "remote add 198.51.100.9",
+        "up eth0 --tunnel gre --remote 198.51.100.2 --replace",
+    ] {
+        lab.said(&words.split(' ').collect::<Vec<_>>()).ok();
+        let shown = line(&lab);
+        assert!(shown.starts_with("  up 3d 3h, changed ") && shown.ends_with("s ago"), "{words}: {shown}");
+        age(&lab, "75 hours ago");
+    }
+}
+
+#[test]
 fn of_many_taps_the_worst_are_shown() {
     let lab = Lab::roomy();
     (1..=100).for_each(|n| add_link(&lab, n));
@@ -145,11 +173,11 @@ fn of_many_taps_the_worst_are_shown() {
     let shown = text(&lab, "");
     let lines: Vec<&str> = shown.lines().collect();
     assert_eq!(
-        lines[2].split_whitespace().collect::<Vec<_>>(),
+        lines[3].split_whitespace().collect::<Vec<_>>(),
         ["eth77", "egress", "detached", "0", "0", "0", "B", "0"]
     );
-    assert_eq!(lines[3], "      its filter is gone");
-    assert_eq!(lines[23], "  and 180 more: 180 ok; all of them with: snifctl status --all", "{shown}");
+    assert_eq!(lines[4], "      its filter is gone");
+    assert_eq!(lines[24], "  and 180 more: 180 ok; all of them with: snifctl status --all", "{shown}");
     assert_eq!(text(&lab, "--all").lines().filter(|line| line.contains("  ok  ")).count(), 199 + 1);
     lab.said(&["down"]).quietly_ok();
 }

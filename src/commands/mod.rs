@@ -10,6 +10,7 @@ mod down;
 mod explain;
 mod export;
 mod filter;
+mod live;
 mod manual;
 mod map;
 pub(crate) mod metrics;
@@ -65,6 +66,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             sync::run(&context.dry(&dry_run), session.name.as_deref(), all, json.json)
         }
         Command::Watch(args) => watch::run(&context, &args),
+        Command::Status(args) if args.watch => live::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
         Command::Explain { reason } => explain::run(reason.as_deref()),
         Command::Metrics(args) => metrics::run(&context, &args),

@@ -15,7 +15,6 @@ use crate::session::counted::{self, Known};
 use crate::session::engine::{self, Context, Open};
 use crate::session::law::{self, Look};
 use crate::session::stats::{self, Machine, RemoteState, Session};
-use crate::session::stored;
 use crate::tools::exec::print;
 use crate::tools::{interrupt, kernel};
 
@@ -45,7 +44,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
         }
         (false, false) => {
             let (color, width) = (args.color.is_on(), screen_width());
-            let view = View { verbose: context.runner.verbose, all: args.all, color, width, now: stored::now() };
+            let view = View { verbose: context.runner.verbose, all: args.all, color, width };
             print(&text::status(&status, view))?;
         }
     }

@@ -2,10 +2,12 @@
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::datapath::reason::Reason;
 use crate::output::units::{bit_rate, bytes, duration, grouped, nanoseconds, packets, rate};
-use crate::request::{Said, Values};
+use crate::request::{Options, Said, Values};
+use crate::session::ages::Times;
 use crate::session::health::Health;
 use crate::session::stats::{Class, Rise, Session, Status, TapStatus};
 use crate::usage::spelled;
@@ -20,8 +22,6 @@ pub(crate) struct View {
     pub color: bool,
     /// Columns that there are; `None`: any number.
     pub width: Option<usize>,
-    /// Seconds since 1970.
-    pub now: u64,
 }
 
 /// So many taps, or remotes, are shown; of more the worst.
@@ -72,12 +72,15 @@ fn painted(text: &str, color: u8) -> String {
 }
 
 /// A name in so many columns: its end tells more than its middle.
-fn shortened(name: &str, columns: usize) -> String {
+pub(crate) fn shortened(name: &str, columns: usize) -> String {
     let length = name.chars().count();
     if length <= columns {
         return name.into();
     }
-    let (first, last) = (columns / 2, columns - columns / 2 - 1);
+    let (first, last) = (columns / 2, columns.saturating_sub(columns / 2 + 1));
+    if columns == 0 {
+        return String::new();
+    }
     let head: String = name.chars().take(first).collect();
     let tail: String = name.chars().skip(length - last).collect();
     format!("{head}…{tail}")
@@ -186,7 +189,7 @@ pub(crate) fn status(status: &Status, view: View) -> String {
 }
 
 fn session(session: &Session, view: View) -> String {
-    let mut text = format!("{}: {}{}\n", session.name, headline(session), ages(session, view.now));
+    let mut text = format!("{}: {}\n{}", session.name, headline(session), ages(session));
     if let Some(filter) = &session.filter {
         let _ = writeln!(text, "  filter: {}", filter.split_whitespace().collect::<Vec<_>>().join(" "));
     }
@@ -238,8 +241,18 @@ fn session(session: &Session, view: View) -> String {
 
 /// What tells sessions apart.
 fn headline(session: &Session) -> String {
-    let Some(request) = &session.request else { return "cannot be read".into() };
-    let (options, tunnel) = (&request.options, &request.options.tunnel);
+    session.request.as_ref().map_or_else(|| "cannot be read".into(), |request| tunnel(&request.options))
+}
+
+/// The same with all options that were given.
+pub(crate) fn about(session: &Session) -> String {
+    let given = options(session);
+    format!("{}{}{given}", headline(session), if given.is_empty() { "" } else { ", " })
+}
+
+/// The tunnel of a session, and what becomes of its copies.
+pub(crate) fn tunnel(options: &Options) -> String {
+    let tunnel = &options.tunnel;
     let mut text = spelled(tunnel.kind);
     let mut add = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -250,25 +263,49 @@ fn headline(session: &Session) -> String {
     add("egress-id", tunnel.egress_id.map(|id| id.to_string()));
     add("port", tunnel.port.map(|port| port.to_string()));
     let _ = write!(text, ", oversize {}", spelled(options.oversize));
-    if session.remotes.len() > 1 {
+    if options.remotes.len() > 1 {
         let _ = write!(text, ", spread {}", spelled(options.spread));
     }
-    text
+    let one_of = |flag: &str, n: u32| (n > 1).then(|| format!(", {flag} 1/{n}"));
+    let choices = [
+        one_of("sample", options.sample.0),
+        one_of("sample-flows", options.sample_flows.0),
+        options.snaplen.map(|bytes| format!(", snaplen {bytes}")),
+        options.max_rate.as_ref().map(|rate| format!(", max-rate {rate}")),
+    ];
+    text + &choices.into_iter().flatten().collect::<String>()
 }
 
 /// How long it is up, and what was last changed of it.
-fn ages(session: &Session, now: u64) -> String {
-    let age = |at: u64| duration(now.saturating_sub(at));
-    let up = session.made.map(|at| format!(", up {}", age(at)));
-    let changed = session.changed.filter(|at| session.made.is_none_or(|made| *at > made + 1));
-    let changed = changed.map(|at| format!(", changed {} ago", age(at)));
-    up.into_iter().chain(changed).collect()
+fn ages(session: &Session) -> String {
+    let Some(times) = session.times_of else { return String::new() };
+    let age = |at| duration(Times::age(at).as_secs());
+    // Its making takes a moment.
+    let is_later = times.changed.duration_since(times.made).is_ok_and(|time| time > BEGINNING);
+    let changed = if is_later { format!(", changed {} ago", age(times.changed)) } else { String::new() };
+    format!("  up {}{changed}\n", age(times.made))
 }
+
+/// What is written so soon belongs to the making of a session.
+const BEGINNING: Duration = Duration::from_secs(2);
 
 /// Options that the headline does not have, where they were given.
 fn options(session: &Session) -> String {
-    const ELSEWHERE: [&str; 9] =
-        ["--tunnel", "--remote", "--name", "--id", "--egress-id", "--port", "--oversize", "--spread", "--filter"];
+    const ELSEWHERE: [&str; 13] = [
+        "--tunnel",
+        "--remote",
+        "--name",
+        "--id",
+        "--egress-id",
+        "--port",
+        "--oversize",
+        "--spread",
+        "--filter",
+        "--sample",
+        "--sample-flows",
+        "--snaplen",
+        "--max-rate",
+    ];
     let flags = session.request.iter().flat_map(|request| request.flags());
     let given = flags.filter(|(flag, _)| !ELSEWHERE.contains(flag)).filter_map(|(flag, values)| {
         let name = flag.trim_start_matches('-');

@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::datapath::abi::{self, Config, Direction};
 use crate::datapath::parts::{Map, Program};
 use crate::datapath::source::Source;
+use crate::session::ages;
 use crate::session::alive;
 use crate::session::away;
 use crate::session::home::{Home, handle};
@@ -216,6 +217,9 @@ impl<'a> Executor<'a> {
                 hops::note(self.runner, &self.pins(), &stored.hops())
             })?;
             self.feed(by, netns(acts[0]), &lines)?;
+            if stored().next().is_some() && !self.runner.dry_run {
+                ages::touch(&self.pins());
+            }
             let last = stored().next_back();
             last.map_or(Ok(()), |stored| hops::forget_others(self.runner, &self.pins(), &stored.hops()))?;
         }

@@ -45,7 +45,7 @@ impl Health {
 }
 
 /// How it is, and why, if it is not well. `faults`: what the session has, `SUBJECT: FAULT` each.
-pub(crate) fn of_tap(tap: &TapStatus, faults: &[String]) -> (Health, Option<String>) {
+pub(crate) fn of_tap(tap: &TapStatus, rise: Option<&Rise>, faults: &[String]) -> (Health, Option<String>) {
     let told = || of_subject(&format!("tap {} {}", tap.interface, tap.direction), faults);
     match () {
         () if !tap.exists => (Health::Gone, Some("the interface no longer exists".into())),
@@ -54,14 +54,14 @@ pub(crate) fn of_tap(tap: &TapStatus, faults: &[String]) -> (Health, Option<Stri
             let passed = tap.unseen.unwrap_or_default();
             (Health::Blind, Some(format!("it has seen none of {passed} packets")))
         }
-        () => dropping(tap.rise.as_ref()).unwrap_or_default(),
+        () => dropping(rise).unwrap_or_default(),
     }
 }
 
-pub(crate) fn of_remote(remote: &RemoteStatus, faults: &[String]) -> (Health, Option<String>) {
+pub(crate) fn of_remote(remote: &RemoteStatus, rise: Option<&Rise>, faults: &[String]) -> (Health, Option<String>) {
     let told = || of_subject(&format!("remote {}", remote.address), faults);
     match remote.state {
-        RemoteState::Ok => dropping(remote.rise.as_ref()).unwrap_or_default(),
+        RemoteState::Ok => dropping(rise).unwrap_or_default(),
         RemoteState::Outdated => (Health::Outdated, told()),
         RemoteState::Gone => (Health::Gone, told().or_else(|| Some("its out interface no longer exists".into()))),
         RemoteState::Unresolved => {

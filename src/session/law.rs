@@ -83,6 +83,19 @@ impl Look {
         self.remotes.iter().find(|(at, _)| *at == address).map(|(_, stat)| stat)
     }
 
+    /// What a tap has counted since this look; all of it where it has come since.
+    pub(crate) fn rise_of_tap(&self, seconds: f64, tap: &TapStatus) -> Rise {
+        let before = self.tap(&tap.interface, tap.direction).copied().unwrap_or_default();
+        let seen = since(tap.counts.choice.seen, before.choice.seen);
+        copies_since(seconds, &tap.counts.stat, &before.stat, seen)
+    }
+
+    /// The same of a remote.
+    pub(crate) fn rise_of_remote(&self, seconds: f64, remote: &RemoteStatus) -> Rise {
+        let before = self.remote(remote.address).copied().unwrap_or_default();
+        copies_since(seconds, &remote.stat, &before, 0)
+    }
+
     /// Packets that the out interfaces have dropped between this look and a later one.
     pub(crate) fn lost_behind(&self, later: &Look) -> u64 {
         later.behind.saturating_sub(self.behind)
@@ -128,27 +141,30 @@ fn tap_fault(first: &TapCounts, second: &TapCounts) -> Option<String> {
     is_short.then(|| format!("frames are unaccounted for: {}", shown(first.choice.seen, second)))
 }
 
-/// Writes what has come since an earlier look into each tap and remote. One that has come since has all of it; a counter
-/// that began again, as with an interface that was made anew, counts from there.
+/// Writes what has come since an earlier look into each tap and remote.
 pub(crate) fn rise(first: &Look, seconds: f64, second: &mut Session) {
-    let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
-    let copies = |now: &Stat, before: &Stat, seen: u64| Rise {
+    for tap in &mut second.taps {
+        tap.rise = Some(first.rise_of_tap(seconds, tap));
+    }
+    for remote in &mut second.remotes {
+        remote.rise = Some(first.rise_of_remote(seconds, remote));
+    }
+    second.judge();
+}
+
+/// A counter that began again, as with an interface that was made anew, counts from there.
+fn since(now: u64, before: u64) -> u64 {
+    now.checked_sub(before).unwrap_or(now)
+}
+
+fn copies_since(seconds: f64, now: &Stat, before: &Stat, seen: u64) -> Rise {
+    Rise {
         seconds,
         seen,
         copies: since(now.pcnt, before.pcnt),
         bytes: since(now.bcnt, before.bcnt),
         dropped: since(now.dcnt, before.dcnt),
-    };
-    for tap in &mut second.taps {
-        let before = first.tap(&tap.interface, tap.direction).copied().unwrap_or_default();
-        let seen = since(tap.counts.choice.seen, before.choice.seen);
-        tap.rise = Some(copies(&tap.counts.stat, &before.stat, seen));
     }
-    for remote in &mut second.remotes {
-        let before = first.remote(remote.address).copied().unwrap_or_default();
-        remote.rise = Some(copies(&remote.stat, &before, 0));
-    }
-    second.judge();
 }
 
 #[cfg(test)]

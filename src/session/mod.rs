@@ -6,6 +6,7 @@
 //!     kernel ── read ────▶ There ───┘
 //! ```
 
+pub(crate) mod ages;
 pub(crate) mod ahead;
 pub(crate) mod alive;
 pub(crate) mod away;

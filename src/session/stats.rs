@@ -13,6 +13,7 @@ use crate::datapath::abi::{self, Bin, Direction, Forms, Out, Remote, Stat, TapCo
 use crate::datapath::parts::Map;
 use crate::datapath::reason::Reason;
 use crate::request::{Oversize, Rate, Request, Spread, Watch, Watched};
+use crate::session::ages::Times;
 use crate::session::ahead::{self, Ahead};
 use crate::session::change::{Act, Change};
 use crate::session::difference;
@@ -88,12 +89,9 @@ pub(crate) struct Session {
     /// Calls of taps, by powers of two of their nanoseconds; left out without --profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<Vec<Class>>,
-    /// When it was made, and when it was last changed, where that is known: seconds since 1970. Not in JSON, where two looks
-    /// at the same session are the same.
+    /// When it was made, and last changed. Not in JSON, where two looks at the same session are the same.
     #[serde(skip)]
-    pub made: Option<u64>,
-    #[serde(skip)]
-    pub changed: Option<u64>,
+    pub times_of: Option<Times>,
     /// Packets of any sender that the out interfaces and their queues have dropped while the session used them.
     pub out_dropped: u64,
     /// Who is before the taps and can hide packets from them, each a line.
@@ -312,8 +310,7 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         forms: forms(there),
         sizes: classes(there, Map::Sizes),
         times: options.is_some_and(|options| options.profile).then(|| classes(there, Map::Times)),
-        made: stored.map(|stored| stored.made).filter(|at| *at > 0),
-        changed: stored.map(|stored| stored.changed).filter(|at| *at > 0),
+        times_of: Times::of(&there.dir),
         out_dropped,
         ahead: ahead(open, there),
         faults,
@@ -330,10 +327,10 @@ impl Session {
     /// Says of each tap and remote how it is.
     pub(crate) fn judge(&mut self) {
         for tap in &mut self.taps {
-            (tap.health, tap.why) = health::of_tap(tap, &self.faults);
+            (tap.health, tap.why) = health::of_tap(tap, tap.rise.as_ref(), &self.faults);
         }
         for remote in &mut self.remotes {
-            (remote.health, remote.why) = health::of_remote(remote, &self.faults);
+            (remote.health, remote.why) = health::of_remote(remote, remote.rise.as_ref(), &self.faults);
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -40,11 +39,6 @@ pub(crate) struct Stored {
     /// The remotes that are down: they get no copies until they answer.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub down: BTreeMap<IpAddr, Silence>,
-    /// When the session was made, and when this was last written: seconds since 1970, 0 where it is not known.
-    #[serde(default)]
-    pub made: u64,
-    #[serde(default)]
-    pub changed: u64,
     /// The counters of the remotes, and of the taps, that were removed.
     #[serde(default)]
     pub removed: Stat,
@@ -177,11 +171,6 @@ fn mark(expression: Option<&str>) -> u64 {
     expression.map_or(0, |text| source::fnv(text.bytes()))
 }
 
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
 /// Why a session's memory cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
@@ -222,8 +211,6 @@ impl Stored {
             remotes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             down: BTreeMap::new(),
-            made: now(),
-            changed: now(),
             removed: Stat::default(),
             removed_taps: TapCounts::default(),
         }

@@ -23,7 +23,7 @@ use crate::session::difference;
 use crate::session::engine::{self, Open};
 use crate::session::relay;
 use crate::session::stats::ShownMap;
-use crate::session::stored::{self, Compiled, Stored, Unreadable};
+use crate::session::stored::{Compiled, Stored, Unreadable};
 use crate::session::there::{There, ask_each, key};
 use crate::session::version;
 use crate::tools::exec::Runner;
@@ -169,7 +169,7 @@ fn change(open: &Open, there: &There, stored: &Stored, shapes: &BTreeMap<Map, Sh
     acts.extend(replacements(there));
     acts.extend(Program::ALL.map(Act::MovePin));
     let compiled = Compiled { features, ..Compiled::of(request) };
-    acts.push(Act::Store(Box::new(Stored { compiled, changed: stored::now(), ..stored.clone() })));
+    acts.push(Act::Store(Box::new(Stored { compiled, ..stored.clone() })));
     acts.push(Act::RemovePins(there.building.clone()));
     let (subject, fault) = version::fault(stored).unwrap_or_default();
     Ok(Change::new(subject, fault, "moved to those of this one", acts))

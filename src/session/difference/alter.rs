@@ -18,7 +18,7 @@ use crate::session::difference::rows::{Expected, ORDER, config, down, slots, spr
 use crate::session::difference::{Wanted, crowd};
 use crate::session::pattern;
 use crate::session::relay;
-use crate::session::stored::{self, Compiled, Guest, Place, Stored};
+use crate::session::stored::{Compiled, Guest, Place, Stored};
 use crate::session::there::{Rows, There, key};
 use crate::tools::exec::quote;
 use crate::tools::ip::{Link, mac_text};
@@ -140,14 +140,9 @@ impl Alter<'_> {
         target.down = down(wanted, Some(self.stored));
         self.changes.extend(neighbours::release(there, &target.hops()));
         let (hops, down) = (target.neighbours.clone(), target.down.clone());
-        let is_same = target == *self.stored;
-        let is_step = (Stored { neighbours: hops, down, ..self.stored.clone() }) == target;
-        if !is_same {
-            target.changed = stored::now();
-        }
-        if is_step {
+        if (Stored { neighbours: hops, down, ..self.stored.clone() }) == target {
             // A step of what is said of the next hops and remotes.
-            let store = (!is_same).then(|| Act::Store(Box::new(target.clone())));
+            let store = (target != *self.stored).then(|| Act::Store(Box::new(target.clone())));
             self.changes.extend(store.map(|store| Change::silent(vec![store])));
         } else {
             let subject = |notes: &[(String, String, String)]| match notes {
@@ -484,7 +479,6 @@ impl Alter<'_> {
         let programs = if whole { Program::ALL.to_vec() } else { Program::TAPS.to_vec() };
         acts.extend(programs.into_iter().map(Act::MovePin));
         target.compiled = Compiled { features, ..Compiled::of(&wanted.request) };
-        target.changed = stored::now();
         acts.push(Act::Store(Box::new(target.clone())));
         let fault = match (lost, is_filtered) {
             (true, _) => "some are gone",
