@@ -11,6 +11,8 @@ const GROUP: &str = "cost";
 pub(crate) const MAIN: &str = "64 B ingress";
 pub(crate) const IDLE: &str = "64 B ingress, nothing copied";
 const EMPTY: &str = "empty program";
+const GENEVE: &str = "snifctl geneve";
+pub(crate) const TELLS: &str = "snifctl geneve --tell";
 pub(crate) const ELSEWHERE: &str = "snifctl gre, from elsewhere";
 const REJECTS: &str = "snifctl gre, filter rejects";
 const WHOLE: &str = "snifctl gre, every part";
@@ -77,6 +79,8 @@ fn every_mode() -> Vec<Mode> {
     let mut modes = main_modes();
     modes.extend(fragmenting());
     modes.extend([
+        Mode::snifctl(GENEVE, &["--tunnel", "geneve"]),
+        Mode::snifctl(TELLS, &["--tunnel", "geneve", "--tell"]),
         Mode::new("nft dup to vxlan device", What::NftDup),
         Mode::whole(WHOLE, &["--tunnel", "gre"]),
         gre("snifctl gre, 3 remotes", &["--remote", three]),
@@ -132,6 +136,7 @@ fn row(case: &str, mode: &str, samples: &Samples) -> Row {
         REJECTS => row.with("over empty ns", added(samples, mode, EMPTY)),
         ELSEWHERE => row.with("to home", ratio(samples, mode, "snifctl gre")),
         USERSPACE => row.noted("its work is done elsewhere: see CPU s/million"),
+        TELLS => row.with("to geneve", ratio(samples, mode, GENEVE)),
         WHOLE => row.with("to snifctl gre", ratio(samples, mode, "snifctl gre")),
         _ => row,
     }

@@ -1,6 +1,6 @@
 //! What the figures should be.
 
-use crate::cost::{ELSEWHERE, IDLE, MAIN, SLOW};
+use crate::cost::{ELSEWHERE, IDLE, MAIN, SLOW, TELLS};
 use crate::report::{Report, Verdict};
 use crate::scale::{INTERFACES, REMOTES};
 
@@ -26,6 +26,11 @@ fn all() -> Vec<Target> {
             "64 B ingress, GRE: added time from another network namespace to that at home",
             ["cost", MAIN, ELSEWHERE, "to home"],
             AtMost(1.5),
+        ),
+        (
+            "64 B ingress: added time of geneve --tell to that of geneve",
+            ["cost", MAIN, TELLS, "to geneve"],
+            AtMost(1.05),
         ),
         (
             "filter that rejects, less an empty program, ns",

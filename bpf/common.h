@@ -30,6 +30,9 @@
 #ifndef HAS_ERSPAN
 #define HAS_ERSPAN 1 /* a tunnel that tells of VLAN, port and time */
 #endif
+#ifndef HAS_TELL
+#define HAS_TELL 1 /* Geneve with an option that tells of the copy */
+#endif
 #ifndef HAS_CUT
 #define HAS_CUT 1 /* copies of a frame's first bytes only */
 #endif
@@ -137,6 +140,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct remote_state);
 } remote_state SEC(".maps");
+
+/* By tap slot, of the first ones: a copy's number is found here in less time than in a hash. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_TAPS);
+	__type(key, __u32);
+	__type(value, struct sequences);
+} sequences SEC(".maps");
+
+/* The same of the other taps. An element comes with the tap's first copy that is numbered by its tap. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_TAPS);
+	__type(key, __u32);
+	__type(value, struct sequences);
+} sequences_far SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -301,7 +321,7 @@ struct copy {
 	__u32 inner_sum; /* checksum of the inner frame, where the outer header needs it */
 	__u32 id; /* outer IP id */
 	__u32 fragment; /* offset / 8 and IP_MF of a fragment */
-	__u32 truncated;
+	__u32 whole; /* bytes on the wire of a frame that was cut, 0: it was not */
 	__u32 fragments; /* outer packets that it leaves in, 0 for one */
 };
 

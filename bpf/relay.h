@@ -39,7 +39,7 @@ static __always_inline void count_sent(struct copy *copy)
 		stat->pcnt += copy->frames;
 		stat->bcnt += copy->bytes;
 	}
-	if (copy->truncated)
+	if (copy->whole)
 		count_form(FORM(truncated), copy->frames);
 	if (copy->fragments) {
 		count_form(FORM(fragmented), copy->frames);
@@ -212,12 +212,58 @@ static __always_inline void fill_ip(struct outer *outer, struct remote *remote, 
 	ip->check = ~fold((__u64)sum + ip->tot_len + ip->id + ip->frag_off);
 }
 
-static __always_inline void fill_udp(struct outer *outer, struct remote *remote, struct copy *copy)
+static __always_inline struct sequences *far_numbers(__u32 tap)
+{
+	struct sequences *numbers = bpf_map_lookup_elem(&sequences_far, &tap);
+	struct chunk *zeros = chunk(CHUNKS);
+
+	if (numbers || !zeros)
+		return numbers;
+	__builtin_memset(zeros->bytes, 0, sizeof(*numbers));
+	bpf_map_update_elem(&sequences_far, &tap, zeros->bytes, BPF_NOEXIST); /* fails where another CPU was faster */
+	return bpf_map_lookup_elem(&sequences_far, &tap);
+}
+
+/* The number of this copy among those of its tap to its remote. */
+static __always_inline __u32 take_number(struct copy *copy)
+{
+	__u32 tap = copy->tap, slot = copy->remote & (MAX_REMOTES - 1);
+	struct remote_state *state = bpf_map_lookup_elem(&remote_state, &slot);
+	struct sequences *numbers = bpf_map_lookup_elem(&sequences, &tap);
+
+	if (!numbers)
+		numbers = far_numbers(tap);
+	OPAQUE(slot);
+	return state && numbers ? fetch_add(state, &numbers->next[slot & (MAX_REMOTES - 1)], 1) : 0;
+}
+
+_Static_assert(sizeof(struct tell) == 20, "as the option's header says");
+
+/* Geneve's option. Answers its sum, where the UDP checksum needs it. */
+static __always_inline __u32 fill_tell(struct outer *outer, struct remote *remote, struct copy *copy)
+{
+	__u64 now = bpf_ktime_get_boot_ns() + copy->cfg->clock;
+	__u32 at = remote->udp_at + TELL_AT;
+	struct tell *tell;
+
+	OPAQUE(at);
+	tell = (void *)outer->bytes + (at & 124);
+	tell->tap = bpf_htons(copy->tap);
+	tell->flags = bpf_htons(copy->whole ? TELL_CUT : 0);
+	tell->time[0] = bpf_htonl(now >> 32);
+	tell->time[1] = bpf_htonl(now);
+	tell->sequence = bpf_htonl(take_number(copy));
+	tell->length = bpf_htonl(copy->whole ? copy->whole : copy->bytes);
+	return remote->flags & REMOTE_UDP_CHECKSUM ? bpf_csum_diff(NULL, 0, (void *)tell, sizeof(*tell), 0) : 0;
+}
+
+/* `told` is the sum of what the programs have written behind the UDP header. */
+static __always_inline void fill_udp(struct outer *outer, struct remote *remote, struct copy *copy, __u32 told)
 {
 	__u32 port = 49152 + (copy->hash & 0x3fff), check = 0; /* RFC 7348: the dynamic ports */
 
 	if (remote->flags & REMOTE_UDP_CHECKSUM) {
-		check = bpf_ntohs(fold((__u64)remote->udp_sum[copy->tap & 1] + copy->inner_sum +
+		check = bpf_ntohs(fold((__u64)remote->udp_sum[copy->tap & 1] + copy->inner_sum + told +
 				       2 * bpf_htons(copy->payload) + bpf_htons(port)));
 		check = check == 0xffff ? 0xffff : ~check & 0xffff; /* zero would say that there is none */
 	}
@@ -246,7 +292,7 @@ static __always_inline void fill_vlan(struct __sk_buff *skb, struct scratch *roo
 	at = BOUNDED(at, 128);
 	outer->bytes[at] |= tci >> 8 & 0xf;
 	outer->bytes[at + 1] = tci;
-	outer->bytes[at + 2] |= tci >> 13 << 5 | (tagged ? remote->tagged << 3 : 0) | copy->truncated << 2;
+	outer->bytes[at + 2] |= tci >> 13 << 5 | (tagged ? remote->tagged << 3 : 0) | !!copy->whole << 2;
 }
 
 /* What the tunnel header says of this copy. The packet is still the bare frame. */
@@ -255,10 +301,13 @@ static __always_inline void fill_tunnel(struct __sk_buff *skb, struct scratch *r
 {
 	struct outer *outer = &room->outer;
 	struct remote_state *state;
+	__u32 told = 0;
 	__u64 now;
 
+	if (HAS_TELL && remote->flags & REMOTE_TELL)
+		told = fill_tell(outer, remote, copy);
 	if (HAS_UDP && remote->udp_at)
-		fill_udp(outer, remote, copy);
+		fill_udp(outer, remote, copy, told);
 	if (HAS_SEQUENCE && remote->sequence_at) {
 		state = bpf_map_lookup_elem(&remote_state, &copy->remote);
 		put32(outer, remote->sequence_at, state ? fetch_add(state, &state->sequence, 1) : 0);
@@ -298,10 +347,10 @@ static __noinline int store_first_ipv6(struct __sk_buff *skb, struct remote *rem
 {
 	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr), tunnel = remote->outer_len - at;
 
-	if (store_outer(skb, outer, at) || store_fragment_header(skb, remote, copy) || tunnel == 0 || tunnel > 32)
+	if (store_outer(skb, outer, at) || store_fragment_header(skb, remote, copy) || tunnel == 0 || tunnel > 64)
 		return -1;
 	return bpf_skb_store_bytes(skb, at + sizeof(struct ipv6_fragment),
-				   outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), BOUNDED(tunnel, 32), 0);
+				   outer->bytes + HEADER_L3 + sizeof(struct ipv6hdr), BOUNDED(tunnel, 64), 0);
 }
 
 /* Put the outer headers, and the tags that were taken out, before the inner frame. */
@@ -707,7 +756,7 @@ static __noinline int send_wire(struct __sk_buff *skb, struct remote *remote, st
 		length = MIN(length, SKB_BYTES - HEADER_BYTES - 4 * MAX_TAGS);
 		if (cut(skb, length - tag_bytes(skb)))
 			return drop(skb, copy, REASON(resize));
-		copy->truncated = 1;
+		copy->whole = copy->bytes;
 		copy->bytes = length;
 	}
 	if (fits(skb, remote))
@@ -844,6 +893,8 @@ int snif_deliver(struct __sk_buff *skb)
 	HOLD(outs);
 	HOLD(bucket);
 	HOLD(spread);
+	HOLD(sequences);
+	HOLD(sequences_far);
 	HOLD(times);
 	if (!is_copy(skb->mark) || !remote)
 		return TC_ACT_SHOT;

@@ -20,11 +20,13 @@ enum mark_layout {
 
 enum limits {
 	MAX_TAPS = 2048, /* tap slots: an interface watched both ways takes two */
+	NEAR_TAPS = 64, /* tap slots whose numbers stand in an array */
 	MAX_REMOTES = 64,
 	MAX_FRAGMENTS = 128, /* outer IP fragments of one copy */
 	MAX_TAGS = 8, /* VLAN tags that are moved from metadata into a copy */
 	HEADER_BYTES = 96, /* room for a template */
 	HEADER_L3 = 16, /* where the outer IP header starts in a template; the Ethernet header ends there */
+	TELL_AT = 20, /* where struct tell is, from the UDP header on: behind Geneve's header and the option's */
 	DEVICES = 256,
 	CHUNK_BYTES = 16384, /* of a frame that are kept in one element of the rest map */
 	CHUNKS = 4,
@@ -179,6 +181,7 @@ enum remote_flag {
 	REMOTE_FLOW = 64, /* the header carries the flow hash: UDP source port, IPv6 flow label */
 	REMOTE_UDP_CHECKSUM = 128,
 	REMOTE_QUEUED = 256, /* the out interface has a queue, which may refuse packets */
+	REMOTE_TELL = 512, /* the header has a Geneve option that tells of the copy: struct tell */
 };
 
 /*
@@ -212,6 +215,25 @@ struct remote_state {
 	__u32 sequence; /* next sequence number */
 	struct bpf_spin_lock lock; /* of a kernel without atomic fetch (before 5.12) */
 	__u32 unused;
+};
+
+/* Of one tap, by remote slot: what the next copy is numbered, where copies are numbered by taps. */
+struct sequences {
+	__u32 next[MAX_REMOTES];
+};
+
+enum tell_flag {
+	TELL_CUT = 1, /* the copy has only the first bytes of the frame */
+	TELL_SEGMENT = 2, /* a part of a super-packet that was cut smaller than on the wire: no program makes it so far */
+};
+
+/* The data of the Geneve option that tells of a copy, all in network order. */
+struct tell {
+	__be16 tap; /* slot; odd for egress */
+	__be16 flags; /* enum tell_flag */
+	__be32 time[2]; /* nanoseconds since 1970, the upper half first */
+	__be32 sequence; /* of the tap's copies to this remote */
+	__be32 length; /* bytes of the frame on the wire */
 };
 
 /* Where the tunnel that an out interface itself is ends: packets to and from there are never copied. */

@@ -34,14 +34,16 @@ fn a_file_says_all_that_the_command_line_does() {
          tunnel = \"vxlan\"\nremote = [\"10.0.0.7\", \"2001:db8::7\"]\nid = 0x10\negress-id = \"0x11\"\nport = 4_790\n\
          udp-checksum = true\ndf = false\nfilter = '''tcp port 443\n and not host 10.0.0.1'''\nmax-rate = \"200mbit\"\n\
          sample = \"1/2\"\nsource = [\"10.0.0.1\", \"2001:db8::1\"]\nunderlay = \"none\"\nttl = 3\n\n\
-         [[session]]\ninterfaces = \"eth2\"\ntunnel = \"gre\"\nremote = \"10.0.0.7\"\nsequence = true\n",
+         [[session]]\ninterfaces = \"eth2\"\ntunnel = \"gre\"\nremote = \"10.0.0.7\"\nsequence = true\n\
+         [[session]]\nname = \"tells\"\ninterfaces = \"eth2\"\ntunnel = \"geneve\"\nremote = \"10.0.0.7\"\ntell = true\n",
     );
     let words = "eth0:ingress eth1:egress --tunnel vxlan --remote 10.0.0.7,2001:db8::7 --id 16 --egress-id 17 --port 4790 \
                  --udp-checksum --max-rate 200mbit --sample 1/2 --source 10.0.0.1,2001:db8::1 --underlay none --ttl 3 --name \
                  web --filter";
     let words: Vec<&str> = words.split_whitespace().chain(["tcp port 443\n and not host 10.0.0.1"]).collect();
     let other = "eth2 --tunnel gre --remote 10.0.0.7 --sequence".split(' ').collect::<Vec<_>>();
-    assert_eq!(found, [parsed(&words).unwrap(), parsed(&other).unwrap()]);
+    let tells = "eth2 --tunnel geneve --remote 10.0.0.7 --tell --name tells".split(' ').collect::<Vec<_>>();
+    assert_eq!(found, [words, other, tells].map(|words| parsed(&words).unwrap()));
     let kept = parse(&[text("a.toml", &format!("{WEB}keep-clsact = true"))]).unwrap();
     assert!(kept[0].keeps_clsact);
     assert!(requests("").is_empty() && requests("# nothing\n").is_empty());
@@ -97,8 +99,8 @@ fn each_mistake_is_told_with_file_line_key_and_what_would_work() {
         (
             "replace = true",
             "a.toml:6: replace: is not a key of a session; these are: interfaces, pods, tunnel, id, egress-id, port, \
-             sequence, udp-checksum, remote, spread, probe, filter, sample, sample-flows, snaplen, max-rate, oversize, source, \
-             underlay, ttl, tos, df, profile, kubeconfig, context, node, max-taps, name, direction, keep-clsact",
+             sequence, udp-checksum, tell, remote, spread, probe, filter, sample, sample-flows, snaplen, max-rate, oversize, \
+             source, underlay, ttl, tos, df, profile, kubeconfig, context, node, max-taps, name, direction, keep-clsact",
         ),
         (
             "pods = 7",

@@ -144,6 +144,10 @@ fn an_option_that_the_type_lacks_is_refused_with_the_types_that_have_it() {
     assert!(refusal(&["eth0", "--tunnel", "vxlan", "--sequence"]).ends_with("--tunnel gre --sequence"));
     assert!(refusal(&["eth0", "--port", "1"]).ends_with("vxlan, geneve"));
     assert!(refusal(&["eth0", "--udp-checksum"]).ends_with("vxlan, geneve"));
+    assert_eq!(
+        refusal(&["eth0", "--tunnel", "vxlan", "--tell"]),
+        "--tell does not go with --tunnel vxlan, whose header has no options; try: --tunnel geneve --tell"
+    );
     assert!(refusal(&["eth0", "--egress-id", "1"]).contains("--id 1 --egress-id 2"));
     assert!(refusal(&["eth0", "--tunnel", "vxlan", "--port", "0"]).starts_with("--port 0"));
 }
@@ -158,9 +162,10 @@ fn what_a_request_needs_of_the_programs_is_asked_for_and_nothing_else() {
     assert_eq!(request(&["eth0"]).features(), [""; 0]);
     let known = include_str!("../bpf/common.h").lines().filter_map(|line| line.strip_prefix("#ifndef HAS_"));
     assert_eq!(FEATURES.to_vec(), known.collect::<Vec<_>>());
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 14] = [
         (&["--tunnel", "vxlan"], &["UDP"]),
         (&["--tunnel", "geneve"], &["UDP"]),
+        (&["--tunnel", "geneve", "--tell"], &["UDP", "TELL"]),
         (&["--sequence"], &["SEQUENCE"]),
         (&["--tunnel", "erspan1"], &[]),
         (&["--tunnel", "erspan2"], &["SEQUENCE", "ERSPAN"]),
@@ -238,6 +243,10 @@ pub(crate) fn random_words(dice: &mut Dice) -> Vec<String> {
     if matches!(kind, Kind::Vxlan | Kind::Geneve) {
         add("--port", (1 + dice.roll(65535)).to_string());
     }
+    if kind == Kind::Geneve && dice.roll(2) == 0 {
+        words.push("--tell".into());
+    }
+    let mut add = |flag: &str, value: String| words.extend([flag.to_string(), value]);
     add("--filter", dice.one(&["udp", "tcp port 443", "it's", "-x", "host 10.0.0.1 or 'y'"]).to_string());
     add("--sample", format!("1/{}", 1 + dice.roll(9)));
     add("--sample-flows", format!("1/{}", 1 + dice.roll(9)));

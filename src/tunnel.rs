@@ -22,6 +22,12 @@ const ERSPAN_TAG_INSIDE: u8 = 3;
 /// the seconds that belong to the nanoseconds in the header.
 const ERSPAN3_FLAGS: u16 = 1 << 15 | 2 << 1 | 1;
 const ERSPAN3_PLATFORM: u32 = 5 << 26;
+/// RFC 8926: the length of the options, in words, in the first byte of Geneve's header; and our one option. Its class is one
+/// of those for experiments, its type is not critical, and five words of data are the kernel's to write.
+const GENEVE_OPTIONS: u32 = 6 << 24;
+const TELL_CLASS: u16 = 0xff5a;
+const TELL_TYPE: u8 = 1;
+const TELL_WORDS: u8 = 5;
 
 /// The encapsulation of the copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -83,7 +89,7 @@ const KINDS: [Facts; 6] = [
         gre: 0,
         largest_id: Some((1 << 24) - 1),
         tagged: 0,
-        header: |tunnel, direction| udp(tunnel.udp_port(), [ETH_P_TEB.into(), tunnel.id_or_one(direction) << 8]),
+        header: |tunnel, direction| geneve(tunnel.udp_port(), tunnel.id_or_one(direction), tunnel.tell),
     },
     Facts {
         kind: Kind::Erspan1,
@@ -147,6 +153,10 @@ pub(crate) struct Tunnel {
     #[arg(long)]
     #[serde(default)]
     pub udp_checksum: bool,
+    /// Add a Geneve option: tap, direction, time, number of the copy, length of the frame
+    #[arg(long)]
+    #[serde(default)]
+    pub tell: bool,
 }
 
 impl Tunnel {
@@ -162,6 +172,16 @@ impl Tunnel {
     /// Where the kernel patches the tunnel header: not 0 for what it patches at all.
     pub(crate) fn patched(&self) -> Positions {
         self.header(Direction::Ingress).at
+    }
+
+    /// Does the header differ with every frame?
+    pub(crate) fn is_per_frame(&self) -> bool {
+        self.patched().sequence != 0 || self.udp_checksum || self.tell
+    }
+
+    /// Does the header say when a frame was copied?
+    pub(crate) fn tells_time(&self) -> bool {
+        self.patched().time != 0 || self.tell
     }
 
     /// The IP protocol number of the tunnel's packets.
@@ -229,6 +249,10 @@ impl Tunnel {
             !self.sequence || self.kind == Kind::Gre,
             "--sequence is an option of gre (erspan2 and erspan3 always count); try: --tunnel gre --sequence"
         );
+        ensure_usage!(
+            !self.tell || self.kind == Kind::Geneve,
+            "--tell does not go with --tunnel {kind}, whose header has no options; try: --tunnel geneve --tell"
+        );
         for (flag, used) in [("--port", self.port.is_some()), ("--udp-checksum", self.udp_checksum)] {
             let others = kinds_that(|facts| facts.port != 0);
             ensure_usage!(
@@ -266,6 +290,16 @@ fn gre(key: Option<u32>, sequence: bool) -> Header {
 fn udp(port: u16, header: [u32; 2]) -> Header {
     let bytes = [words16([0, port, 0, 0]), words32(header)].concat();
     Header { bytes, at: Positions { udp: 1, ..Positions::default() } }
+}
+
+fn geneve(port: u16, id: u32, tell: bool) -> Header {
+    let Header { mut bytes, at } = udp(port, [ETH_P_TEB.into(), id << 8]);
+    if tell {
+        bytes[8..12].copy_from_slice(&(GENEVE_OPTIONS | u32::from(ETH_P_TEB)).to_be_bytes());
+        bytes.extend(words16([TELL_CLASS, u16::from_be_bytes([TELL_TYPE, TELL_WORDS])]));
+        bytes.extend([0; 4 * TELL_WORDS as usize]);
+    }
+    Header { bytes, at }
 }
 
 /// GRE with a sequence number; version 1 and session id; index, which carries the tap.

@@ -93,6 +93,7 @@ fn status_json_has_the_promised_schema() {
         "filter": "text", "sample": "count", "sample_flows": "count", "snaplen": "count", "max_rate": "text",
         "request": {
             "name": "text", "interfaces": ["text"], "tunnel": "text", "sequence": "bool", "udp_checksum": "bool",
+            "tell": "bool",
             "remotes": ["text"], "spread": "text", "filter": "text", "sample": "text", "sample_flows": "text",
             "snaplen": "count", "max_rate": "text", "oversize": "text", "ttl": "count", "tos": "count", "df": "bool",
         },

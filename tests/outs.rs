@@ -313,11 +313,12 @@ fn super_packets_are_cut_to_fit_whatever_the_mtu() {
 }
 
 /// Of each tunnel and outer family: what gets its header before it is cut and finished, and what only after.
-const TUNNELS: [(&[&str], Kind); 7] = [
+const TUNNELS: [(&[&str], Kind); 8] = [
     (&["gre", "--id", "7"], Kind::Gre),
     (&["vxlan"], Kind::Vxlan(4789)),
     (&["vxlan", "--udp-checksum"], Kind::Vxlan(4789)),
     (&["geneve"], Kind::Geneve(6081)),
+    (&["geneve", "--tell"], Kind::Tell(6081)),
     (&["erspan1"], Kind::Erspan1),
     (&["erspan2"], Kind::Erspan2),
     (&["erspan3"], Kind::Erspan3),

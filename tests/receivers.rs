@@ -32,7 +32,8 @@ struct Receiver {
 /// Suricata 7 does not decode ERSPAN type III.
 const RECEIVERS: [Receiver; 1] = [Receiver { name: "suricata", tunnels: &TUNNELS, read: suricata }];
 
-const TUNNELS: [&str; 5] = ["gre", "erspan1", "erspan2", "vxlan", "geneve"];
+/// `--tunnel`, and what goes with it.
+const TUNNELS: [&str; 6] = ["gre", "erspan1", "erspan2", "vxlan", "geneve", "geneve --tell"];
 
 /// What a sensor does with a frame whose checksum is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,7 +312,9 @@ fn captured(lab: &Lab, out: Out) -> Captured {
 
 fn up(lab: &Lab, case: Case) {
     let remote = case.out.remote(case.v6).to_string();
-    lab.said(&["up", "eth0", "--tunnel", case.tunnel, "--oversize", case.oversize, "--remote", &remote]).ok();
+    let tunnel: Vec<&str> = case.tunnel.split(' ').collect();
+    let more = ["--oversize", case.oversize, "--remote", &remote];
+    lab.said(&[&["up", "eth0", "--tunnel"], &tunnel[..], &more].concat()).ok();
 }
 
 fn lab_for(case: Case) -> Lab {
@@ -387,7 +390,8 @@ fn print_summary(receiver: &Receiver, rows: &[Row]) {
 fn keep(case: Case, captured: &Captured) -> PathBuf {
     let family = if case.v6 { "ipv6" } else { "ipv4" };
     let link = if case.offloads { "super-packets" } else { "wire-frames" };
-    let name = format!("{}-{family}-{}-{:?}-{link}", case.tunnel, case.oversize, case.out).to_lowercase();
+    let tunnel = case.tunnel.replace(" --", "-");
+    let name = format!("{tunnel}-{family}-{}-{:?}-{link}", case.oversize, case.out).to_lowercase();
     let dir = roots().join("failed").join(name);
     fs::create_dir_all(&dir).expect("make a directory for what failed");
     for (from, to) in [(&captured.wire, "wire.pcap"), (&captured.copies, "copies.pcap")] {

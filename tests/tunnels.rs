@@ -119,7 +119,7 @@ fn oversize_frames_meet_the_fate_that_was_asked_for_in(tunnel: Tunnel) {
 
 for_each_tunnel!(oversize_frames_meet_the_fate_that_was_asked_for_in:
     gre GRE, gre_with_key GRE_KEY, gre_with_key_and_sequence GRE_BOTH, vxlan VXLAN, vxlan_with_checksum VXLAN_SUM,
-    geneve_with_checksum GENEVE_SUM, erspan1 ERSPAN1, erspan2 ERSPAN2, erspan3 ERSPAN3);
+    geneve_with_checksum GENEVE_SUM, geneve_that_tells_with_checksum GENEVE_TELL_SUM, erspan1 ERSPAN1, erspan2 ERSPAN2, erspan3 ERSPAN3);
 
 /// Around what fits at MTU 1500, and far above; plain, tagged, twice tagged, and not IP.
 fn sized_frames(tunnel: Tunnel, ends: &Ends) -> Vec<Vec<u8>> {
@@ -155,8 +155,9 @@ fn assert_fate(case: Case, mode: &str, from: Ns, frames: &[Vec<u8>], packets: &[
         let lens = &copy.outer.lens;
         assert_eq!(lens.len() > 1, copy.frame.len() > fit, "{case:?} {mode}: fragments {lens:?}");
         assert!(lens.iter().all(|len| *len <= 1500), "{case:?} {mode}: fragments {lens:?}");
-        let told = copy.header.erspan.is_some_and(|erspan| erspan.truncated);
-        let cut = copy.header.erspan.is_some() && !whole.contains(&copy.frame);
+        let tell = copy.header.tell;
+        let told = copy.header.erspan.is_some_and(|erspan| erspan.truncated) || tell.is_some_and(|tell| tell.cut);
+        let cut = (copy.header.erspan.is_some() || tell.is_some()) && !whole.contains(&copy.frame);
         assert_eq!(told, cut, "{case:?} {mode}: truncation of {} bytes", copy.frame.len());
     }
     assert_headers(case, &copies, from);
@@ -259,7 +260,7 @@ fn expected_fields(case: Case, copy: &Tunnelled) -> Vec<(&'static str, Option<u6
         Kind::Gre => add(&["gre.proto"], &[0x6558]),
         Kind::Erspan1 => add(&["gre.proto"], &[0x88be]),
         Kind::Vxlan(port) => add(&["udp.dstport", "vxlan.flags", "vxlan.vni"], &[port.into(), 0x0800, id]),
-        Kind::Geneve(port) => {
+        Kind::Geneve(port) | Kind::Tell(port) => {
             add(&["udp.dstport", "geneve.version", "geneve.proto_type", "geneve.vni"], &[port.into(), 0, 0x6558, id])
         }
         Kind::Erspan2 => add(&["gre.proto", "erspan.version", "erspan.spanid"], &[0x88be, 1, id]),
@@ -292,7 +293,7 @@ fn expected_fields(case: Case, copy: &Tunnelled) -> Vec<(&'static str, Option<u6
 #[test]
 fn the_mtu_warning_names_what_is_there_and_what_it_takes() {
     let lab = Lab::new();
-    let tunnels = [GRE, GRE_KEY, GRE_SEQUENCE, GRE_BOTH, VXLAN, GENEVE, ERSPAN1, ERSPAN2, ERSPAN3];
+    let tunnels = [GRE, GRE_KEY, GRE_SEQUENCE, GRE_BOTH, VXLAN, GENEVE, GENEVE_TELL, ERSPAN1, ERSPAN2, ERSPAN3];
     for case in tunnels.into_iter().flat_map(Tunnel::cases) {
         let need = 1514 + case.overhead() as u32;
         let warned = |mtu: u32| {
@@ -440,13 +441,15 @@ const KEY_5: Tunnel = tunnel(&["gre", "--id", "5"], Kind::Gre, 28).ids(5, 5);
 const SESSION_5: Tunnel = tunnel(&["erspan2", "--id", "5"], Kind::Erspan2, 36).ids(5, 5).sequence();
 const SESSION_6: Tunnel = tunnel(&["erspan3", "--id", "5"], Kind::Erspan3, 48).ids(5, 5).sequence();
 
-const DEVICES: [Device; 12] = [
+const DEVICES: [Device; 14] = [
     device(VXLAN, false, "type vxlan id 1 dstport 4789 local LOCAL dev col0 nolearning"),
     device(VXLAN, true, "type vxlan id 1 dstport 4789 local LOCAL dev col0 nolearning udp6zerocsumrx"),
     device(VXLAN_SUMMED, false, "type vxlan id 1 dstport 4789 local LOCAL dev col0 nolearning"),
     device(VXLAN_SUMMED, true, "type vxlan id 1 dstport 4789 local LOCAL dev col0 nolearning noudp6zerocsumrx"),
     device(GENEVE, false, "type geneve id 1 remote REMOTE"),
     device(GENEVE, true, "type geneve id 1 remote REMOTE udp6zerocsumrx"),
+    device(GENEVE_TELL_SUM, false, "type geneve id 1 remote REMOTE"),
+    device(GENEVE_TELL_SUM, true, "type geneve id 1 remote REMOTE"),
     device(GRE, false, "type gretap local LOCAL remote REMOTE"),
     device(KEY_5, false, "type gretap local LOCAL remote REMOTE key 5"),
     device(GRE, true, "type ip6gretap local LOCAL remote REMOTE"),
@@ -466,7 +469,7 @@ fn vxlan_devices_of_the_kernel_end_the_tunnels() {
 
 #[test]
 fn geneve_devices_of_the_kernel_end_the_tunnels() {
-    assert_devices_end(&["geneve"], lab::GUEST, 2);
+    assert_devices_end(&["geneve"], lab::GUEST, 4);
 }
 
 #[test]
@@ -586,6 +589,8 @@ fn an_option_that_the_type_lacks_is_refused_with_the_types_that_have_it() {
         (&["vxlan", "--sequence"], "--sequence", "--tunnel gre --sequence"),
         (&["erspan1", "--sequence"], "--sequence", "--tunnel gre --sequence"),
         (&["gre", "--egress-id", "2"], "--egress-id", "--id 1 --egress-id 2"),
+        (&["vxlan", "--tell"], "--tell", "--tunnel geneve --tell"),
+        (&["erspan3", "--tell"], "--tell", "--tunnel geneve --tell"),
         (&["vxlan", "--port", "0"], "--port 0", "--port 4789"),
     ] {
         lab.said(&up_remote("198.51.100.2", more)).refused(2, names, ends);

@@ -168,7 +168,7 @@ fn a_recorded_session_is_told_and_moved_to_the_programs_of_today_with_all_its_co
     let said = lab.said(&["status", "--check"]);
     assert_eq!((said.status.code(), said.stdout), (Some(1), format!("default: {fault}\n")));
     let text = lab.said(&["status"]).quietly_ok().stdout;
-    assert!(text.contains("eth0  ingress    yes") && text.contains(&format!("  fault: {fault}\n")), "{text}");
+    assert!(text.contains("eth0  ingress    ok") && text.contains(&format!("  fault: {fault}\n")), "{text}");
     assert!(text.contains("  put it right with: snifctl sync --name default\n"), "{text}");
     assert_eq!(lab.status_json()["sessions"][0]["made_by"], Value::Null);
     let doctor = lab.said(&["doctor"]).stdout;

@@ -331,6 +331,7 @@ pub(crate) mod remote_flag {
     pub(crate) const FLOW: u16 = 64;
     pub(crate) const UDP_CHECKSUM: u16 = 128;
     pub(crate) const QUEUED: u16 = 256;
+    pub(crate) const TELL: u16 = 512;
 }
 
 /// Bytes of `struct remote` before its templates.

@@ -172,6 +172,7 @@ fn the_layouts_are_those_of_the_compiled_object() {
     expect("remote", &remote);
     expect("out", &[("device", 0), ("queue", 8), ("dropped", 16), ("", 24)]);
     expect("remote_state", &[("ip_id", 0), ("sequence", 4), ("lock", 8), ("unused", 12), ("", 16)]);
+    expect("sequences", &[("next", 0), ("", 4 * MAX_REMOTES as u64)]);
     expect("underlay_key", &[("address", 0), ("port", 16), ("unused", 18), ("", 20)]);
     expect("spread_chunk", &[("slot", 0), ("", SPREAD_BYTES as u64)]);
     expect("tunnel_key", &[("source", 0), ("remote", 16), ("", 32)]);

@@ -93,12 +93,14 @@ pub(crate) enum Map {
     Tunnels,
     Underlay,
     Devices,
+    Sequences,
+    SequencesFar,
     Rest,
     Scratch,
 }
 
 impl Map {
-    pub(crate) const ALL: [Map; 19] = [
+    pub(crate) const ALL: [Map; 21] = [
         Map::Bucket,
         Map::Config,
         Map::Drops,
@@ -116,6 +118,8 @@ impl Map {
         Map::Tunnels,
         Map::Underlay,
         Map::Devices,
+        Map::Sequences,
+        Map::SequencesFar,
         Map::Rest,
         Map::Scratch,
     ];
@@ -139,6 +143,8 @@ impl Map {
             Map::Tunnels => "tunnels",
             Map::Underlay => "underlay",
             Map::Devices => "devices",
+            Map::Sequences => "sequences",
+            Map::SequencesFar => "sequences_far",
             Map::Rest => "rest",
             Map::Scratch => "scratch",
         }
@@ -148,9 +154,9 @@ impl Map {
         Map::ALL.into_iter().find(|map| map.name() == name)
     }
 
-    /// Does it say something to a person? Not so references to devices and working memory.
+    /// Does it say something to a person? Not so references to devices, numbers of copies to come, and working memory.
     pub(crate) fn is_shown(self) -> bool {
-        !matches!(self, Map::Devices | Map::Rest | Map::Scratch)
+        !matches!(self, Map::Devices | Map::Sequences | Map::SequencesFar | Map::Rest | Map::Scratch)
     }
 
     pub(crate) fn shown() -> impl Iterator<Item = Map> {

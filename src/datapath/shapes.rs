@@ -28,6 +28,8 @@ impl Map {
             Map::RemoteStats => ("percpu_array", 4, 24, remotes),
             Map::Remotes => ("hash", 4, Remote::default().encode().len(), remotes),
             Map::Request => ("hash", 4, abi::REQUEST_BYTES, 2 * abi::REQUEST_CHUNKS),
+            Map::Sequences => ("array", 4, 4 * remotes, 64),
+            Map::SequencesFar => ("hash", 4, 4 * remotes, taps),
             Map::Sizes | Map::Times => ("percpu_array", 4, 16, abi::SIZES),
             Map::Slots => ("hash", 4, 8, taps),
             Map::Spread => ("array", 4, abi::SPREAD_BYTES, abi::BUCKETS / abi::SPREAD_BYTES),

@@ -27,7 +27,8 @@ const MATCHER: &str = "match.bpf.c";
 const FILTER: &str = "expression.h";
 
 /// The parts that can be left out, by their `HAS_` names in `bpf/common.h`.
-pub(crate) const FEATURES: [&str; 8] = ["UDP", "SEQUENCE", "ERSPAN", "CUT", "RATE", "SAMPLE", "SPREAD", "PROFILE"];
+pub(crate) const FEATURES: [&str; 9] =
+    ["UDP", "SEQUENCE", "ERSPAN", "TELL", "CUT", "RATE", "SAMPLE", "SPREAD", "PROFILE"];
 
 /// A program to compile, with its filter if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -108,7 +108,7 @@ fn room_flags(outer: &Outer) -> u64 {
 }
 
 fn flags(outer: &Outer, at: Positions) -> u16 {
-    use remote_flag::{DF, FINISH, FLOW, IPV6, L3, PER_FRAME, QUEUED, UDP_CHECKSUM, UNRESOLVED};
+    use remote_flag::{DF, FINISH, FLOW, IPV6, L3, PER_FRAME, QUEUED, TELL, UDP_CHECKSUM, UNRESOLVED};
     let path = outer.path.as_ref();
     let resolved = path.is_some_and(|path| path.l3 || path.next_hop_mac.is_some());
     let checksum = outer.tunnel.udp_checksum;
@@ -116,12 +116,13 @@ fn flags(outer: &Outer, at: Positions) -> u16 {
         (UNRESOLVED, !resolved),
         (FINISH, checksum || path.is_some_and(|path| path.finish)),
         (DF, outer.options.df),
-        (PER_FRAME, at.sequence != 0 || checksum || path.is_some_and(|path| path.per_frame)),
+        (PER_FRAME, outer.tunnel.is_per_frame() || path.is_some_and(|path| path.per_frame)),
         (IPV6, outer.remote.is_ipv6()),
         (L3, path.is_some_and(|path| path.l3)),
         (FLOW, at.udp != 0 || outer.remote.is_ipv6()),
         (UDP_CHECKSUM, checksum),
         (QUEUED, path.is_some_and(|path| path.queued)),
+        (TELL, outer.tunnel.tell),
     ]
     .into_iter()
     .fold(0, |flags, (flag, on)| if on { flags | flag } else { flags })

@@ -1,10 +1,11 @@
 //! Headers byte by byte, as the RFCs draw them.
 
 use super::*;
+use crate::datapath::abi::HEADER_BYTES;
 use crate::tunnel::Kind;
 
 fn options(kind: Kind) -> Tunnel {
-    Tunnel { kind, id: None, egress_id: None, port: None, sequence: false, udp_checksum: false }
+    Tunnel { kind, id: None, egress_id: None, port: None, sequence: false, udp_checksum: false, tell: false }
 }
 
 fn outer(tunnel: Tunnel, remote: &str) -> Outer {
@@ -67,6 +68,22 @@ fn vxlan_and_geneve_headers_are_the_ones_of_their_rfcs() {
 }
 
 #[test]
+fn geneve_that_tells_has_one_option_and_just_fits_a_template_over_ipv6() {
+    let tell = Tunnel { tell: true, ..options(Kind::Geneve) };
+    let expected =
+        [&[0, 0, 0x17, 0xc1, 0, 0, 0, 0][..], &[6, 0, 0x65, 0x58, 0, 0, 1, 0], &[0xff, 0x5a, 0x01, 5], &[0; 20]]
+            .concat();
+    assert_eq!(tunnel_bytes(tell, Direction::Egress), expected);
+    let flags = remote_flag::FLOW | remote_flag::TELL | remote_flag::PER_FRAME;
+    assert_eq!(remote(&outer(tell, "198.51.100.7")).flags, flags);
+    let over_ipv6 = remote(&outer(tell, "2001:db8::7"));
+    assert_eq!(usize::from(over_ipv6.outer_len), HEADER_BYTES - (HEADER_L3 - ETHERNET));
+    let data = usize::from(over_ipv6.at.udp) + 20;
+    assert_eq!(over_ipv6.headers[0].0[data - 4..data], [0xff, 0x5a, 0x01, 5]);
+    assert_eq!(data + 20, HEADER_BYTES);
+}
+
+#[test]
 fn erspan_headers_are_the_ones_of_the_draft() {
     assert_eq!(tunnel_bytes(options(Kind::Erspan1), Direction::Ingress), [0, 0, 0x88, 0xbe]);
     let two = Tunnel { id: Some(1023), ..options(Kind::Erspan2) };
@@ -93,6 +110,7 @@ fn the_overhead_is_exact_for_each_type_and_family() {
         (Tunnel { sequence: true, ..with_id(Kind::Gre) }, 32),
         (with_id(Kind::Vxlan), 36),
         (options(Kind::Geneve), 36),
+        (Tunnel { tell: true, ..options(Kind::Geneve) }, 60),
         (options(Kind::Erspan1), 24),
         (options(Kind::Erspan2), 36),
         (options(Kind::Erspan3), 48),

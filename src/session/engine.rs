@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail, ensure};
 
@@ -17,6 +16,7 @@ use crate::session::alive;
 use crate::session::away::{self, Elsewhere};
 use crate::session::bypassed::{self, Flow};
 use crate::session::change::{Act, Change, Executor, explain};
+use crate::session::clock;
 use crate::session::difference::{self, Clsact, Wanted};
 use crate::session::home::{self, Home, Lock, Wait};
 use crate::session::machine::Machine;
@@ -672,7 +672,7 @@ fn wanted(there: &There, edit: &Edit, interfaces: Vec<(Watched, Option<Link>)>, 
         is_whole_underlay: all.iter().all(|remote| edit.scope.asked.remotes.contains(remote)),
         outs: outs.filter_map(counted).collect(),
         clsact: edit.clsact,
-        clock: clock(),
+        clock: clock::offset(),
         filter: edit.filter.clone(),
     }
 }
@@ -749,13 +749,4 @@ fn queue_warnings(there: &There, changes: &[Change], clsact: Clsact) -> Vec<Warn
         )
     };
     standing.map(|found| Warning { remote: None, text: text(found), is_of_now: false, is_once: true }).collect()
-}
-
-/// Nanoseconds from the time since boot, which the programs can read, to the time since 1970. Good to 10 ms, the
-/// resolution of /proc/uptime; 0 where either cannot be told.
-fn clock() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = uptime.split(' ').next().and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
-    now.saturating_sub(Duration::from_secs_f64(seconds)).as_nanos() as u64
 }

@@ -12,6 +12,7 @@ pub(crate) mod alive;
 pub(crate) mod away;
 pub(crate) mod bypassed;
 pub(crate) mod change;
+pub(crate) mod clock;
 pub(crate) mod counted;
 pub(crate) mod difference;
 pub(crate) mod engine;

@@ -886,7 +886,7 @@ pub(crate) fn room(links: &[Link], watched: &[u32], out: &Link, mtu: u32, remote
 fn fate(request: &Request) -> &'static str {
     let options = &request.options;
     let tunnel = &options.tunnel;
-    let whole = tunnel.patched().sequence == 0 && !tunnel.udp_checksum && options.snaplen.is_none();
+    let whole = !tunnel.is_per_frame() && options.snaplen.is_none();
     match (options.oversize, whole && kernel::encapsulates_frames(), options.outer.df) {
         (Oversize::Segment, true, false) => {
             "TCP super-packets are cut to fit, other frames that do not fit are fragmented"

@@ -518,7 +518,7 @@ impl There {
 impl Map {
     /// Do its elements say how the session is, or what it has counted?
     fn is_read(self) -> bool {
-        !matches!(self, Map::Bucket | Map::RemoteState | Map::Rest | Map::Scratch)
+        !matches!(self, Map::Bucket | Map::RemoteState | Map::Sequences | Map::SequencesFar | Map::Rest | Map::Scratch)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Each kind of tunnel over each address family: the request, and what every copy's headers must say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -61,6 +61,10 @@ pub(crate) const GENEVE_SUM: Tunnel =
     tunnel(&["geneve", "--id", "65536", "--egress-id", "0", "--udp-checksum"], Kind::Geneve(6081), 36)
         .ids(65536, 0)
         .checksum();
+pub(crate) const GENEVE_TELL: Tunnel =
+    tunnel(&["geneve", "--tell", "--id", "9", "--egress-id", "16777215"], Kind::Tell(6081), 60).ids(9, 0xff_ffff);
+pub(crate) const GENEVE_TELL_SUM: Tunnel =
+    tunnel(&["geneve", "--tell", "--udp-checksum"], Kind::Tell(6081), 60).ids(1, 1).checksum();
 pub(crate) const ERSPAN1: Tunnel = tunnel(&["erspan1"], Kind::Erspan1, 24);
 pub(crate) const ERSPAN2: Tunnel =
     tunnel(&["erspan2", "--id", "1023", "--egress-id", "7"], Kind::Erspan2, 36).ids(1023, 7).sequence();
@@ -121,7 +125,8 @@ macro_rules! for_each_tunnel {
     ($name:ident) => {
         for_each_tunnel!($name: gre GRE, gre_with_key GRE_KEY, gre_with_sequence GRE_SEQUENCE,
             gre_with_key_and_sequence GRE_BOTH, vxlan VXLAN, vxlan_with_checksum VXLAN_SUM, geneve GENEVE,
-            geneve_with_checksum GENEVE_SUM, erspan1 ERSPAN1, erspan2 ERSPAN2, erspan3 ERSPAN3);
+            geneve_with_checksum GENEVE_SUM, geneve_that_tells GENEVE_TELL,
+            geneve_that_tells_with_checksum GENEVE_TELL_SUM, erspan1 ERSPAN1, erspan2 ERSPAN2, erspan3 ERSPAN3);
     };
     ($name:ident: $($test:ident $tunnel:ident),*) => {
         mod $name {
@@ -169,6 +174,11 @@ pub(crate) fn assert_headers(case: Case, copies: &[Tunnelled], from: Ns) {
         if let Some(erspan) = &copy.header.erspan {
             assert_erspan(case, erspan, &copy.frame, direction);
         }
+        assert_eq!(copy.header.tell.is_some(), matches!(case.tunnel.kind, Kind::Tell(_)));
+        if let Some(tell) = &copy.header.tell {
+            assert_eq!(usize::from(tell.tap), direction, "slot of the tap");
+            assert_recent(tell.time);
+        }
     }
     assert_unique_ids(copies);
 }
@@ -183,7 +193,7 @@ pub(crate) fn assert_outer(case: Case, copy: &Tunnelled) {
     if let [len] = outer.lens[..] {
         assert_eq!(len, copy.frame.len() + case.overhead(), "{case:?}");
     }
-    let is_udp = matches!(case.tunnel.kind, Kind::Vxlan(_) | Kind::Geneve(_));
+    let is_udp = matches!(case.tunnel.kind, Kind::Vxlan(_) | Kind::Geneve(_) | Kind::Tell(_));
     assert_eq!((outer.port.is_some(), outer.checksum), (is_udp, case.tunnel.checksum), "{case:?}");
 }
 
@@ -228,4 +238,18 @@ pub(crate) fn assert_sequence(case: Case, copies: &[Tunnelled]) {
     numbers.sort_unstable();
     let expected = if case.tunnel.sequence { copies.len() as u32 } else { 0 };
     assert_eq!(numbers, (0..expected).collect::<Vec<_>>(), "{case:?}");
+    assert_numbers(copies);
+}
+
+/// The same of copies that are numbered by their taps, where each remote has copies of its own.
+#[track_caller]
+pub(crate) fn assert_numbers(copies: &[Tunnelled]) {
+    let mut by_tap: BTreeMap<_, Vec<u32>> = BTreeMap::new();
+    for (outer, tell) in copies.iter().filter_map(|copy| Some((&copy.outer, copy.header.tell?))) {
+        by_tap.entry((outer.dst, tell.tap)).or_default().push(tell.sequence);
+    }
+    for (tap, mut numbers) in by_tap {
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..numbers.len() as u32).collect::<Vec<_>>(), "{tap:?}");
+    }
 }

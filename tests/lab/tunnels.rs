@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -19,6 +20,8 @@ pub(crate) enum Kind {
     /// The UDP destination port.
     Vxlan(u16),
     Geneve(u16),
+    /// With the option of `--tell`.
+    Tell(u16),
     Erspan1,
     Erspan2,
     Erspan3,
@@ -60,6 +63,20 @@ pub(crate) struct Header {
     pub id: Option<u32>,
     pub sequence: Option<u32>,
     pub erspan: Option<Erspan>,
+    pub tell: Option<Tell>,
+}
+
+/// What `--tell` says of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tell {
+    /// Twice the number of the interface, plus one for egress.
+    pub tap: u16,
+    pub cut: bool,
+    /// Since 1970.
+    pub time: Duration,
+    pub sequence: u32,
+    /// Bytes of the frame on the wire.
+    pub length: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,7 +301,7 @@ fn reassemble(link: Link, packets: &[Vec<u8>]) -> Result<Vec<Datagram>> {
 // ---- the tunnel header ----
 
 fn open_datagram(kind: Kind, mut datagram: Datagram) -> Result<Tunnelled> {
-    let proto = if matches!(kind, Kind::Vxlan(_) | Kind::Geneve(_)) { UDP } else { GRE };
+    let proto = if matches!(kind, Kind::Vxlan(_) | Kind::Geneve(_) | Kind::Tell(_)) { UDP } else { GRE };
     ensure!(datagram.proto == proto, "IP protocol {}", datagram.proto);
     let (header, at) = match kind {
         Kind::Gre => gre(&datagram.body, ETH_TEB)?,
@@ -297,6 +314,7 @@ fn open_datagram(kind: Kind, mut datagram: Datagram) -> Result<Tunnelled> {
         Kind::Erspan3 => erspan3(&datagram.body)?,
         Kind::Vxlan(port) => (open_udp(&mut datagram, port)?, 16),
         Kind::Geneve(port) => (open_geneve(&mut datagram, port)?, 16),
+        Kind::Tell(port) => (open_tell(&mut datagram, port)?, 40),
     };
     ensure!(datagram.body.len() >= at + 14, "the inner frame is shorter than an Ethernet header");
     Ok(Tunnelled { outer: datagram.outer, header, frame: datagram.body[at..].to_vec() })
@@ -315,7 +333,7 @@ fn gre(body: &[u8], proto: u16) -> Result<(Header, usize)> {
     };
     let id = word(flags & 0x2000 != 0);
     let sequence = word(flags & 0x1000 != 0);
-    Ok((Header { id, sequence, erspan: None }, at))
+    Ok((Header { id, sequence, ..Header::default() }, at))
 }
 
 fn erspan_word(body: &[u8], version: u32) -> Result<(u32, Erspan)> {
@@ -378,6 +396,29 @@ fn open_geneve(datagram: &mut Datagram, port: u16) -> Result<Header> {
     ensure!(first == u32::from(ETH_TEB), "Geneve's version, options, flags and protocol {first:#010x}");
     ensure!(second & 0xff == 0, "Geneve's last reserved byte {:#04x}", second & 0xff);
     Ok(Header { id: Some(second >> 8), ..Header::default() })
+}
+
+/// The same with one option, of five words: class 0xff5a, type 1, not critical.
+fn open_tell(datagram: &mut Datagram, port: u16) -> Result<Header> {
+    check_udp(datagram, port)?;
+    let body = &datagram.body;
+    ensure!(body.len() >= 40, "too short for Geneve and its option");
+    let (first, second, option) = (be32(body, 8), be32(body, 12), be32(body, 16));
+    ensure!(first == 0x0600_0000 | u32::from(ETH_TEB), "Geneve's version, options, flags and protocol {first:#010x}");
+    ensure!(second & 0xff == 0, "Geneve's last reserved byte {:#04x}", second & 0xff);
+    ensure!(option == 0xff5a_0105, "the option's class, type and length {option:#010x}");
+    let flags = be16(body, 22);
+    ensure!(flags & !1 == 0, "flags {flags:#06x}");
+    let nanoseconds = u64::from(be32(body, 24)) << 32 | u64::from(be32(body, 28));
+    let (tap, length) = (be16(body, 20), be32(body, 36) as usize);
+    ensure!(
+        if flags == 1 { length > body.len() - 40 } else { length == body.len() - 40 },
+        "{} bytes of a frame of {length}, flags {flags:#06x}",
+        body.len() - 40
+    );
+    let time = Duration::from_nanos(nanoseconds);
+    let tell = Tell { tap, cut: flags == 1, time, sequence: be32(body, 32), length };
+    Ok(Header { id: Some(second >> 8), tell: Some(tell), ..Header::default() })
 }
 
 fn check_udp(datagram: &mut Datagram, port: u16) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::datapath::spread::spread;
 use crate::datapath::template::{self, Outer};
 use crate::request::{Rate, Request, Underlay};
 use crate::session::change::Act;
+use crate::session::clock;
 use crate::session::difference::Wanted;
 use crate::session::stored::{Silence, Stored};
 use crate::session::there::{Rows, There, key};
@@ -161,7 +162,9 @@ pub(super) fn config(wanted: &Wanted, stored: &Stored, before: Option<&Config>) 
         ..Config::default()
     });
     let has_underlay = wanted.underlay.iter().any(|underlay| matches!(underlay, Underlay::At(..)));
+    let clock = if options.tunnel.tells_time() { clock::kept(before.clock, wanted.clock) } else { before.clock };
     Config {
+        clock,
         remotes: slots(stored, request).iter().fold(0, |set, (slot, _)| set | 1 << slot),
         rate: match options.max_rate {
             None => 0,
