@@ -1,6 +1,7 @@
 //! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
 
 mod cli;
+mod collect;
 mod commands;
 mod datapath;
 mod file;

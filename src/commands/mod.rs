@@ -3,6 +3,7 @@
 
 pub(crate) mod apply;
 mod capture;
+pub(crate) mod collect;
 mod completions;
 mod demo;
 mod doctor;
@@ -51,7 +52,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         outside::enter()?;
     }
     // The demo's sandbox ends with it, however it ends.
-    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_)) {
+    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_) | Command::Collect(_)) {
         interrupt::watch();
     }
     match cli.command {
@@ -66,6 +67,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Watch(args) => watch::run(&context, &args),
         Command::Status { check, name, json } => status::run(&context, name.as_deref(), check, json.json),
+        Command::Collect(args) => collect::run(&runner, &args),
         Command::Explain { reason } => explain::run(reason.as_deref()),
         Command::Metrics(args) => metrics::run(&context, &args),
         Command::Refs { name, all: _, json } => refs::run(&context, name.as_deref(), json.json),
@@ -95,7 +97,11 @@ impl Command {
     fn only_writes(&self) -> bool {
         matches!(
             self,
-            Command::Source { .. } | Command::Completions { .. } | Command::Man { .. } | Command::Explain { .. }
+            Command::Source { .. }
+                | Command::Completions { .. }
+                | Command::Man { .. }
+                | Command::Explain { .. }
+                | Command::Collect(_)
         )
     }
 }
