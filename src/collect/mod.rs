@@ -37,6 +37,8 @@ struct Passing {
     stream: usize,
     time: u64,
     number: Option<u32>,
+    /// Its sequence begins again.
+    begins: bool,
     wire: u32,
 }
 
@@ -83,13 +85,16 @@ impl Flow {
         let wire = wire_bytes(&copy);
         let is_wanted = self.is_wanted(stream, seen, &copy, wire, time);
         let shown = if self.by_capture { copy.time.unwrap_or(time) } else { time };
-        let passing = Passing { stream, time: shown, number: copy.sequence, wire };
+        let passing = Passing { stream, time: shown, number: copy.sequence, begins: seen == Some(Seen::Again), wire };
         let Some(waiting) = &mut self.waiting else {
             return self.pass(&passing, is_wanted.then_some(copy.frame), time);
         };
         let place = match (self.by_capture, copy.sequence.zip(self.sources.domain(stream))) {
             (true, _) => Place::Time(shown),
-            (false, Some((number, domain))) => Place::Number { domain, number },
+            (false, Some((number, domain))) => {
+                let (epoch, late) = (self.sources.restarts(stream), seen == Some(Seen::Late));
+                Place::Number { domain, epoch, number, late }
+            }
             (false, None) => Place::Last,
         };
         waiting.push(time, place, (passing, is_wanted.then(|| copy.frame.to_vec())));
@@ -125,8 +130,8 @@ impl Flow {
         if self.left == Some(0) {
             return Ok(false);
         }
-        let Passing { stream, time, number, wire } = *passing;
-        let gap = self.sources.gap(stream, number, bytes.is_some());
+        let Passing { stream, time, number, begins, wire } = *passing;
+        let gap = self.sources.gap(stream, number, bytes.is_some(), begins);
         let Some(bytes) = bytes else { return Ok(true) };
         let key = self.sources.get(stream).key;
         if let Some(output) = &mut self.output {

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 pub(crate) enum Place {
     /// Behind all that have come before.
     Last,
-    /// By the numbers of one sequence.
-    Number { domain: usize, number: u32 },
+    /// By the numbers of one sequence, until it begins again (`epoch`). Only one that is `late` overtakes others.
+    Number { domain: usize, epoch: u64, number: u32, late: bool },
     /// By time, among all sources.
     Time(u64),
 }
@@ -18,11 +18,10 @@ impl Place {
     fn precedes(self, other: Place) -> Option<bool> {
         match (self, other) {
             (Place::Time(ours), Place::Time(theirs)) => Some(ours < theirs),
-            (Place::Number { domain, number }, Place::Number { domain: other, number: theirs }) if domain == other => {
-                let behind = theirs.wrapping_sub(number);
-                // A sequence that begins again leaps back by more.
-                Some((1..4096).contains(&behind))
-            }
+            (
+                Place::Number { domain, epoch, number, late },
+                Place::Number { domain: other, epoch: then, number: theirs, .. },
+            ) if (domain, epoch) == (other, then) => Some(late && (1..1 << 31).contains(&theirs.wrapping_sub(number))),
             _ => None,
         }
     }
@@ -42,12 +41,13 @@ impl<T> Waiting<T> {
 
     pub(crate) fn push(&mut self, now: u64, place: Place, value: T) {
         let mut at = self.queue.len();
-        for (n, (_, other, _)) in self.queue.iter().enumerate().rev() {
-            match place.precedes(*other) {
-                Some(true) => at = n,
-                Some(false) => break,
-                None if place == Place::Last => break,
-                None => {}
+        if !matches!(place, Place::Last | Place::Number { late: false, .. }) {
+            for (n, (_, other, _)) in self.queue.iter().enumerate().rev() {
+                match place.precedes(*other) {
+                    Some(true) => at = n,
+                    Some(false) => break,
+                    None => {}
+                }
             }
         }
         let until = if at < self.queue.len() { self.queue[at].0 } else { now + self.patience };
@@ -68,9 +68,10 @@ mod tests {
     #[test]
     fn late_ones_take_their_place_and_others_keep_theirs() {
         let mut waiting = Waiting::new(10);
-        let number = |domain, number| Place::Number { domain, number };
+        let number = |domain, number| Place::Number { domain, epoch: 0, number, late: false };
+        let after = |domain, number| Place::Number { domain, epoch: 0, number, late: true };
         let all = [(number(0, 1), "a1"), (number(1, 7), "b7"), (number(0, 3), "a3"), (Place::Last, "x")];
-        let late = [(number(0, 2), "a2"), (number(1, 6), "b6"), (number(1, u32::MAX), "before"), (number(0, 4), "a4")];
+        let late = [(after(0, 2), "a2"), (after(1, 6), "b6"), (after(1, u32::MAX), "before"), (number(0, 4), "a4")];
         for (n, (place, name)) in (0..).zip(all.into_iter().chain(late)) {
             waiting.push(n, place, name);
         }

@@ -192,20 +192,25 @@ impl Sources {
         self.streams[at].domain
     }
 
-    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it.
-    pub(crate) fn gap(&mut self, stream: usize, number: Option<u32>, written: bool) -> u64 {
+    /// How often its sequence has begun again.
+    pub(crate) fn restarts(&self, at: usize) -> u64 {
+        self.streams[at].domain.map_or(0, |at| self.numbered[at].sequence.counts.restarts)
+    }
+
+    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it; `begins`
+    /// says that its sequence has begun again.
+    pub(crate) fn gap(&mut self, stream: usize, number: Option<u32>, written: bool, begins: bool) -> u64 {
         let Some((numbered, number)) = self.streams[stream].domain.map(|at| &mut self.numbered[at]).zip(number) else {
             return 0;
         };
-        let ahead = numbered.written.map_or(1, |last| number.wrapping_sub(last));
+        let ahead = numbered.written.filter(|_| !begins).map_or(1, |last| number.wrapping_sub(last));
         match ahead {
             1..0x0100_0000 => {
                 numbered.gap += u64::from(ahead - 1);
                 numbered.written = Some(number);
             }
-            // A late one leaves the place where it is; one that begins again does not.
-            _ if ahead == 0 || numbered.written.is_some_and(|last| last.wrapping_sub(number) < 4096) => {}
-            _ => numbered.written = Some(number),
+            // A late one leaves the place where it is.
+            _ => {}
         }
         if written { std::mem::take(&mut numbered.gap) } else { 0 }
     }
