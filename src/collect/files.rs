@@ -240,7 +240,7 @@ impl Output {
         self.buffer.clear();
         self.interfaces.clear();
         match &self.target {
-            Target::Pipe(_) if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+            _ if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
             Target::Pipe(_) => bail!("cannot write to standard output: {err}"),
             Target::File(file, path) => {
                 let path = path.display();

@@ -204,13 +204,10 @@ impl Sources {
             return 0;
         };
         let ahead = numbered.written.filter(|_| !begins).map_or(1, |last| number.wrapping_sub(last));
-        match ahead {
-            1..0x0100_0000 => {
-                numbered.gap += u64::from(ahead - 1);
-                numbered.written = Some(number);
-            }
-            // A late one leaves the place where it is.
-            _ => {}
+        // A late one leaves the place where it is.
+        if (1..0x0100_0000).contains(&ahead) {
+            numbered.gap += u64::from(ahead - 1);
+            numbered.written = Some(number);
         }
         if written { std::mem::take(&mut numbered.gap) } else { 0 }
     }
