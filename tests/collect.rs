@@ -421,7 +421,7 @@ fn wireshark_has_it_as_an_interface() {
     let home = lab.dir().join("home");
     let file = lab.fresh_path("extcap.pcapng");
     let log = lab.fresh_path("tshark.err");
-    let plugins = home.join(".local/lib/wireshark/extcap");
+    let plugins = home.join(".config/wireshark/extcap");
     fs::create_dir_all(&plugins).expect("a directory");
     symlink(env!("CARGO_BIN_EXE_snifctl"), plugins.join("snifctl-extcap")).expect("a link");
     let tshark = |args: &[&str]| {
