@@ -33,7 +33,7 @@ const MEGABYTE: u64 = 1_000_000;
 pub(crate) enum Time {
     /// That of its arrival here
     Arrival,
-    /// That of its capture, where the tunnel tells it: erspan3, geneve with --tell
+    /// That of its capture, where the tunnel tells it: erspan3, snifctl's option of geneve
     Capture,
 }
 
