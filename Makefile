@@ -76,7 +76,7 @@ ROUNDS ?= 8
 BASELINE ?=
 BENCH_PACKAGES := gcc libc6-dev gnuplot-nox iperf3
 
-bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale" chooses, ROUNDS=n BASELINE=other-snifctl (needs root)
+bench: deps ## what copying costs, in sandboxes; ONLY="cost tcp latency commands scale collect" chooses, ROUNDS=n BASELINE=other-snifctl (needs root)
 	@$(call install,$(BENCH_PACKAGES))
 	$(if $(BASELINE),SNIFCTL_BASELINE=$(abspath $(BASELINE))) $(CARGO) bench --locked --bench bench -- --rounds $(ROUNDS) $(ONLY)
 

@@ -1,6 +1,7 @@
 //! `make bench`: what copying costs, beside the kernel's own ways and others. See docs/benchmark.md.
 
 mod chart;
+mod collect;
 mod commands;
 mod cost;
 mod modes;
@@ -25,6 +26,7 @@ enum Group {
     Latency,
     Commands,
     Scale,
+    Collect,
 }
 
 #[derive(Parser)]
@@ -70,5 +72,6 @@ fn run(group: Group, report: &mut Report) {
         Group::Latency => tcp::latency(report),
         Group::Commands => commands::run(report),
         Group::Scale => scale::run(report),
+        Group::Collect => collect::run(report),
     }
 }

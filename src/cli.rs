@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use indoc::indoc;
 
+use crate::commands::collect::CollectArgs;
 use crate::commands::metrics::Listen;
 use crate::origin::Origin;
 use crate::request::{self, DEFAULT, Named, Options, Request, Watch, Watched};
@@ -190,6 +191,15 @@ pub(crate) enum Command {
           sudo snifctl status --json | jq '.sessions[].drops'
     "})]
     Status(StatusArgs),
+    /// Receive copies on the collector: write them as a capture, put them on an interface, count what was lost
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl collect -w - | wireshark -k -i -
+          sudo snifctl collect --tunnel vxlan --listen 10.0.0.7 -w day.pcapng -C 1000 -W 24 -Z tcpdump
+          sudo snifctl collect --to tap0
+          sudo snifctl collect --stats 10
+    "})]
+    Collect(Box<CollectArgs>),
     /// Say what a reason of drops means, and what to do
     #[command(after_help = "Examples:\n  snifctl explain\n  snifctl explain unresolved")]
     Explain {

@@ -1,8 +1,10 @@
 //! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
 
 mod cli;
+mod collect;
 mod commands;
 mod datapath;
+mod extcap;
 mod file;
 mod origin;
 mod output;
@@ -24,7 +26,10 @@ use usage::Usage;
 fn main() -> ExitCode {
     let done = match plugin::words(std::env::args_os()) {
         Some(words) => plugin::parse(words).map(plugin::run),
-        None => cli::parse().map(commands::run),
+        None => match extcap::words(std::env::args_os()) {
+            Some(words) => extcap::parse(words).map(extcap::run),
+            None => cli::parse().map(commands::run),
+        },
     };
     let done = match done {
         Ok(done) => done,

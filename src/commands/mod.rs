@@ -3,6 +3,7 @@
 
 pub(crate) mod apply;
 mod capture;
+pub(crate) mod collect;
 mod completions;
 mod demo;
 mod doctor;
@@ -52,7 +53,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         outside::enter()?;
     }
     // The demo's sandbox ends with it, however it ends.
-    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_)) {
+    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_) | Command::Collect(_)) {
         interrupt::watch();
     }
     match cli.command {
@@ -68,6 +69,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Watch(args) => watch::run(&context, &args),
         Command::Status(args) if args.watch => live::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
+        Command::Collect(args) => collect::run(&runner, &args),
         Command::Explain { reason } => explain::run(reason.as_deref()),
         Command::Metrics(args) => metrics::run(&context, &args),
         Command::Refs { name, all: _, json } => refs::run(&context, name.as_deref(), json.json),
@@ -97,7 +99,11 @@ impl Command {
     fn only_writes(&self) -> bool {
         matches!(
             self,
-            Command::Source { .. } | Command::Completions { .. } | Command::Man { .. } | Command::Explain { .. }
+            Command::Source { .. }
+                | Command::Completions { .. }
+                | Command::Man { .. }
+                | Command::Explain { .. }
+                | Command::Collect(_)
         )
     }
 }

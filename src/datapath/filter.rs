@@ -14,26 +14,26 @@ use crate::usage::{Usage, refuse};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Instruction classes and fields of classic BPF (McCanne and Jacobson 1993; <linux/bpf_common.h>).
-mod op {
-    pub(super) const LD: u16 = 0x00;
-    pub(super) const LDX: u16 = 0x01;
-    pub(super) const ST: u16 = 0x02;
-    pub(super) const STX: u16 = 0x03;
-    pub(super) const ALU: u16 = 0x04;
-    pub(super) const JMP: u16 = 0x05;
-    pub(super) const RET: u16 = 0x06;
-    pub(super) const MISC: u16 = 0x07;
+pub(crate) mod op {
+    pub(crate) const LD: u16 = 0x00;
+    pub(crate) const LDX: u16 = 0x01;
+    pub(crate) const ST: u16 = 0x02;
+    pub(crate) const STX: u16 = 0x03;
+    pub(crate) const ALU: u16 = 0x04;
+    pub(crate) const JMP: u16 = 0x05;
+    pub(crate) const RET: u16 = 0x06;
+    pub(crate) const MISC: u16 = 0x07;
     /// Modes of a load.
-    pub(super) const IMM: u16 = 0x00;
-    pub(super) const ABS: u16 = 0x20;
-    pub(super) const IND: u16 = 0x40;
-    pub(super) const MEM: u16 = 0x60;
-    pub(super) const LEN: u16 = 0x80;
-    pub(super) const MSH: u16 = 0xa0;
+    pub(crate) const IMM: u16 = 0x00;
+    pub(crate) const ABS: u16 = 0x20;
+    pub(crate) const IND: u16 = 0x40;
+    pub(crate) const MEM: u16 = 0x60;
+    pub(crate) const LEN: u16 = 0x80;
+    pub(crate) const MSH: u16 = 0xa0;
     /// The second operand is X, not the constant.
-    pub(super) const X: u16 = 0x08;
+    pub(crate) const X: u16 = 0x08;
     /// The returned value is A.
-    pub(super) const A: u16 = 0x10;
+    pub(crate) const A: u16 = 0x10;
 }
 
 /// One instruction of classic BPF.
@@ -47,10 +47,10 @@ pub(crate) struct Instruction {
 }
 
 /// Offsets from here on stand for what the kernel knows of a packet (SKF_AD_OFF in <linux/filter.h>).
-const OUTSIDE: u32 = 0xffff_f000;
+pub(crate) const OUTSIDE: u32 = 0xffff_f000;
 
 /// Words of scratch memory.
-const MEMORY: u32 = 16;
+pub(crate) const MEMORY: u32 = 16;
 
 /// A filter: what the user said, and the C that it becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(crate) fn compile(runner: &Runner, what: &str, expression: &str) -> Result<F
 }
 
 /// The classic BPF of an expression on Ethernet frames. Needs no privileges and touches no interface.
-fn classic(runner: &Runner, what: &str, expression: &str) -> Result<Vec<Instruction>> {
+pub(crate) fn classic(runner: &Runner, what: &str, expression: &str) -> Result<Vec<Instruction>> {
     ensure!(
         exec::find("tcpdump").is_some(),
         "tcpdump is not installed, and {what} needs it to read the expression; try: apt-get install tcpdump"

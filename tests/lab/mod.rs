@@ -234,7 +234,7 @@ impl Lab {
     }
 
     /// A path in the lab's directory that no other call has got.
-    fn fresh_path(&self, name: &str) -> PathBuf {
+    pub(crate) fn fresh_path(&self, name: &str) -> PathBuf {
         self.dir().join(format!("{}-{name}", self.next_serial()))
     }
 

@@ -1,0 +1,310 @@
+//! Where captures go: a file, several by size and time as tcpdump has them, or a pipe. What is in a file is whole up to its
+//! last frame, also when the disk is full.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use chrono::format::{Item, StrftimeItems};
+use chrono::{DateTime, Local};
+
+use crate::collect::pcapng::{self, Frame, Statistics};
+use crate::tools::exec::ReaderGone;
+use crate::usage::{Usage, ensure_usage, refuse};
+
+/// So many bytes are written at once.
+const BUFFER: usize = 1 << 20;
+const SECOND: u64 = 1_000_000_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Pcapng,
+    Pcap,
+}
+
+/// What `-w`, `-C`, `-G` and `-W` ask for.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub path: String,
+    pub format: Format,
+    /// Bytes after which the next file begins.
+    pub size: Option<u64>,
+    pub seconds: Option<u64>,
+    pub count: Option<u64>,
+}
+
+impl Plan {
+    pub(crate) fn check(&self) -> Result<(), Usage> {
+        let rotates = self.size.is_some() || self.seconds.is_some();
+        ensure_usage!(
+            !rotates || !self.is_pipe(),
+            "-C and -G do not go with -w -, which is one stream; try: -w day.pcapng -C 100"
+        );
+        ensure_usage!(self.count.is_none() || rotates, "-W goes with -C or -G; try: -C 100 -W 10");
+        if self.seconds.is_some() && StrftimeItems::new(&self.path).any(|item| matches!(item, Item::Error)) {
+            refuse!("-w {:?} has a time that strftime(3) does not know; try: -w day-%Y%m%d-%H%M%S.pcapng", self.path);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_pipe(&self) -> bool {
+        self.path == "-"
+    }
+
+    /// The name of a file: the `number`th of its time.
+    fn name(&self, number: u64, time: u64) -> PathBuf {
+        let stem = match self.seconds {
+            None => self.path.clone(),
+            Some(_) => {
+                let time = DateTime::from_timestamp((time / SECOND) as i64, 0).unwrap_or_default();
+                time.with_timezone(&Local).format(&self.path).to_string()
+            }
+        };
+        let digits = self.count.filter(|count| *count > 1).map_or(0, |count| (count - 1).to_string().len());
+        match self.size {
+            Some(_) if number > 0 || digits > 0 => format!("{stem}{number:0digits$}").into(),
+            _ => stem.into(),
+        }
+    }
+}
+
+enum Target {
+    Pipe(io::Stdout),
+    File(File, PathBuf),
+}
+
+/// An interface of the file that is written.
+#[derive(Debug)]
+struct Interface {
+    number: u32,
+    statistics: Statistics,
+}
+
+/// Is there room for more?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Goes,
+    /// `-G` with `-W`: there are as many files as were asked for.
+    Done,
+}
+
+pub(crate) struct Output {
+    plan: Plan,
+    target: Target,
+    buffer: Vec<u8>,
+    /// Bytes that the file has.
+    written: u64,
+    interfaces: HashMap<usize, Interface>,
+    /// The number of the file among those of its time, when that time began, and files by time.
+    number: u64,
+    begun: u64,
+    periods: u64,
+    /// Frames of all files.
+    pub frames: u64,
+}
+
+impl Output {
+    pub(crate) fn open(plan: Plan, now: u64) -> Result<Output> {
+        let target = open(&plan, 0, now)?;
+        let (buffer, interfaces) = (Vec::with_capacity(2 * BUFFER), HashMap::new());
+        let (written, number, begun, periods, frames) = (0, 0, now, 0, 0);
+        let mut output = Output { plan, target, buffer, written, interfaces, number, begun, periods, frames };
+        output.begin();
+        output.flush()?;
+        Ok(output)
+    }
+
+    fn begin(&mut self) {
+        match self.plan.format {
+            Format::Pcapng => pcapng::section(&mut self.buffer),
+            Format::Pcap => pcapng::pcap_header(&mut self.buffer),
+        }
+    }
+
+    /// Writes a frame of a stream, `name` of which says how its interface is called.
+    pub(crate) fn write(
+        &mut self,
+        stream: usize,
+        name: impl FnOnce() -> String,
+        frame: &Frame,
+        now: u64,
+    ) -> Result<Next> {
+        if self.rotate_if_due(now)? == Next::Done {
+            return Ok(Next::Done);
+        }
+        self.frames += 1;
+        match self.plan.format {
+            Format::Pcap => pcapng::pcap_packet(&mut self.buffer, frame),
+            Format::Pcapng => {
+                let count = self.interfaces.len() as u32;
+                let buffer = &mut self.buffer;
+                let interface = self.interfaces.entry(stream).or_insert_with(|| {
+                    pcapng::interface(buffer, &name());
+                    Interface { number: count, statistics: Statistics { begin: frame.time, ..Statistics::default() } }
+                });
+                let statistics = &mut interface.statistics;
+                statistics.begin = statistics.begin.min(frame.time);
+                statistics.end = statistics.end.max(frame.time);
+                statistics.received += 1;
+                statistics.lost += frame.gap;
+                pcapng::packet(buffer, interface.number, frame);
+            }
+        }
+        if self.buffer.len() >= BUFFER {
+            self.flush()?;
+        }
+        Ok(Next::Goes)
+    }
+
+    fn rotate_if_due(&mut self, now: u64) -> Result<Next> {
+        if self.plan.seconds.is_some_and(|seconds| now.saturating_sub(self.begun) >= seconds * SECOND) {
+            self.periods += 1;
+            if self.plan.size.is_none() && self.plan.count.is_some_and(|count| self.periods >= count) {
+                return Ok(Next::Done);
+            }
+            (self.begun, self.number) = (now, 0);
+            self.next(now)?;
+        } else if self.plan.size.is_some_and(|size| self.written + self.buffer.len() as u64 > size) {
+            self.number += 1;
+            if self.plan.seconds.is_none() && self.plan.count.is_some_and(|count| self.number >= count) {
+                self.number = 0;
+            }
+            self.next(self.begun)?;
+        }
+        Ok(Next::Goes)
+    }
+
+    /// SIGHUP: another file, of the same name where the old one has been moved away.
+    pub(crate) fn rotate(&mut self, now: u64) -> Result<()> {
+        let Target::File(file, path) = &self.target else { return Ok(()) };
+        let path = path.clone();
+        let same = |there: fs::Metadata| {
+            file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+        };
+        if self.plan.size.is_some() {
+            self.number += 1;
+            return self.next(self.begun);
+        }
+        if self.plan.name(0, now) == path && fs::metadata(&path).is_ok_and(same) {
+            eprintln!("snifctl: -w {} is still there, so it goes on; move it away before SIGHUP", path.display());
+            return self.flush();
+        }
+        self.begun = now;
+        self.next(now)
+    }
+
+    fn next(&mut self, time: u64) -> Result<()> {
+        self.finish()?;
+        self.target = open(&self.plan, self.number, time)?;
+        self.written = 0;
+        self.begin();
+        Ok(())
+    }
+
+    /// What ends a file: statistics of its interfaces.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let mut interfaces: Vec<Interface> = self.interfaces.drain().map(|(_, interface)| interface).collect();
+        interfaces.sort_by_key(|interface| interface.number);
+        for Interface { number, statistics } in interfaces {
+            pcapng::statistics(&mut self.buffer, number, &statistics);
+        }
+        self.flush()
+    }
+
+    /// # Errors
+    /// [`ReaderGone`] where the pipe's reader has closed it. Where a disk is full, the file ends with its last whole frame.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let (mut done, mut failed) = (0, None);
+        while done < self.buffer.len() && failed.is_none() {
+            let wrote = match &mut self.target {
+                Target::Pipe(out) => out.write(&self.buffer[done..]).and_then(|n| out.flush().map(|()| n)),
+                Target::File(file, _) => file.write(&self.buffer[done..]),
+            };
+            match wrote {
+                Ok(0) => failed = Some(io::ErrorKind::WriteZero.into()),
+                Ok(n) => done += n,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => failed = Some(err),
+            }
+        }
+        let Some(err) = failed else {
+            self.written += self.buffer.len() as u64;
+            self.buffer.clear();
+            return Ok(());
+        };
+        let (whole, cut) = self.whole(done);
+        self.frames -= cut;
+        self.buffer.clear();
+        self.interfaces.clear();
+        match &self.target {
+            _ if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+            Target::Pipe(_) => bail!("cannot write to standard output: {err}"),
+            Target::File(file, path) => {
+                let path = path.display();
+                file.set_len(self.written + whole as u64).with_context(|| format!("{path} ends within a frame"))?;
+                bail!("cannot write -w {path}: {err}; it ends with its last whole frame; bound it, as in: -C 100 -W 10")
+            }
+        }
+    }
+
+    /// Of the buffer's first bytes, those that are whole blocks; and the frames behind them.
+    fn whole(&self, done: usize) -> (usize, u64) {
+        let word = |at: usize| {
+            let bytes = self.buffer.get(at..at + 4).map_or([0; 4], |bytes| bytes.try_into().unwrap_or_default());
+            u32::from_le_bytes(bytes) as usize
+        };
+        let (mut at, mut whole, mut behind) = (0, 0, 0);
+        while at < self.buffer.len() {
+            let (length, is_frame) = match self.plan.format {
+                Format::Pcapng => (word(at + 4), word(at) == 6),
+                Format::Pcap if self.written == 0 && at == 0 => (24, false),
+                Format::Pcap => (16 + word(at + 8), true),
+            };
+            at += length.max(4);
+            if at <= done {
+                whole = at;
+            } else {
+                behind += u64::from(is_frame);
+            }
+        }
+        (whole, behind)
+    }
+}
+
+fn open(plan: &Plan, number: u64, time: u64) -> Result<Target> {
+    if plan.is_pipe() {
+        return Ok(Target::Pipe(io::stdout()));
+    }
+    let path = plan.name(number, time);
+    let file = File::create(&path).with_context(|| {
+        format!("cannot write -w {}; name a file that may be written, as in: -w /tmp/all.pcapng", path.display())
+    })?;
+    Ok(Target::File(file, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(plan: Plan) -> Vec<String> {
+        (0..3).map(|n| plan.name(n, 1_000_000_000_000_000_000).display().to_string()).collect()
+    }
+
+    #[test]
+    fn files_are_named_as_tcpdump_names_them() {
+        let plan = Plan { path: "a%s".into(), format: Format::Pcapng, size: Some(1), seconds: None, count: None };
+        assert_eq!(names(plan.clone()), ["a%s", "a%s1", "a%s2"]);
+        assert_eq!(names(Plan { count: Some(10), ..plan.clone() }), ["a%s0", "a%s1", "a%s2"]);
+        assert_eq!(names(Plan { count: Some(11), ..plan.clone() }), ["a%s00", "a%s01", "a%s02"]);
+        let timed = Plan { seconds: Some(60), ..plan };
+        assert_eq!(names(timed.clone()), ["a1000000000", "a10000000001", "a10000000002"]);
+        assert_eq!(names(Plan { size: None, ..timed.clone() })[2], "a1000000000");
+        assert!(timed.check().is_ok());
+        assert!(Plan { path: "a%!".into(), ..timed.clone() }.check().is_err());
+        assert!(Plan { path: "-".into(), ..timed.clone() }.check().is_err());
+        assert!(Plan { seconds: None, size: None, count: Some(2), ..timed }.check().is_err());
+    }
+}

@@ -1,0 +1,247 @@
+//! Who sends: a stream for each source address, tunnel, id, tap and direction, with what arrived of it and what did not.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::collect::decode::{Copy, Fault, Kind, Tap};
+use crate::collect::sequence::{Counts, Seen, Sequence};
+use crate::datapath::abi::Direction;
+
+/// So many streams are told apart; anyone can send, and memory is not endless.
+pub(crate) const MOST_STREAMS: usize = 1 << 14;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub source: IpAddr,
+    pub kind: Kind,
+    pub id: Option<u32>,
+    pub tap: Option<Tap>,
+    pub direction: Option<bool>,
+}
+
+impl Key {
+    /// As interfaces are named in captures: `geneve 7 tap 0 egress @ 10.0.0.5`.
+    pub(crate) fn name(&self) -> String {
+        let id = self.id.map(|id| format!(" {id}")).unwrap_or_default();
+        let tap = match self.tap {
+            None => String::new(),
+            Some(Tap::Port(port)) => format!(" port {port}"),
+            Some(Tap::Interface(n)) => format!(" tap {n}"),
+        };
+        let direction = self.direction().map(|direction| format!(" {}", direction.hook())).unwrap_or_default();
+        format!("{}{id}{tap}{direction} @ {}", self.kind, self.source)
+    }
+
+    pub(crate) fn direction(&self) -> Option<Direction> {
+        self.direction.map(|is_egress| if is_egress { Direction::Egress } else { Direction::Ingress })
+    }
+}
+
+/// Whose frames one sequence numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Domain {
+    source: IpAddr,
+    kind: Kind,
+    id: Option<u32>,
+    tap: Option<(Option<Tap>, Option<bool>)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub key: Key,
+    pub received: u64,
+    pub bytes: u64,
+    pub cut: u64,
+    /// Copies that `--filter` and `--dedup` left out.
+    pub filtered: u64,
+    pub duplicates: u64,
+    domain: Option<usize>,
+}
+
+/// A sequence, and what was written of it last.
+#[derive(Debug)]
+struct Numbered {
+    sequence: Sequence,
+    written: Option<u32>,
+    /// Frames that are missing before the next one that is written.
+    gap: u64,
+}
+
+/// All that was received, and from whom.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// `--egress-id`: the id of outgoing packets' copies, which are numbered together with the others.
+    egress_id: Option<u32>,
+    streams: Vec<Stream>,
+    found: HashMap<Key, usize>,
+    numbered: Vec<Numbered>,
+    domains: HashMap<Domain, usize>,
+    last: Option<(Key, usize)>,
+    faults: HashMap<(IpAddr, Fault), u64>,
+    /// Copies of streams beyond [`MOST_STREAMS`], and faults of sources beyond it.
+    pub unkept: u64,
+    pub dropped: u64,
+}
+
+/// A row of the summary.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pub source: IpAddr,
+    pub tunnel: &'static str,
+    pub id: Option<u32>,
+    pub tap: Option<u32>,
+    pub direction: Option<&'static str>,
+    pub received: u64,
+    pub bytes: u64,
+    pub cut: u64,
+    pub filtered: u64,
+    pub duplicates: u64,
+    /// Of the sequence; absent where copies have no numbers.
+    #[serde(flatten)]
+    pub numbers: Option<Numbers>,
+}
+
+/// What a sequence tells. Streams that share one share these numbers: `sequence` says which.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Numbers {
+    pub sequence: usize,
+    pub lost: u64,
+    pub reordered: u64,
+    pub doubled: u64,
+    pub restarts: u64,
+}
+
+impl Sources {
+    pub(crate) fn new(egress_id: Option<u32>) -> Sources {
+        Sources { egress_id, ..Sources::default() }
+    }
+
+    /// Counts a copy that came at `now`; the number of its stream, and what its sequence says of it. None where there are
+    /// too many streams.
+    pub(crate) fn receive(&mut self, source: IpAddr, copy: &Copy, now: u64) -> Option<(usize, Option<Seen>)> {
+        let direction = copy.direction.map(|direction| direction == Direction::Egress);
+        let direction = direction.or(self.egress_id.filter(|_| copy.id.is_some()).map(|id| copy.id == Some(id)));
+        let key = Key { source, kind: copy.kind, id: copy.id, tap: copy.tap, direction };
+        let at = self.stream(key, copy)?;
+        let stream = &mut self.streams[at];
+        stream.received += 1;
+        stream.bytes += copy.frame.len() as u64;
+        stream.cut += u64::from(copy.cut);
+        let numbered = stream.domain.map(|at| &mut self.numbered[at]);
+        let seen = numbered.zip(copy.sequence).map(|(numbered, number)| numbered.sequence.arrive(number, now));
+        Some((at, seen))
+    }
+
+    fn stream(&mut self, key: Key, copy: &Copy) -> Option<usize> {
+        if let Some((last, at)) = self.last
+            && last == key
+        {
+            return Some(at);
+        }
+        let at = match self.found.get(&key) {
+            Some(at) => *at,
+            None if self.streams.len() >= MOST_STREAMS => {
+                self.unkept += 1;
+                return None;
+            }
+            None => self.add(key, copy),
+        };
+        self.last = Some((key, at));
+        Some(at)
+    }
+
+    fn add(&mut self, key: Key, copy: &Copy) -> usize {
+        let at = self.streams.len();
+        let domain = copy.sequence.map(|_| {
+            let id = key.id.filter(|_| self.egress_id.is_none() || copy.counts_tap);
+            let tap = copy.counts_tap.then_some((key.tap, key.direction));
+            let domain = Domain { source: key.source, kind: key.kind, id, tap };
+            let next = self.numbered.len();
+            let at = *self.domains.entry(domain).or_insert(next);
+            if at == next {
+                self.numbered.push(Numbered { sequence: Sequence::new(), written: None, gap: 0 });
+            }
+            at
+        });
+        let (received, bytes, cut, filtered, duplicates) = (0, 0, 0, 0, 0);
+        self.streams.push(Stream { key, received, bytes, cut, filtered, duplicates, domain });
+        self.found.insert(key, at);
+        at
+    }
+
+    pub(crate) fn fault(&mut self, source: IpAddr, fault: Fault) {
+        if self.faults.len() >= MOST_STREAMS && !self.faults.contains_key(&(source, fault)) {
+            self.unkept += 1;
+            return;
+        }
+        *self.faults.entry((source, fault)).or_default() += 1;
+    }
+
+    pub(crate) fn get(&self, at: usize) -> &Stream {
+        &self.streams[at]
+    }
+
+    pub(crate) fn get_mut(&mut self, at: usize) -> &mut Stream {
+        &mut self.streams[at]
+    }
+
+    /// Whose sequence numbers this stream's copies.
+    pub(crate) fn domain(&self, at: usize) -> Option<usize> {
+        self.streams[at].domain
+    }
+
+    /// How often its sequence has begun again.
+    pub(crate) fn restarts(&self, at: usize) -> u64 {
+        self.streams[at].domain.map_or(0, |at| self.numbered[at].sequence.counts.restarts)
+    }
+
+    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it; `begins`
+    /// says that its sequence has begun again.
+    pub(crate) fn gap(&mut self, stream: usize, number: Option<u32>, written: bool, begins: bool) -> u64 {
+        let Some((numbered, number)) = self.streams[stream].domain.map(|at| &mut self.numbered[at]).zip(number) else {
+            return 0;
+        };
+        let ahead = numbered.written.filter(|_| !begins).map_or(1, |last| number.wrapping_sub(last));
+        // A late one leaves the place where it is.
+        if (1..0x0100_0000).contains(&ahead) {
+            numbered.gap += u64::from(ahead - 1);
+            numbered.written = Some(number);
+        }
+        if written { std::mem::take(&mut numbered.gap) } else { 0 }
+    }
+
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let mut streams: Vec<&Stream> = self.streams.iter().collect();
+        streams.sort_by_key(|stream| stream.key);
+        streams.into_iter().map(|stream| self.row(stream)).collect()
+    }
+
+    fn row(&self, stream: &Stream) -> Row {
+        let numbers = stream.domain.map(|at| {
+            let Counts { lost, reordered, doubled, restarts } = self.numbered[at].sequence.counts;
+            Numbers { sequence: at, lost, reordered, doubled, restarts }
+        });
+        let Stream { key, received, bytes, cut, filtered, duplicates, .. } = *stream;
+        let tap = key.tap.map(|(Tap::Port(n) | Tap::Interface(n))| n);
+        let direction = key.direction().map(Direction::hook);
+        let (source, tunnel, id) = (key.source, key.kind.name(), key.id);
+        Row { source, tunnel, id, tap, direction, received, bytes, cut, filtered, duplicates, numbers }
+    }
+
+    /// Packets that were no copies: source, reason, and how many.
+    pub(crate) fn faults(&self) -> Vec<(IpAddr, Fault, u64)> {
+        let mut faults: Vec<_> = self.faults.iter().map(|((source, fault), n)| (*source, *fault, *n)).collect();
+        faults.sort();
+        faults
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.numbered.iter().map(|numbered| numbered.sequence.counts.lost).sum()
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.received).sum()
+    }
+}

@@ -1,0 +1,69 @@
+//! `--to`: frames as the received traffic of a tap device, for sensors that know no tunnels.
+
+use std::io;
+
+use anyhow::{Context as _, Result, bail};
+use tun_rs::{DeviceBuilder, Layer, SyncDevice};
+
+use crate::tools::exec::{Cmd, Runner};
+use crate::tools::ip;
+
+/// The largest that a tap device takes.
+const MTU: u16 = 65521;
+
+/// A tap device. One that we have made ends with us.
+pub(crate) struct Tap {
+    device: SyncDevice,
+    name: String,
+    pub frames: u64,
+    /// Frames that the device did not take, as it was down or its queue full.
+    pub refused: u64,
+}
+
+impl Tap {
+    pub(crate) fn open(runner: &Runner, name: &str) -> Result<Tap> {
+        let there = ip::links(runner)?.into_iter().find(|link| link.ifname == name);
+        if let Some(link) = &there
+            && link.kind() != "tun"
+        {
+            bail!("--to {name} is an interface, and no tap device; name another one, as in: --to tap7");
+        }
+        let device = DeviceBuilder::new().name(name).layer(Layer::L2).inherit_enable_state().build_sync();
+        let device = device.with_context(|| format!("--to {name} cannot be made; it needs root and /dev/net/tun"))?;
+        if there.is_none() {
+            // It is there to be read: it has no addresses, answers nobody, and says nothing itself.
+            let mtu = MTU.to_string();
+            let words = [
+                "link",
+                "set",
+                "dev",
+                name,
+                "mtu",
+                &mtu,
+                "arp",
+                "off",
+                "multicast",
+                "off",
+                "addrgenmode",
+                "none",
+                "up",
+            ];
+            runner.write(&Cmd::new("ip", words))?;
+        }
+        Ok(Tap { device, name: name.into(), frames: 0, refused: 0 })
+    }
+
+    pub(crate) fn send(&mut self, frame: &[u8]) -> Result<()> {
+        match self.device.send(frame) {
+            Ok(_) => self.frames += 1,
+            Err(err) if is_gone(&err) => bail!("--to {} is gone: {err}", self.name),
+            Err(_) => self.refused += 1,
+        }
+        Ok(())
+    }
+}
+
+/// EBADFD: the device was deleted.
+fn is_gone(err: &io::Error) -> bool {
+    err.raw_os_error() == Some(nix::errno::Errno::EBADFD as i32)
+}

@@ -1,0 +1,449 @@
+//! `snifctl collect`: what it writes is what was watched, frame for frame, and what it counts is what happened.
+
+mod lab;
+
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lab::capture::{Direction, tshark_fields};
+use lab::check::assert_same_frames;
+use lab::frames::{self, ETH_IPV4, Ends, GRE, Ipv4, UDP};
+use lab::judge::Said;
+use lab::sessions::{both_families, down, knowing, lab_of, up_in};
+use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_IP6, OUT_MAC, Options, PATIENCE, pcap, poll, signal};
+
+/// A `snifctl collect` in the collector's namespace.
+struct Collector {
+    child: Child,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Collector {
+    /// Starts it, and waits until it listens.
+    fn start(lab: &Lab, args: &[&str]) -> Collector {
+        Collector::start_by(lab, &[], args)
+    }
+
+    /// The same by way of another program.
+    fn start_by(lab: &Lab, by: &[&str], args: &[&str]) -> Collector {
+        let (out, err) = (lab.fresh_path("collect.out"), lab.fresh_path("collect.err"));
+        let mut command = lab.command(Ns::Collector, &[]);
+        command.args(by).arg(env!("CARGO_BIN_EXE_snifctl")).arg("collect").args(args);
+        let files = [&out, &err].map(|path| File::create(path).expect("make a file"));
+        let [to, said] = files;
+        let child = command.stdout(to).stderr(said).spawn().expect("start snifctl collect");
+        let collector = Collector { child, out, err };
+        let listens = poll(PATIENCE, || collector.said().contains("snifctl: receiving").then_some(()));
+        assert!(listens.is_some(), "{}", collector.said());
+        collector
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.err).expect("what it says")
+    }
+
+    /// Waits until it ends by itself.
+    fn ended(mut self) -> Said {
+        let status = poll(PATIENCE, || self.child.try_wait().expect("wait"));
+        let status = status.unwrap_or_else(|| panic!("it goes on: {}", self.said()));
+        Said { status, stdout: fs::read_to_string(&self.out).unwrap_or_default(), stderr: self.said() }
+    }
+
+    /// Ends it, once it has written so many frames to the file.
+    fn stop_after(self, file: &Path, frames: usize) -> Said {
+        let all = poll(PATIENCE, || (count(file) >= frames).then_some(()));
+        assert!(all.is_some(), "{} of {frames} frames; {}", count(file), self.said());
+        signal(self.child.id(), "TERM");
+        self.ended()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Packet blocks in a pcapng file, by its blocks' lengths alone.
+fn count(file: &Path) -> usize {
+    let bytes = fs::read(file).unwrap_or_default();
+    let word = |at: usize| bytes.get(at..at + 4).map(|word| u32::from_le_bytes(word.try_into().expect("four")));
+    let (mut at, mut count) = (0, 0);
+    while let (Some(kind), Some(length)) = (word(at), word(at + 4)) {
+        count += usize::from(kind == 6);
+        at += length.max(12) as usize;
+    }
+    count
+}
+
+/// The frames of a capture, read by Wireshark's own code.
+fn frames_in(lab: &Lab, file: &Path, display_filter: &str) -> Vec<Vec<u8>> {
+    let plain = lab.fresh_path("plain.pcap");
+    let mut tshark = Command::new("tshark");
+    tshark.env("HOME", "/tmp").args(["-n", "-F", "pcap", "-Y", display_filter, "-r"]).arg(file).arg("-w").arg(&plain);
+    assert!(tshark.stderr(Stdio::null()).status().expect("run tshark").success(), "{}", file.display());
+    pcap::read(&plain)
+}
+
+/// Panics unless these are the same frames in the same order.
+#[track_caller]
+fn assert_in_order(expected: &[Vec<u8>], got: &[Vec<u8>]) {
+    assert_same_frames(expected, got);
+    let other = (1..).zip(expected.iter().zip(got)).find(|(_, (one, other))| one != other);
+    assert!(other.is_none(), "frame {} is out of order", other.map_or(0, |(n, _)| n));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// Gives the collector's device addresses, so that it takes packets to them.
+fn answering(lab: &Lab, addresses: &[IpAddr]) {
+    let line = |address: &IpAddr| match address {
+        IpAddr::V4(address) => format!("address add {address}/32 dev col0"),
+        IpAddr::V6(address) => format!("address add {address}/128 dev col0 nodad"),
+    };
+    lab.ip_batch(Ns::Collector, &addresses.iter().map(line).collect::<Vec<_>>().join("\n"));
+    lab.collector(&["sysctl", "-qw", "net.ipv4.conf.col0.rp_filter=0", "net.ipv4.conf.all.rp_filter=0"]);
+    let routes = "route add 198.51.100.0/24 dev col0\nroute add 2001:db8:1::/64 dev col0";
+    lab.ip_batch(Ns::Collector, routes);
+}
+
+/// Sends frames both ways over the watched link; those that came in there, and those that went out.
+fn exchange(lab: &Lab) -> [Vec<Vec<u8>>; 2] {
+    let (incoming, outgoing) = (frames::corpus_frames(&Ends::PEER_TO_HOST), frames::corpus_frames(&Ends::HOST_TO_PEER));
+    lab.send(Ns::Peer, "peer0", &incoming);
+    lab.send(Ns::Host, "eth0", &outgoing);
+    [incoming, outgoing]
+}
+
+#[test]
+fn every_tunnel_is_written_as_it_was_watched_with_its_names_and_directions() {
+    let tunnels: [(&[&str], &str, &str); 6] = [
+        (&["gre", "--id", "7", "--egress-id", "8", "--sequence"], "gre 7 ingress", "gre 8 egress"),
+        (&["vxlan", "--id", "7", "--egress-id", "8"], "vxlan 7 ingress", "vxlan 8 egress"),
+        (&["geneve", "--id", "7", "--egress-id", "8", "--udp-checksum"], "geneve 7 ingress", "geneve 8 egress"),
+        (&["erspan1"], "erspan1", "erspan1"),
+        (&["erspan2", "--id", "7", "--egress-id", "8"], "erspan2 7 port 0 ingress", "erspan2 8 port 1 egress"),
+        (&["erspan3", "--id", "7"], "erspan3 7 tap 0 ingress", "erspan3 7 tap 0 egress"),
+    ];
+    let lab = lab_of(6);
+    answering(&lab, &(0..6).flat_map(both_families).collect::<Vec<_>>());
+    for (n, (tunnel, ..)) in (0..).zip(tunnels) {
+        let remotes = both_families(n).map(|remote| remote.to_string()).join(",");
+        up_in(&lab, n, tunnel, &remotes, &[]);
+    }
+    let file = lab.fresh_path("all.pcapng");
+    let collector = Collector::start(&lab, &["-w", text(&file), "--egress-id", "8", "--json"]);
+    let [incoming, outgoing] = exchange(&lab);
+    let total = 2 * tunnels.len() * (incoming.len() + outgoing.len());
+    let report = collector.stop_after(&file, total).ok().json();
+    down(&lab);
+
+    for (_, ingress, egress) in tunnels {
+        for source in [IpAddr::from(OUT_IP), OUT_IP6.into()] {
+            let named = |name: &str| frames_in(&lab, &file, &format!("frame.interface_name == \"{name} @ {source}\""));
+            if ingress == egress {
+                assert_in_order(&[&incoming[..], &outgoing].concat(), &named(ingress));
+            } else {
+                assert_in_order(&incoming, &named(ingress));
+                assert_in_order(&outgoing, &named(egress));
+            }
+        }
+    }
+    for (direction, word) in [("1", "ingress"), ("2", "egress")] {
+        let told =
+            tshark_fields(&file, &format!("frame.packet_flags_direction == {direction}"), &["frame.interface_name"]);
+        assert_eq!(told.len(), total * 5 / 6 / 2);
+        assert!(told.iter().all(|row| row[0].contains(word)), "{direction} is {word}: {:?}", told[0]);
+    }
+    assert_eq!((&report["lost"], &report["received"]), (&0.into(), &total.into()), "{report:#}");
+    let streams = report["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 2 * (2 * 6 - 1), "{report:#}");
+    assert!(report["malformed"].as_array().expect("a list").is_empty(), "{report:#}");
+}
+
+#[test]
+fn what_did_not_fit_is_put_together_or_tells_how_long_it_was() {
+    let lab = knowing(Lab::with(Options { out_mtu: 1500, ..Options::default() }), 4);
+    answering(&lab, &(0..4).flat_map(both_families).collect::<Vec<_>>());
+    let ways: [(&[&str], &str); 4] =
+        [(&["gre"], "fragment"), (&["vxlan"], "segment"), (&["erspan2"], "truncate"), (&["erspan3"], "fragment")];
+    for (n, (tunnel, oversize)) in (0..).zip(ways) {
+        let remotes = both_families(n).map(|remote| remote.to_string()).join(",");
+        up_in(&lab, n, tunnel, &remotes, &["--oversize", oversize]);
+    }
+    let file = lab.fresh_path("large.pcapng");
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    let begin = now();
+    let collector = Collector::start(&lab, &["-w", text(&file), "--time", "capture"]);
+    let [incoming, outgoing] = exchange(&lab);
+    let sent = [incoming, outgoing].concat();
+    collector.stop_after(&file, 8 * sent.len()).ok();
+    down(&lab);
+    for kind in ["gre", "vxlan", "erspan3"] {
+        for source in [IpAddr::from(OUT_IP), OUT_IP6.into()] {
+            let of = format!("frame.interface_name matches \"^{kind} .*@ {source}\"");
+            assert_in_order(&sent, &frames_in(&lab, &file, &of));
+        }
+    }
+    // The sender's clock, which is ours, is told to 10 ms.
+    let times = tshark_fields(&file, "frame.interface_name contains \"erspan3\"", &["frame.time_epoch"]);
+    let (earliest, latest) = (begin - 0.1, now() + 0.1);
+    let is_now = |row: &Vec<String>| (earliest..latest).contains(&row[0].parse::<f64>().expect("a time"));
+    assert!(times.len() == 2 * sent.len() && times.iter().all(is_now), "{earliest} {latest} {:?}", times[0]);
+    let of = format!("frame.interface_name matches \"^erspan2 .*@ {OUT_IP}\"");
+    let lengths = tshark_fields(&file, &of, &["frame.len", "frame.cap_len"]);
+    let expected: Vec<Vec<String>> =
+        sent.iter().map(|frame| vec![frame.len().to_string(), frame.len().min(1500 - 36).to_string()]).collect();
+    assert!(lengths.iter().any(|row| row[0] == "1514" && row[1] == "1464"), "{lengths:?}");
+    assert_eq!(
+        lengths.iter().map(|row| &row[1]).collect::<Vec<_>>(),
+        expected.iter().map(|row| &row[1]).collect::<Vec<_>>()
+    );
+}
+
+/// A packet on the out link from one of many senders.
+fn outer(source: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let ends =
+        Ends { src_mac: OUT_MAC, dst_mac: COLLECTOR_MAC, src4: source, dst4: COLLECTOR_IP, ..Ends::HOST_TO_PEER };
+    frames::ethernet(&ends, ETH_IPV4, &frames::ipv4(&ends, protocol, Ipv4::default(), body))
+}
+
+fn numbered(source: Ipv4Addr, number: u32, frame: &[u8]) -> Vec<u8> {
+    outer(source, GRE, &[&[0x10, 0, 0x65, 0x58], &number.to_be_bytes()[..], frame].concat())
+}
+
+fn udp_to(source: Ipv4Addr, port: u16, body: &[u8]) -> Vec<u8> {
+    let length = (8 + body.len()) as u16;
+    let header = [50_000_u16, port, length, 0].map(u16::to_be_bytes).concat();
+    outer(source, UDP, &[&header, body].concat())
+}
+
+#[test]
+fn a_tunnel_that_tells_is_believed() {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into()]);
+    let frame = frames::ipv4_udp(&Ends::HOST_TO_PEER, 1, 100);
+    // Class 0xff5a, type 1, 20 bytes: tap 1 egress, cut, the time, a sequence of the tap, and 1500 bytes on the wire.
+    let copy = |tap: u16, number: u32| {
+        let time = 1_700_000_000_123_456_789_u64 - u64::from(number);
+        let option = [&[0xff, 0x5a, 1, 5][..], &tap.to_be_bytes(), &[0, 1], &time.to_be_bytes(), &number.to_be_bytes()];
+        let header = [&[6, 0, 0x65, 0x58, 0, 0, 7, 0][..], &option.concat(), &1500_u32.to_be_bytes()].concat();
+        udp_to(OUT_IP, 6081, &[header, frame.clone()].concat())
+    };
+    let file = lab.fresh_path("told.pcapng");
+    let collector = Collector::start(&lab, &["-w", text(&file), "--time", "capture", "--reorder", "300", "--json"]);
+    lab.send(Ns::Host, "out0", &[copy(3, 0), copy(3, 2), copy(2, 1)]);
+    let report = collector.stop_after(&file, 3).ok().json();
+    let fields = ["frame.interface_name", "frame.time_epoch", "frame.len", "frame.packet_flags_direction"];
+    let rows: Vec<String> = tshark_fields(&file, "frame", &fields).iter().map(|row| row.join(" ")).collect();
+    let expected = [("egress", "787", 2), ("ingress", "788", 1), ("egress", "789", 2)];
+    let line = |(direction, end, flag): (&str, &str, u8)| {
+        format!("geneve 7 tap 1 {direction} @ {OUT_IP} 1700000000.123456{end} 1500 {flag}")
+    };
+    let shown: Vec<String> = rows.iter().map(|row| row.replace("0x00000001", "1").replace("0x00000002", "2")).collect();
+    assert_eq!(shown, expected.map(line), "{rows:?}");
+    let lost: Vec<Option<u64>> =
+        report["streams"].as_array().expect("streams").iter().map(|row| row["lost"].as_u64()).collect();
+    assert_eq!(lost, [Some(0), Some(1)], "{report:#}");
+}
+
+#[test]
+fn planted_losses_doubles_and_garbage_of_64_sources_are_counted_exactly() {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into()]);
+    let sources: Vec<Ipv4Addr> = (0..64).map(|n| Ipv4Addr::new(198, 51, 100, 100 + n)).collect();
+    // 3, 7 and 8 are missing, 4 is late, 6 comes twice; then the sequence begins again.
+    let numbers = [0, 1, 2, 5, 4, 6, 6, 9, 0, 1, 2, 3, 4];
+    let frame = |number: usize| frames::ipv4_udp(&Ends::PEER_TO_HOST, number as u32, 200);
+    let planted: Vec<Vec<u8>> = (0..numbers.len())
+        .flat_map(|at| sources.iter().map(move |source| numbered(*source, numbers[at], &frame(at))))
+        .collect();
+    let bad = sources[5];
+    let garbage = vec![
+        outer(bad, GRE, &[0x40, 0, 0x65, 0x58]),
+        outer(bad, GRE, &[0, 0, 8, 0, 1, 2, 3, 4]),
+        outer(bad, GRE, &[0x80, 0, 0x65, 0x58, 9, 9, 0, 0, 1, 2]),
+        udp_to(bad, 4789, &[0; 60]),
+        udp_to(bad, 6081, &[63, 0, 0x65, 0x58, 0, 0, 0, 0, 1]),
+        udp_to(bad, 4790, &[8]),
+    ];
+    let file = lab.fresh_path("planted.pcapng");
+    let collector = Collector::start(&lab, &["-w", text(&file), "--reorder", "300", "--json"]);
+    lab.send(Ns::Host, "out0", &[planted, garbage].concat());
+    let report = collector.stop_after(&file, 64 * numbers.len()).ok().json();
+    let streams = report["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 64, "{report:#}");
+    for stream in streams {
+        let counts = ["received", "lost", "reordered", "doubled", "restarts"].map(|key| stream[key].as_u64());
+        assert_eq!(counts, [13, 3, 1, 1, 1].map(Some), "{stream:#}");
+    }
+    let faults = &report["malformed"][0]["faults"];
+    for fault in ["gre", "protocol", "checksum", "vxlan", "geneve", "short"] {
+        assert_eq!(faults[fault], 1, "{fault} in {report:#}");
+    }
+    // In order, and the loss is told where it was.
+    let of = format!("frame.interface_name == \"gre @ {}\"", sources[9]);
+    let order = [0, 1, 2, 4, 3, 5, 6, 7, 8, 9, 10, 11, 12].map(frame);
+    assert_in_order(&order, &frames_in(&lab, &file, &of));
+    let gaps = tshark_fields(&file, &of, &["frame.drop_count"]);
+    let gaps: Vec<&str> = gaps.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(gaps, ["", "", "", "1", "", "", "", "2", "", "", "", "", ""]);
+}
+
+#[test]
+fn the_kernels_vxlan_device_is_a_sender_and_a_rival() {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into()]);
+    let device = |more: &str| {
+        format!("link add vx0 type vxlan id 42 dstport 4789 {more}\nlink set vx0 addrgenmode none mtu 1500 up")
+    };
+    lab.ip_batch(Ns::Host, &device(&format!("local {OUT_IP} remote {COLLECTOR_IP} dev out0")));
+    let sent: Vec<Vec<u8>> = (0..97).map(|n| frames::ipv4_udp(&Ends::HOST_TO_PEER, n, 100)).collect();
+    let file = lab.fresh_path("vxlan.pcapng");
+    let collector = Collector::start(
+        &lab,
+        &["--tunnel", "vxlan", "-w", text(&file), "--to", "tap7", "--filter", "udp", "--stats", "1"],
+    );
+    let mut tap = lab.capture(Ns::Collector, "tap7", Direction::In);
+    lab.send(Ns::Host, "vx0", &sent);
+    assert_in_order(&sent, &tap.take(sent.len()));
+    let said = collector.stop_after(&file, sent.len()).ok();
+    assert!(said.stdout.contains("vxlan") && said.stdout.contains("97"), "{said:#?}");
+    assert_in_order(&sent, &frames_in(&lab, &file, &format!("frame.interface_name == \"vxlan 42 @ {OUT_IP}\"")));
+    assert!(
+        !lab.try_run(Ns::Collector, &["ip", "link", "show", "dev", "tap7"]).status.success(),
+        "the tap device is left"
+    );
+
+    // The same stream on the kernel's own device is the same.
+    lab.ip_batch(Ns::Collector, &device(""));
+    let mut kernel = lab.capture(Ns::Collector, "vx0", Direction::In);
+    lab.send(Ns::Host, "vx0", &sent);
+    assert_in_order(&sent, &kernel.take(sent.len()));
+    let mut command = lab.command(Ns::Collector, &[env!("CARGO_BIN_EXE_snifctl"), "collect", "--tunnel", "vxlan"]);
+    let said = Said::from(command.args(["--stats", "1"]).output().expect("run snifctl"));
+    said.refused(1, "belongs to the interface vx0, a vxlan device", "ip link delete vx0");
+}
+
+#[test]
+fn files_follow_size_signals_and_a_full_disk_and_stay_readable() {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into()]);
+    let sent: Vec<Vec<u8>> = (0..2003).map(|n| frames::ipv4_udp(&Ends::HOST_TO_PEER, n, 1000)).collect();
+    let packets: Vec<Vec<u8>> = (0..).zip(&sent).map(|(n, frame)| numbered(OUT_IP, n, frame)).collect();
+    let dir = lab.dir().join("files");
+    fs::create_dir(&dir).expect("a directory");
+    let read = |names: &[String]| -> Vec<Vec<u8>> {
+        names.iter().flat_map(|name| frames_in(&lab, &dir.join(name), "frame")).collect()
+    };
+
+    // By size: three files, the last begun anew where there may be two.
+    let path = dir.join("size");
+    let size = |more: &[&str]| {
+        let args = [&["-w", text(&path), "-C", "1", "--count", "2003"], more].concat();
+        let collector = Collector::start(&lab, &args);
+        lab.send(Ns::Host, "out0", &packets);
+        collector.ended().ok();
+    };
+    size(&[]);
+    assert_in_order(&sent, &read(&["size".into(), "size1".into(), "size2".into()]));
+    size(&["-W", "2"]);
+    let [first, second] = ["size0", "size1"].map(|name| read(&[name.into()]));
+    assert!(sent.ends_with(&first) && sent.len() > first.len() + second.len(), "{} {}", first.len(), second.len());
+
+    // By a signal, once the file has been moved away; as a user without rights.
+    lab.run(Ns::Collector, &["chown", "nobody", text(&dir)]);
+    let path = dir.join("hup");
+    let collector = Collector::start(&lab, &["-w", text(&path), "-Z", "nobody", "--pcap", "--count", "20"]);
+    let size_is = |name: &str, frames: usize| {
+        let bytes = 24 + frames * (16 + sent[0].len());
+        let path = dir.join(name);
+        let there = || fs::metadata(&path).map_or(0, |file| file.len());
+        assert!(poll(PATIENCE, || (there() == bytes as u64).then_some(())).is_some(), "{name}: {} of {bytes}", there());
+    };
+    lab.send(Ns::Host, "out0", &packets[..10]);
+    size_is("hup", 10);
+    fs::rename(&path, dir.join("moved")).expect("move");
+    signal(collector.child.id(), "HUP");
+    size_is("hup", 0);
+    lab.send(Ns::Host, "out0", &packets[10..20]);
+    collector.ended().ok();
+    assert_in_order(&sent[..20], &read(&["moved".into(), "hup".into()]));
+
+    // A disk with room for a few hundred frames.
+    let full = "dir=$1 && shift && mount -t tmpfs -o size=300k tmpfs /mnt && \"$@\"; code=$?; cp /mnt/full \"$dir\"; exit $code";
+    let by = ["unshare", "--mount", "sh", "-c", full, "sh", text(&dir)];
+    let collector = Collector::start_by(&lab, &by, &["-w", "/mnt/full"]);
+    lab.send(Ns::Host, "out0", &packets);
+    let said = collector.ended();
+    assert_eq!(said.status.code(), Some(1), "{said:#?}");
+    assert!(said.stderr.contains("cannot write -w /mnt/full: No space left on device"), "{said:#?}");
+    let kept = read(&["full".into()]);
+    assert!(kept.len() > 200 && sent.starts_with(&kept), "{}", kept.len());
+    assert!(said.stdout.contains("2003") || said.stdout.contains(" gre"), "{said:#?}");
+}
+
+#[test]
+fn a_pipe_gets_each_frame_at_once_and_mistakes_are_named() {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into()]);
+    let collector = Collector::start(&lab, &["-w", "-", "--dedup", "1000"]);
+    let frame = frames::ipv4_udp(&Ends::HOST_TO_PEER, 1, 100);
+    let other = Ipv4Addr::new(198, 51, 100, 77);
+    lab.send(Ns::Host, "out0", &[numbered(OUT_IP, 0, &frame), numbered(other, 0, &frame)]);
+    let out = collector.out.clone();
+    let said = collector.stop_after(&out, 1);
+    assert!(said.status.success() && said.stderr.contains("gre"), "{said:#?}");
+    assert_in_order(&[frame], &frames_in(&lab, &out, "frame"));
+
+    let refused = |args: &[&str], names: &str, ends: &str| {
+        let mut command = lab.command(Ns::Collector, &[env!("CARGO_BIN_EXE_snifctl"), "collect"]);
+        Said::from(command.args(args).output().expect("run snifctl")).refused(2, names, ends);
+    };
+    refused(&[], "nothing says what to do with the frames", "--to tap0 or --stats 10");
+    refused(&["-w", "-", "-C", "1"], "-C and -G do not go with -w -", "-w day.pcapng -C 100");
+    refused(&["--stats", "1", "--port", "8472"], "--port is that of one type", "--tunnel vxlan --port 8472");
+    refused(&["--stats", "1", "--filter", "tcp prot 1"], "--filter", "'tcp port 443 and not net 10.0.0.0/8'");
+}
+
+#[test]
+fn wireshark_has_it_as_an_interface() {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into()]);
+    let home = lab.dir().join("home");
+    let file = lab.fresh_path("extcap.pcapng");
+    let log = lab.fresh_path("tshark.err");
+    let plugins = home.join(".config/wireshark/extcap");
+    fs::create_dir_all(&plugins).expect("a directory");
+    symlink(env!("CARGO_BIN_EXE_snifctl"), plugins.join("snifctl-extcap")).expect("a link");
+    let tshark = |args: &[&str]| {
+        let mut command = lab.command(Ns::Collector, &["tshark"]);
+        command.args(args).env("HOME", &home).env_remove("XDG_CONFIG_HOME");
+        command
+    };
+    let listed = tshark(&["-D"]).output().expect("run tshark").stdout;
+    let listed = String::from_utf8_lossy(&listed).into_owned();
+    assert!(listed.contains("snifctl (snifctl collector)"), "{listed}");
+    let args = ["-i", "snifctl", "-f", "udp", "-o", "extcap.snifctl.tunnel:gre", "-c", "7", "-w", text(&file)];
+    let mut running = tshark(&args).stderr(File::create(&log).expect("a file")).spawn().expect("start tshark");
+    // It says nothing once it listens; so frames are sent until it has enough.
+    let sent: Vec<Vec<u8>> = (0..7).map(|n| frames::ipv4_udp(&Ends::HOST_TO_PEER, n, 100)).collect();
+    let packets: Vec<Vec<u8>> = sent.iter().map(|frame| numbered(OUT_IP, 0, frame)).collect();
+    let ended = poll(PATIENCE, || {
+        lab.send(Ns::Host, "out0", &packets);
+        running.try_wait().expect("wait for tshark")
+    });
+    let _ = running.kill();
+    let said = fs::read_to_string(&log).unwrap_or_default();
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?} {said}");
+    let got = frames_in(&lab, &file, "frame");
+    assert!(got.len() == 7 && got.iter().all(|frame| sent.contains(frame)), "{} {said}", got.len());
+}
