@@ -117,6 +117,15 @@ impl Output {
         Ok(output)
     }
 
+    /// Does somebody read along?
+    pub(crate) fn is_live(&self) -> bool {
+        use std::os::unix::fs::FileTypeExt;
+        match &self.target {
+            Target::Pipe(_) => true,
+            Target::File(file, _) => file.metadata().is_ok_and(|file| file.file_type().is_fifo()),
+        }
+    }
+
     fn begin(&mut self) {
         match self.plan.format {
             Format::Pcapng => pcapng::section(&mut self.buffer),

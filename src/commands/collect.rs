@@ -25,6 +25,8 @@ use crate::usage::{Usage, ensure_usage, number};
 
 /// So long a frame may wait in our buffer while others come, and a signal for us.
 const TICK: Duration = Duration::from_millis(100);
+/// So long packets may wait in the kernel where only a file is written.
+const NAP: Duration = Duration::from_millis(1);
 const MILLISECOND: u64 = 1_000_000;
 const MEGABYTE: u64 = 1_000_000;
 
@@ -172,6 +174,7 @@ fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs) -> Result
     let (mut flushed, mut shown) = (Instant::now(), Instant::now());
     // While frames wait for late ones, they are looked at more often.
     let patience = args.reorder.map_or(TICK, |ms| Duration::from_millis(ms.div_ceil(4)).min(TICK));
+    let is_live = flow.tap.is_some() || flow.output.as_ref().is_some_and(Output::is_live);
     while interrupt::code().is_none() {
         if interrupt::is_reload()
             && let Some(output) = &mut flow.output
@@ -184,9 +187,12 @@ fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs) -> Result
             Ok(goes_on)
         })?;
         goes_on = goes_on && flow.release(now(), false)?;
-        if count == 0 || flushed.elapsed() >= TICK || !receiver.is_full() {
+        if count == 0 || flushed.elapsed() >= TICK || (is_live && !receiver.is_full()) {
             flow.flush()?;
             flushed = Instant::now();
+        } else if !is_live && !receiver.is_full() {
+            // Nobody waits for these frames: fewer calls take more of them.
+            std::thread::sleep(NAP);
         }
         if !goes_on {
             break;
