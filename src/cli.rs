@@ -195,7 +195,7 @@ pub(crate) enum Command {
     #[command(after_help = indoc! {"
         Examples:
           sudo snifctl collect -w - | wireshark -k -i -
-          sudo snifctl collect --tunnel vxlan --listen 10.0.0.7 -w day.pcapng -C 1000 -W 24 -Z tcpdump
+          sudo snifctl collect --tunnel vxlan -w day.pcapng -C 1000 -W 24 -Z tcpdump
           sudo snifctl collect --to tap0
           sudo snifctl collect --stats 10
     "})]

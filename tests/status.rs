@@ -83,7 +83,7 @@ fn what_copies_were_like_is_counted() {
         frames::series(&Ends::PEER_TO_HOST, 5).iter().map(|frame| frames::tagged(0x8100, 7, frame)).collect();
     lab.send(Ns::Peer, "peer0", &large);
     lab.send(Ns::Host, "eth0", &tagged);
-    let session = lab.status_json()["sessions"][0].clone();
+    let session = lab.said(&["status", "--json", "-v"]).json()["sessions"][0].clone();
     let forms = json!({
         "super_packets": 0, "segments": 0, "vlan": 5, "truncated": 0, "fragmented": 3, "fragments": 6,
     });
@@ -104,7 +104,7 @@ fn what_copies_were_like_is_counted() {
     // It goes on with what there is, and counts no more once it is off.
     lab.said(&up_with(&["--oversize", "fragment", "--replace"])).ok();
     lab.send(Ns::Peer, "peer0", &large);
-    let session = lab.status_json()["sessions"][0].clone();
+    let session = lab.said(&["status", "--json", "-v"]).json()["sessions"][0].clone();
     assert_eq!((session.get("times"), &session["forms"]["fragments"]), (None, &json!(12)), "{session:#}");
 }
 

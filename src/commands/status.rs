@@ -34,7 +34,12 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     };
     let problems: Vec<String> = status.sessions.iter().flat_map(named).collect();
     match (args.json.json, args.check) {
-        (true, _) => json::print(&serde_json::to_value(&status)?)?,
+        (true, _) => {
+            if !context.runner.verbose {
+                status.sessions = status.sessions.into_iter().map(Session::brief).collect();
+            }
+            json::print(&serde_json::to_value(&status)?)?;
+        }
         (false, true) => {
             problems.iter().try_for_each(|line| print(&format!("{line}\n")))?;
             let machine = status.machine.filter(|at| at.dropped > 0 && !problems.is_empty());

@@ -222,7 +222,7 @@ fn finish(open: &Open, request: &Request, done: &Done, as_json: bool) -> Result<
     }
     // With the links of now: the relay is new.
     match open.again(open.runner).and_then(|open| stats::session(&open, &request.name)) {
-        Ok(session) => json::print(&serde_json::to_value(Status { sessions: vec![session], machine: None })?)?,
+        Ok(session) => json::print(&serde_json::to_value(Status { sessions: vec![session.brief()], machine: None })?)?,
         Err(err) => {
             let name = &request.name;
             eprintln!("snifctl: session {name} is up, but its status could not be read ({err:#}); try: snifctl status");

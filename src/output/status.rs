@@ -210,7 +210,7 @@ fn session(session: &Session, view: View) -> String {
     text += &drops(session, view);
     text += &forms(session);
     if view.verbose {
-        text += &histogram("sizes of copies", &session.sizes, bytes);
+        text += &histogram("sizes of copies", session.sizes.as_deref().unwrap_or_default(), bytes);
     }
     text += &times(session, view);
     if session.out_dropped > 0 {

@@ -84,9 +84,10 @@ pub(crate) struct Session {
     /// Copies that were not sent, by reason.
     pub drops: BTreeMap<String, u64>,
     pub forms: Forms,
-    /// Copies that were to be sent, by powers of two of their bytes: those that there are.
-    pub sizes: Vec<Class>,
-    /// Calls of taps, by powers of two of their nanoseconds; left out without --profile.
+    /// Copies that were to be sent, by powers of two of their bytes: those that there are; with --verbose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<Vec<Class>>,
+    /// Calls of taps, by powers of two of their nanoseconds; the same, with --profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<Vec<Class>>,
     /// When it was made, and last changed. Not in JSON, where two looks at the same session are the same.
@@ -308,7 +309,7 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
         removed_taps: removed_taps(there),
         drops,
         forms: forms(there),
-        sizes: classes(there, Map::Sizes),
+        sizes: Some(classes(there, Map::Sizes)),
         times: options.is_some_and(|options| options.profile).then(|| classes(there, Map::Times)),
         times_of: Times::of(&there.dir),
         out_dropped,
@@ -324,6 +325,11 @@ fn view(open: &Open, there: &There, out_dropped: u64) -> Session {
 }
 
 impl Session {
+    /// Without what `status --json` has only with --verbose.
+    pub(crate) fn brief(self) -> Session {
+        Session { sizes: None, times: None, ..self }
+    }
+
     /// Says of each tap and remote how it is.
     pub(crate) fn judge(&mut self) {
         for tap in &mut self.taps {
