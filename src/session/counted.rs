@@ -56,7 +56,7 @@ pub(crate) fn counted(open: &Open, name: &str, known: &mut Known) -> Result<Coun
     let (there, hooks) = thread::scope(|scope| {
         let devices: Vec<Dev> = links.iter().map(|(_, dev)| dev.clone()).collect();
         let hooks = (!devices.is_empty()).then(|| scope.spawn(move || tc::hooks(&runner, &devices)));
-        let there = open.read(name);
+        let there = open.read_counters(name);
         (there, hooks.and_then(|hooks| hooks.join().ok()?.ok()))
     });
     let there = there?;

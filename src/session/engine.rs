@@ -171,6 +171,11 @@ impl<'a> Open<'a> {
         There::read(self.runner, &self.home, name, &self.machine.links)
     }
 
+    /// What it has counted.
+    pub(crate) fn read_counters(&self, name: &str) -> Result<There> {
+        There::read_counters(self.runner, &self.home, name, &self.machine.links)
+    }
+
     /// The session that is meant, if it is whole enough for an edit.
     pub(crate) fn edited(&self, name: Option<&str>) -> Result<There> {
         let there = self.read(&self.chosen(name)?)?;

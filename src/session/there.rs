@@ -124,10 +124,19 @@ fn pinned(runner: &Runner, home: &Home, name: &str) -> Result<BTreeSet<u32>> {
 impl There {
     /// Reads a session's pins: one bpftool, another one where a pin is gone.
     pub(crate) fn read(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
+        There::read_maps(runner, home, name, links, &Map::ALL)
+    }
+
+    /// The same without the maps that only say how the session is.
+    pub(crate) fn read_counters(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
+        There::read_maps(runner, home, name, links, &COUNTED)
+    }
+
+    fn read_maps(runner: &Runner, home: &Home, name: &str, links: &[Link], maps: &[Map]) -> Result<There> {
         let mut there = There::named(runner, home, name, links)?;
         if there.is_published {
             let dir = there.dir.clone();
-            there.read_pins(runner, &dir).map_err(|err| unreadable(err, name))?;
+            there.read_pins(runner, &dir, maps).map_err(|err| unreadable(err, name))?;
             there.decode();
         }
         Ok(there)
@@ -192,10 +201,10 @@ impl There {
         })
     }
 
-    fn read_pins(&mut self, runner: &Runner, dir: &Path) -> Result<()> {
+    fn read_pins(&mut self, runner: &Runner, dir: &Path, wanted: &[Map]) -> Result<()> {
         let programs: Vec<Program> = Program::ALL.into_iter().filter(|at| dir.join(at.name()).exists()).collect();
         // What counts later is read first: then nothing can seem to have been sent that was not asked for.
-        let order = [Map::RemoteStats, Map::Drops].into_iter().chain(Map::ALL);
+        let order = [Map::RemoteStats, Map::Drops].into_iter().chain(wanted.iter().copied());
         let mut maps: Vec<Map> = Vec::new();
         for map in order.filter(|map| dir.join("maps").join(map.name()).exists() && map.is_read()) {
             if !maps.contains(&map) {
@@ -223,7 +232,7 @@ impl There {
                 self.rows.insert(*map, rows);
             }
         }
-        let is_missing = Map::ALL.iter().any(|map| match map.is_read() {
+        let is_missing = wanted.iter().any(|map| match map.is_read() {
             true => !self.rows.contains_key(map),
             false => !dir.join("maps").join(map.name()).exists(),
         });
@@ -514,6 +523,20 @@ impl There {
         index(self.value(Map::Devices, &key.to_ne_bytes())?)
     }
 }
+
+/// What has counted, and what is needed to tell whose it is.
+const COUNTED: [Map; 10] = [
+    Map::Config,
+    Map::Drops,
+    Map::Forms,
+    Map::Outs,
+    Map::RemoteStats,
+    Map::Remotes,
+    Map::Request,
+    Map::Sizes,
+    Map::Taps,
+    Map::Times,
+];
 
 impl Map {
     /// Do its elements say how the session is, or what it has counted?
