@@ -49,7 +49,7 @@ fn a_held_program_is_told_with_its_pins_hooks_processes_and_maps_also_after_its_
     let names: Vec<&str> =
         all.iter().filter(|one| one["kind"] == "program").map(|one| one["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["snif_deliver", "snif_encap", "snif_tap_in", "snif_tap_out", "snif_wire"]);
-    assert_eq!(all.iter().filter(|one| one["kind"] == "map").count(), 19);
+    assert_eq!(all.iter().filter(|one| one["kind"] == "map").count(), 21);
     let tap = all.iter().find(|one| one["name"] == "snif_tap_in").unwrap().clone();
     let id = tap["id"].as_u64().unwrap();
     assert_eq!(
