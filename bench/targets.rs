@@ -1,5 +1,6 @@
 //! What the figures should be.
 
+use crate::commands::SCRAPE;
 use crate::cost::{ELSEWHERE, IDLE, MAIN, SLOW, TELLS};
 use crate::report::{Report, Verdict};
 use crate::scale::{INTERFACES, REMOTES};
@@ -58,6 +59,7 @@ fn all() -> Vec<Target> {
         ("map dump, ms", command("map dump"), AtMost(30.0)),
         ("status --json, ms", command("status --json"), AtMost(30.0)),
         ("sync, nothing to do, ms", command("sync, nothing to do"), AtMost(40.0)),
+        ("a scrape of 200 taps and 8 remotes, ms", command(SCRAPE), AtMost(30.0)),
         ("1,000 interfaces: up, ms", interfaces("up ms"), AtMost(2500.0)),
         ("1,000 interfaces: sync, nothing to do, ms", interfaces("sync ms"), AtMost(1000.0)),
         ("1,000 interfaces: status, ms", interfaces("status ms"), AtMost(1000.0)),
