@@ -8,7 +8,7 @@ use crate::datapath::reason::Reason;
 use crate::output::units::{bit_rate, bytes, duration, grouped, nanoseconds, packets, rate};
 use crate::request::{Options, Said, Values};
 use crate::session::ages::Times;
-use crate::session::health::Health;
+use crate::session::health::{Grade, Health};
 use crate::session::stats::{Class, Rise, Session, Status, TapStatus};
 use crate::usage::spelled;
 
@@ -56,14 +56,12 @@ struct Row {
     dropped: u64,
 }
 
-impl Health {
-    /// As an ANSI colour.
-    fn color(self) -> u8 {
-        match self {
-            Health::Ok => 32,
-            Health::Waiting | Health::Dropping | Health::Outdated => 33,
-            _ => 31,
-        }
+/// As an ANSI colour.
+fn color(health: Health) -> u8 {
+    match health.grade() {
+        Grade::Good => 32,
+        Grade::Doubtful => 33,
+        Grade::Bad => 31,
     }
 }
 
@@ -133,7 +131,7 @@ fn table(columns: &[Column], health: usize, rows: &[Row], view: View) -> String 
     let mut shown = Vec::new();
     for row in rows {
         let paint = |at: usize| match at {
-            _ if at == health => Some(row.health.color()),
+            _ if at == health => Some(color(row.health)),
             _ if at == last && row.dropped > 0 => Some(31),
             _ => None,
         };

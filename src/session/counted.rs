@@ -12,6 +12,7 @@ use crate::datapath::parts::Map;
 use crate::request::Options;
 use crate::session::engine::Open;
 use crate::session::stats::{self, RemoteStatus, TapStatus};
+use crate::tools::interrupt;
 use crate::tools::tc::{self, Dev};
 
 /// One session.
@@ -40,6 +41,27 @@ pub(crate) struct Counted {
 /// The interfaces whose hooks were asked for last, by session: they can be asked for before the session is read.
 #[derive(Debug, Default)]
 pub(crate) struct Known(BTreeMap<String, BTreeSet<u32>>);
+
+/// Reads all sessions, or the one of this name. One that cannot be read is left out, and told.
+///
+/// # Errors
+/// A signal came.
+pub(crate) fn all(
+    open: &Open,
+    name: Option<&str>,
+    known: &mut Known,
+    mut failed: impl FnMut(anyhow::Error),
+) -> Result<Vec<Counted>> {
+    let mut sessions = Vec::new();
+    for session in open.home.sessions().into_iter().filter(|at| name.is_none_or(|name| name == at)) {
+        match counted(open, &session, known) {
+            Ok(session) => sessions.push(session),
+            Err(err) if interrupt::is_cause(&err) => return Err(err),
+            Err(err) => failed(err),
+        }
+    }
+    Ok(sessions)
+}
 
 /// Reads one session: one bpftool, and one tc for the hooks of its interfaces, beside each other where it is known which
 /// these are.

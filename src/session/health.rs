@@ -28,7 +28,24 @@ pub(crate) enum Health {
     Gone,
 }
 
+/// How much somebody has to care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grade {
+    Good,
+    /// Copies arrive, but not all, or not as they should.
+    Doubtful,
+    Bad,
+}
+
 impl Health {
+    pub(crate) fn grade(self) -> Grade {
+        match self {
+            Health::Ok => Grade::Good,
+            Health::Waiting | Health::Dropping | Health::Outdated => Grade::Doubtful,
+            Health::Blind | Health::Down | Health::Unresolved | Health::Detached | Health::Gone => Grade::Bad,
+        }
+    }
+
     pub(crate) fn word(self) -> &'static str {
         match self {
             Health::Ok => "ok",

@@ -25,41 +25,31 @@ pub(crate) struct Look {
     behind: u64,
 }
 
-fn taps(taps: &[TapStatus]) -> Vec<(String, &'static str, TapCounts)> {
-    taps.iter().map(|tap| (tap.interface.clone(), tap.direction, tap.counts)).collect()
-}
-
-fn remotes(remotes: &[RemoteStatus]) -> Vec<(IpAddr, Stat)> {
-    remotes.iter().map(|remote| (remote.address, remote.stat)).collect()
-}
-
 impl From<&Session> for Look {
-    fn from(session: &Session) -> Look {
-        Look {
-            taps: taps(&session.taps),
-            remotes: remotes(&session.remotes),
-            removed_taps: session.removed_taps,
-            removed: session.removed,
-            dropped: session.drops.values().sum(),
-            behind: session.out_dropped,
-        }
+    fn from(at: &Session) -> Look {
+        Look::of(&at.taps, &at.remotes, (at.removed_taps, at.removed), at.drops.values().sum(), at.out_dropped)
     }
 }
 
 impl From<&Counted> for Look {
-    fn from(counted: &Counted) -> Look {
-        Look {
-            taps: taps(&counted.taps),
-            remotes: remotes(&counted.remotes),
-            removed_taps: counted.removed_taps,
-            removed: counted.removed,
-            dropped: counted.drops.values().sum(),
-            behind: counted.out_dropped,
-        }
+    fn from(at: &Counted) -> Look {
+        Look::of(&at.taps, &at.remotes, (at.removed_taps, at.removed), at.drops.values().sum(), at.out_dropped)
     }
 }
 
 impl Look {
+    fn of(
+        taps: &[TapStatus],
+        remotes: &[RemoteStatus],
+        (removed_taps, removed): (TapCounts, Stat),
+        dropped: u64,
+        behind: u64,
+    ) -> Look {
+        let taps = taps.iter().map(|tap| (tap.interface.clone(), tap.direction, tap.counts)).collect();
+        let remotes = remotes.iter().map(|remote| (remote.address, remote.stat)).collect();
+        Look { taps, remotes, removed_taps, removed, dropped, behind }
+    }
+
     /// All taps together.
     fn tapped(&self) -> Stat {
         Stat::sum(self.taps.iter().map(|(.., counts)| counts.stat).chain([self.removed_taps.stat]))

@@ -121,27 +121,18 @@ fn goes_on(looked: Result<()>, tell: &Sender<Told>) -> bool {
     }
 }
 
-fn names(open: &Open, name: Option<&str>) -> Vec<String> {
-    open.home.sessions().into_iter().filter(|at| name.is_none_or(|name| name == at)).collect()
-}
-
 fn look(context: &Context, name: Option<&str>, known: &mut Known, tell: &Sender<Told>) -> Result<()> {
     let open = Open::to_read(context)?;
-    let mut all = Vec::new();
-    for name in names(&open, name) {
-        match counted::counted(&open, &name, known) {
-            Ok(counted) => all.push(counted),
-            Err(err) if interrupt::is_cause(&err) => return Err(err),
-            Err(err) => drop(tell.send(Told::Message(format!("{err:#}"), Tone::Bad))),
-        }
-    }
+    let failed = |err| drop(tell.send(Told::Message(format!("{err:#}"), Tone::Bad)));
+    let all = counted::all(&open, name, known, failed)?;
     let _ = tell.send(Told::Counted(all));
     Ok(())
 }
 
 fn look_whole(context: &Context, name: Option<&str>, tell: &Sender<Told>) -> Result<()> {
     let open = Open::to_read(context)?;
-    let sessions = stats::status(&open, &names(&open, name))?.sessions;
+    let names: Vec<String> = open.home.sessions().into_iter().filter(|at| name.is_none_or(|name| name == at)).collect();
+    let sessions = stats::status(&open, &names)?.sessions;
     let told = sessions.iter().map(|session| (session.name.clone(), Whole::from(session))).collect();
     let _ = tell.send(Told::Whole(told));
     Ok(())

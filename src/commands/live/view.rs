@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::model::{Live, Model, Series, Sort};
 use crate::output::status::shortened;
 use crate::output::units::{bit_rate, grouped, rate};
-use crate::session::health::Health;
+use crate::session::health::Grade;
 
 /// How a piece of text looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,10 +218,10 @@ fn row(series: &Series, width: usize) -> Line {
         ),
         None => ("-".into(), "-".into(), "-".into()),
     };
-    let tone = match series.health {
-        Health::Ok => Tone::Good,
-        Health::Waiting | Health::Dropping | Health::Outdated => Tone::Warn,
-        _ => Tone::Bad,
+    let tone = match series.health.grade() {
+        Grade::Good => Tone::Good,
+        Grade::Doubtful => Tone::Warn,
+        Grade::Bad => Tone::Bad,
     };
     let is_losing = series.rise.is_some_and(|rise| rise.dropped > 0);
     vec![

@@ -96,18 +96,10 @@ impl Collector {
 
     fn read(&mut self) -> Result<String> {
         let open = Open::to_read(&self.context)?;
-        let mut sessions = Vec::new();
-        let is_meant = |name: &String| self.name.as_ref().is_none_or(|meant| meant == name);
-        for name in open.home.sessions().into_iter().filter(is_meant) {
-            match counted::counted(&open, &name, &mut self.known) {
-                Ok(session) => sessions.push(session),
-                Err(err) if interrupt::is_cause(&err) => return Err(err),
-                Err(err) => {
-                    eprintln!("snifctl: {err:#}");
-                    self.errors += 1;
-                }
-            }
-        }
+        let sessions = counted::all(&open, self.name.as_deref(), &mut self.known, |err| {
+            eprintln!("snifctl: {err:#}");
+            self.errors += 1;
+        })?;
         Ok(metrics::metrics(&sessions, self.errors))
     }
 }
