@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use indoc::indoc;
 
+use crate::collect::control::Place;
 use crate::commands::collect::CollectArgs;
 use crate::commands::metrics::Listen;
 use crate::origin::Origin;
@@ -200,6 +201,14 @@ pub(crate) enum Command {
           sudo snifctl collect --stats 10
     "})]
     Collect(Box<CollectArgs>),
+    /// Ask the collector what has arrived: what was copied is sent or dropped here, what was sent received or lost
+    #[command(after_help = indoc! {"
+        Examples:
+          sudo snifctl verify --remote 10.0.0.7
+          sudo snifctl verify --remote 10.0.0.7 --interval 10s --json
+          sudo snifctl verify --remote 10.0.0.7 --control 192.0.2.7:9811
+    "})]
+    Verify(VerifyArgs),
     /// Say what a reason of drops means, and what to do
     #[command(after_help = "Examples:\n  snifctl explain\n  snifctl explain unresolved")]
     Explain {
@@ -469,6 +478,24 @@ pub(crate) struct StatusArgs {
     /// Colour the text [default: auto, on a terminal unless NO_COLOR is set]
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto, hide_default_value = true)]
     pub color: Color,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The session's remote where `collect --control` runs
+    #[arg(long, value_name = "ADDR")]
+    pub remote: IpAddr,
+    /// Where that answers [default: the remote, port 9811]
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub control: Option<Place>,
+    /// Count what is sent from now on, for so long [default: since both ends began]
+    #[arg(long, value_name = "TIME", value_parser = between_looks, allow_negative_numbers = true)]
+    pub interval: Option<Duration>,
+    /// The session [default: the only one, or the one called `default`]
+    #[arg(long, value_name = "NAME", value_parser = request::name_option)]
+    pub name: Option<String>,
     #[command(flatten)]
     pub json: Json,
 }

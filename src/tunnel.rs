@@ -226,6 +226,16 @@ impl Tunnel {
         }
     }
 
+    /// The ids in headers, by direction.
+    pub(crate) fn ids(&self) -> [u32; 2] {
+        [Direction::Ingress, Direction::Egress].map(|direction| self.id_or_one(direction))
+    }
+
+    /// Are all copies to a remote numbered together?
+    pub(crate) fn is_numbered(&self) -> bool {
+        self.patched().sequence != 0
+    }
+
     fn id_or_one(&self, direction: Direction) -> u32 {
         self.id_of(direction).unwrap_or(1)
     }

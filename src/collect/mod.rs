@@ -1,6 +1,7 @@
 //! The other end: copies are received, read, put in order, and written.
 
 pub(crate) mod classic;
+pub(crate) mod control;
 pub(crate) mod decode;
 pub(crate) mod dedup;
 pub(crate) mod files;

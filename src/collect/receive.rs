@@ -1,6 +1,8 @@
 //! The sockets: raw ones for GRE, UDP ones for the others, so that the kernel puts outer fragments together. Packets come
 //! many at a time, with the kernel's time and its count of those that found no room.
 
+use std::collections::HashMap;
+use std::fs;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -92,21 +94,14 @@ pub(crate) struct Receiver {
     /// They hold ports, so that the kernel answers no packet with an error, and get nothing.
     _held: Vec<Socket>,
     buffer: Vec<u8>,
-    /// Packets for which the sockets had no room.
-    pub dropped: u64,
     /// Did the last call leave packets behind?
     is_full: bool,
 }
 
 impl Receiver {
     pub(crate) fn open(runner: &Runner, ears: &Ears) -> Result<Receiver> {
-        let mut receiver = Receiver {
-            listeners: Vec::new(),
-            _held: Vec::new(),
-            buffer: vec![0; BATCH * ROOM],
-            dropped: 0,
-            is_full: false,
-        };
+        let mut receiver =
+            Receiver { listeners: Vec::new(), _held: Vec::new(), buffer: vec![0; BATCH * ROOM], is_full: false };
         let every = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
         let (addresses, is_every) = match ears.addresses.is_empty() {
             true => (&every[..], true),
@@ -209,9 +204,7 @@ impl Receiver {
         let mut count = 0;
         self.is_full = false;
         for (listener, _) in self.listeners.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
-            let before = listener.dropped;
             let (taken, goes_on) = listener.batch(&mut self.buffer, &mut take)?;
-            self.dropped += u64::from(listener.dropped.wrapping_sub(before));
             count += taken;
             self.is_full |= taken == BATCH;
             if !goes_on {
@@ -223,6 +216,19 @@ impl Receiver {
 }
 
 impl Receiver {
+    /// Packets for which the sockets had no room. A packet tells how many were dropped before it; what was dropped since the
+    /// last one, the kernel's tables of sockets know.
+    pub(crate) fn dropped(&self) -> u64 {
+        let tables = ["udp", "udp6", "raw", "raw6"].map(|name| fs::read_to_string(format!("/proc/net/{name}")));
+        let table: HashMap<u64, u64> =
+            tables.iter().flatten().flat_map(|text| text.lines().filter_map(drops)).collect();
+        let of = |listener: &Listener| {
+            let inode = rustix::fs::fstat(&listener.socket).map(|stat| stat.st_ino).ok();
+            inode.and_then(|inode| table.get(&inode)).copied().unwrap_or(0).max(listener.dropped.into())
+        };
+        self.listeners.iter().map(of).sum()
+    }
+
     /// More packets may be there than the last call has taken.
     pub(crate) fn is_full(&self) -> bool {
         self.is_full
@@ -292,6 +298,13 @@ fn ready(socket: &Socket) -> Result<()> {
     Ok(())
 }
 
+/// Of a line of /proc/net/udp or raw: the socket's inode, and its drops.
+fn drops(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let inode = words.nth(9)?.parse().ok()?;
+    Some((inode, words.next_back()?.parse().ok()?))
+}
+
 /// UDP packets to this port: the destination lies 2 bytes into the header, where a raw socket's packet begins.
 fn only_to(port: u16) -> [SockFilter; 4] {
     [
@@ -345,4 +358,20 @@ pub(crate) fn become_user(name: &str) -> Result<()> {
     let Some(user) = user else { bail!("-Z {name} is no user of this machine; see: getent passwd") };
     let become_it = || setgroups(&[user.gid]).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid));
     become_it().with_context(|| format!("-Z {name} needs root; leave it out"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sockets_line_tells_its_drops() {
+        let udp = " 1188: 00000000:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 81573 2 000 17";
+        assert_eq!(drops(udp), Some((81573, 17)));
+        assert_eq!(
+            drops("   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid inode"),
+            None
+        );
+        assert_eq!(drops(""), None);
+    }
 }

@@ -1,6 +1,8 @@
 //! What sequence numbers tell: what is missing, what came late, and what came twice. A sequence that begins again, as with
 //! a new session of the sender, is no loss.
 
+use serde::{Deserialize, Serialize};
+
 /// Numbers that are remembered: so late a frame may be.
 const WINDOW: u32 = 4096;
 const WORDS: usize = WINDOW as usize / 64;
@@ -33,6 +35,19 @@ pub(crate) struct Counts {
     pub restarts: u64,
 }
 
+/// The numbers since a sequence has begun, or begun again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// The one that came first.
+    pub first: u32,
+    /// The one behind the highest.
+    pub next: u32,
+    /// From the first to the highest, those that came.
+    pub arrived: u64,
+    /// All of them.
+    pub span: u64,
+}
+
 /// One sequence of a sender.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -42,13 +57,21 @@ pub(crate) struct Sequence {
     /// A bit for each of the last numbers.
     seen: [u64; WORDS],
     /// The last number that came twice, and how many did before it in one row.
-    run: Option<(u32, u32)>,
+    again: Option<(u32, u32)>,
+    pub run: Run,
     pub counts: Counts,
 }
 
 impl Sequence {
     pub(crate) fn new() -> Sequence {
-        Sequence { begin: None, highest: 0, seen: [0; WORDS], run: None, counts: Counts::default() }
+        Sequence {
+            begin: None,
+            highest: 0,
+            seen: [0; WORDS],
+            again: None,
+            run: Run::default(),
+            counts: Counts::default(),
+        }
     }
 
     /// Takes the number of a frame that came at `now`, in nanoseconds.
@@ -59,7 +82,7 @@ impl Sequence {
         };
         let ahead = number.wrapping_sub(self.highest);
         if (1..LEAP).contains(&ahead) {
-            self.run = None;
+            self.again = None;
             self.advance(ahead);
             self.counts.lost += u64::from(ahead - 1);
             return Seen::New(ahead - 1);
@@ -70,7 +93,7 @@ impl Sequence {
             return self.again(number, now);
         }
         if self.has(number) {
-            let run = self.run.filter(|(last, _)| last.wrapping_add(1) == number).map_or(1, |(_, length)| length + 1);
+            let run = self.again.filter(|(last, _)| last.wrapping_add(1) == number).map_or(1, |(_, length)| length + 1);
             let is_much_later = number == 0 && now.saturating_sub(begun) > LATE;
             if is_much_later || (run >= AGAIN && behind > 0) {
                 self.counts.doubled -= u64::from(run - 1);
@@ -79,7 +102,7 @@ impl Sequence {
                 (1..run).for_each(|_| self.advance(1));
                 return Seen::Again;
             }
-            self.run = Some((number, run));
+            self.again = Some((number, run));
             self.counts.doubled += 1;
             return Seen::Twice;
         }
@@ -88,10 +111,16 @@ impl Sequence {
             if before > BEFORE || self.highest.wrapping_sub(first) > BEFORE {
                 return self.again(number, now);
             }
+            let earlier = self.run.first.wrapping_sub(number);
+            if (1..LEAP).contains(&earlier) {
+                self.run.first = number;
+                self.run.span += u64::from(earlier);
+            }
         } else {
             self.counts.lost = self.counts.lost.saturating_sub(1);
         }
         self.set(number);
+        self.run.arrived += 1;
         self.counts.reordered += 1;
         Seen::Late
     }
@@ -100,7 +129,8 @@ impl Sequence {
         self.begin = Some((number, now));
         self.highest = number;
         self.seen = [0; WORDS];
-        self.run = None;
+        self.again = None;
+        self.run = Run { first: number, next: number.wrapping_add(1), arrived: 1, span: 1 };
         self.set(number);
     }
 
@@ -117,6 +147,9 @@ impl Sequence {
             (1..by).for_each(|n| self.clear(self.highest.wrapping_add(n)));
         }
         self.highest = self.highest.wrapping_add(by);
+        self.run.next = self.highest.wrapping_add(1);
+        self.run.arrived += 1;
+        self.run.span += u64::from(by);
         self.set(self.highest);
         // What lies before the window is settled. The first number stays near, so that it is not taken for a later one.
         if let Some((first, _)) = &mut self.begin
@@ -184,5 +217,21 @@ mod tests {
         assert_eq!([0, 1, 2].map(|n| sequence.arrive(n, 5)), [Seen::New(0); 3]);
         assert_eq!((sequence.arrive(0, 2 * LATE), sequence.arrive(1, 2 * LATE)), (Seen::Again, Seen::New(0)));
         assert_eq!(sequence.counts, counts(0, 0, 0, 1));
+    }
+
+    #[test]
+    fn what_came_since_it_last_began_is_told() {
+        let run = |numbers: &[u32]| {
+            let mut sequence = Sequence::new();
+            numbers.iter().for_each(|number| {
+                sequence.arrive(*number, 0);
+            });
+            let Run { first, next, arrived, span } = sequence.run;
+            (first, next, arrived, span)
+        };
+        assert_eq!(run(&[5, 6, 9, 9, 8]), (5, 10, 4, 5));
+        assert_eq!(run(&[3, 1, 4]), (1, 5, 3, 4));
+        assert_eq!(run(&[u32::MAX, 1]), (u32::MAX, 2, 2, 3));
+        assert_eq!(run(&[0, 1, 2, 3, 4, 0, 1, 2, 4]), (0, 5, 4, 5), "the second time");
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::collect::decode::{Copy, Fault, Kind, Tap};
-use crate::collect::sequence::{Counts, Seen, Sequence};
+use crate::collect::sequence::{Counts, Run, Seen, Sequence};
 use crate::datapath::abi::Direction;
 
 /// So many streams are told apart; anyone can send, and memory is not endless.
@@ -111,6 +111,8 @@ pub(crate) struct Numbers {
     pub reordered: u64,
     pub doubled: u64,
     pub restarts: u64,
+    /// Since it last began.
+    pub run: Run,
 }
 
 impl Sources {
@@ -220,8 +222,9 @@ impl Sources {
 
     fn row(&self, stream: &Stream) -> Row {
         let numbers = stream.domain.map(|at| {
-            let Counts { lost, reordered, doubled, restarts } = self.numbered[at].sequence.counts;
-            Numbers { sequence: at, lost, reordered, doubled, restarts }
+            let Sequence { counts: Counts { lost, reordered, doubled, restarts }, run, .. } =
+                self.numbered[at].sequence;
+            Numbers { sequence: at, lost, reordered, doubled, restarts, run }
         });
         let Stream { key, received, bytes, cut, filtered, duplicates, .. } = *stream;
         let tap = key.tap.map(|(Tap::Port(n) | Tap::Interface(n))| n);

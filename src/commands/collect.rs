@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::collect::classic::Program;
+use crate::collect::control::{Control, Place};
 use crate::collect::decode::Kind;
 use crate::collect::dedup::Recent;
 use crate::collect::files::{Format, Output, Plan};
@@ -62,6 +63,9 @@ pub(crate) struct CollectArgs {
     /// Print a table of sources so often
     #[arg(long, value_name = "SECONDS", value_parser = |text: &str| number::<u64>("--stats", text, 1..=86400, "--stats 10"))]
     stats: Option<u64>,
+    /// Tell the counters to `snifctl verify`, which connects there [default port: 9811]
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    control: Option<Place>,
     /// Receive this type of tunnel; may be repeated [default: every one]
     #[arg(long = "tunnel", value_name = "TYPE", value_enum)]
     tunnels: Vec<Kind>,
@@ -143,6 +147,7 @@ pub(super) fn run(runner: &Runner, args: &CollectArgs) -> Result<ExitCode> {
     let ears = Ears { addresses: args.listen.clone(), kinds: args.tunnels.clone(), port: args.port };
     let tap = args.to.as_ref().map(|name| Tap::open(runner, name)).transpose()?;
     let mut receiver = Receiver::open(runner, &ears)?;
+    let control = args.control.map(Control::open).transpose()?;
     if let Some(user) = &args.relinquish_privileges {
         become_user(user)?;
     }
@@ -155,12 +160,12 @@ pub(super) fn run(runner: &Runner, args: &CollectArgs) -> Result<ExitCode> {
         flow.reorder(ms * MILLISECOND);
     }
     eprintln!("snifctl: receiving");
-    let done = serve(&mut receiver, &mut flow, args);
+    let done = serve(&mut receiver, &mut flow, args, control.as_ref());
     let ended = match done {
         Ok(()) => flow.release(now(), true).and_then(|_| flow.output.as_mut().map_or(Ok(()), Output::finish)),
         Err(err) => Err(err),
     };
-    flow.sources.dropped = receiver.dropped;
+    flow.sources.dropped = receiver.dropped();
     summary(&flow, args)?;
     match ended {
         Err(err) if !err.is::<ReaderGone>() => Err(err),
@@ -169,7 +174,7 @@ pub(super) fn run(runner: &Runner, args: &CollectArgs) -> Result<ExitCode> {
 }
 
 /// Until a signal comes, the reader goes, or there is enough.
-fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs) -> Result<()> {
+fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs, control: Option<&Control>) -> Result<()> {
     let every = args.stats.map(Duration::from_secs);
     let (mut flushed, mut shown) = (Instant::now(), Instant::now());
     // While frames wait for late ones, they are looked at more often.
@@ -190,6 +195,12 @@ fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs) -> Result
         if count == 0 || flushed.elapsed() >= TICK || (is_live && !receiver.is_full()) {
             flow.flush()?;
             flushed = Instant::now();
+            if let Some(control) = control {
+                control.answer(|| {
+                    flow.sources.dropped = receiver.dropped();
+                    value(flow)
+                });
+            }
         } else if !is_live && !receiver.is_full() {
             // Nobody waits for these frames: fewer calls take more of them.
             std::thread::sleep(NAP);
@@ -201,7 +212,7 @@ fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs) -> Result
             && shown.elapsed() >= every
         {
             shown += every;
-            flow.sources.dropped = receiver.dropped;
+            flow.sources.dropped = receiver.dropped();
             tell(&table(flow), args.is_piped())?;
         }
     }

@@ -21,6 +21,7 @@ mod status;
 mod sync;
 mod tap;
 mod up;
+mod verify;
 mod watch;
 
 use std::process::ExitCode;
@@ -70,6 +71,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) if args.watch => live::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
         Command::Collect(args) => collect::run(&runner, &args),
+        Command::Verify(args) => verify::run(&context, &args),
         Command::Explain { reason } => explain::run(reason.as_deref()),
         Command::Metrics(args) => metrics::run(&context, &args),
         Command::Refs { name, all: _, json } => refs::run(&context, name.as_deref(), json.json),

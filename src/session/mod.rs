@@ -14,6 +14,7 @@ pub(crate) mod bypassed;
 pub(crate) mod change;
 pub(crate) mod clock;
 pub(crate) mod counted;
+pub(crate) mod delivered;
 pub(crate) mod difference;
 pub(crate) mod engine;
 pub(crate) mod firewall;

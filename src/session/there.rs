@@ -524,6 +524,15 @@ impl There {
     }
 }
 
+/// The rows of maps that the programs alone need, of a session with these pins. What cannot be read has none.
+pub(crate) fn own_rows(runner: &Runner, dir: &Path, maps: &[Map]) -> Result<BTreeMap<Map, Rows>> {
+    let pins = maps.iter().map(|map| (*map, dir.join("maps").join(map.name())));
+    let pins: Vec<(Map, PathBuf)> = pins.filter(|(_, pin)| pin.exists()).collect();
+    let lines: Vec<String> = pins.iter().map(|(_, pin)| bpftool::dump_question(pin)).collect();
+    let answers = ask_each(runner, &lines)?;
+    Ok(pins.iter().zip(answers).filter_map(|((map, _), dump)| Some((*map, rows(&dump)?))).collect())
+}
+
 /// What has counted, and what is needed to tell whose it is.
 const COUNTED: [Map; 10] = [
     Map::Config,

@@ -1,0 +1,108 @@
+//! `--control`: tells its counters to whoever connects, as one JSON document a connection. Nothing is read from there, so
+//! that nothing can be asked for but the counters.
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use serde_json::Value;
+
+use crate::usage::{Usage, refuse};
+
+/// Where nothing else is said.
+pub(crate) const PORT: u16 = 9811;
+/// Answers that are on their way at a time; who comes then is sent away.
+const MOST: usize = 8;
+/// So long an answer may take, for each piece that the reader takes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `ADDR` or `ADDR:PORT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(pub SocketAddr);
+
+impl FromStr for Place {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Place, Usage> {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        let alone = bare.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, PORT));
+        match alone.or_else(|| text.parse().ok()) {
+            Some(address) => Ok(Place(address)),
+            None => refuse!("--control {text:?} is no address; try: --control 10.0.0.7, or 10.0.0.7:{PORT}"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Listens.
+pub(crate) struct Control {
+    listener: TcpListener,
+    began: Instant,
+    on_their_way: Arc<AtomicUsize>,
+}
+
+impl Control {
+    pub(crate) fn open(at: Place) -> Result<Control> {
+        let listener = TcpListener::bind(at.0).map_err(|err| match err.kind() {
+            io::ErrorKind::AddrNotAvailable => {
+                anyhow!("--control {at}: no address of this machine; see: ip address")
+            }
+            _ => {
+                anyhow!("--control {at}: cannot listen there ({err}); try another port: --control {}:19811", at.0.ip())
+            }
+        })?;
+        listener.set_nonblocking(true).context("--control")?;
+        Ok(Control { listener, began: Instant::now(), on_their_way: Arc::default() })
+    }
+
+    /// Answers all who wait; never waits for them.
+    pub(crate) fn answer(&self, mut document: impl FnMut() -> Value) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.on_their_way.load(Ordering::Relaxed) >= MOST {
+                continue;
+            }
+            let mut document = document();
+            document["seconds"] = self.began.elapsed().as_secs_f64().into();
+            let way = Arc::clone(&self.on_their_way);
+            way.fetch_add(1, Ordering::Relaxed);
+            thread::spawn(move || {
+                // Who does not take the answer has none.
+                let _ = send(stream, &document);
+                way.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+}
+
+fn send(mut stream: TcpStream, document: &Value) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{document}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_an_address_with_or_without_a_port() {
+        let read = |text: &str| text.parse::<Place>().map(|place| place.to_string()).ok();
+        assert_eq!(read("10.0.0.7").as_deref(), Some("10.0.0.7:9811"));
+        assert_eq!(read("10.0.0.7:80").as_deref(), Some("10.0.0.7:80"));
+        assert_eq!(read("2001:db8::7").as_deref(), Some("[2001:db8::7]:9811"));
+        assert_eq!(read("[2001:db8::7]").as_deref(), Some("[2001:db8::7]:9811"));
+        assert_eq!(read("[2001:db8::7]:80").as_deref(), Some("[2001:db8::7]:80"));
+        assert_eq!(read("collector"), None);
+    }
+}
