@@ -5,136 +5,28 @@ mod lab;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use lab::capture::{Direction, tshark_fields};
-use lab::check::assert_same_frames;
-use lab::frames::{self, ETH_IPV4, Ends, GRE, Ipv4, UDP};
+use lab::collect::*;
+use lab::collect_case::{self, Case, TUNNELS};
+use lab::frames::{self, Ends, GRE};
 use lab::judge::Said;
-use lab::sessions::{both_families, down, knowing, lab_of, up_in};
-use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_IP6, OUT_MAC, Options, PATIENCE, pcap, poll, signal};
-
-/// A `snifctl collect` in the collector's namespace.
-struct Collector {
-    child: Child,
-    out: PathBuf,
-    err: PathBuf,
-}
-
-impl Collector {
-    /// Starts it, and waits until it listens.
-    fn start(lab: &Lab, args: &[&str]) -> Collector {
-        Collector::start_by(lab, &[], args)
-    }
-
-    /// The same by way of another program.
-    fn start_by(lab: &Lab, by: &[&str], args: &[&str]) -> Collector {
-        let (out, err) = (lab.fresh_path("collect.out"), lab.fresh_path("collect.err"));
-        let mut command = lab.command(Ns::Collector, &[]);
-        command.args(by).arg(env!("CARGO_BIN_EXE_snifctl")).arg("collect").args(args);
-        let files = [&out, &err].map(|path| File::create(path).expect("make a file"));
-        let [to, said] = files;
-        let child = command.stdout(to).stderr(said).spawn().expect("start snifctl collect");
-        let collector = Collector { child, out, err };
-        let listens = poll(PATIENCE, || collector.said().contains("snifctl: receiving").then_some(()));
-        assert!(listens.is_some(), "{}", collector.said());
-        collector
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.err).expect("what it says")
-    }
-
-    /// Waits until it ends by itself.
-    fn ended(mut self) -> Said {
-        let status = poll(PATIENCE, || self.child.try_wait().expect("wait"));
-        let status = status.unwrap_or_else(|| panic!("it goes on: {}", self.said()));
-        Said { status, stdout: fs::read_to_string(&self.out).unwrap_or_default(), stderr: self.said() }
-    }
-
-    /// Ends it, once it has written so many frames to the file.
-    fn stop_after(self, file: &Path, frames: usize) -> Said {
-        let all = poll(PATIENCE, || (count(file) >= frames).then_some(()));
-        assert!(all.is_some(), "{} of {frames} frames; {}", count(file), self.said());
-        signal(self.child.id(), "TERM");
-        self.ended()
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Packet blocks in a pcapng file, by its blocks' lengths alone.
-fn count(file: &Path) -> usize {
-    let bytes = fs::read(file).unwrap_or_default();
-    let word = |at: usize| bytes.get(at..at + 4).map(|word| u32::from_le_bytes(word.try_into().expect("four")));
-    let (mut at, mut count) = (0, 0);
-    while let (Some(kind), Some(length)) = (word(at), word(at + 4)) {
-        count += usize::from(kind == 6);
-        at += length.max(12) as usize;
-    }
-    count
-}
-
-/// The frames of a capture, read by Wireshark's own code.
-fn frames_in(lab: &Lab, file: &Path, display_filter: &str) -> Vec<Vec<u8>> {
-    let plain = lab.fresh_path("plain.pcap");
-    let mut tshark = Command::new("tshark");
-    tshark.env("HOME", "/tmp").args(["-n", "-F", "pcap", "-Y", display_filter, "-r"]).arg(file).arg("-w").arg(&plain);
-    assert!(tshark.stderr(Stdio::null()).status().expect("run tshark").success(), "{}", file.display());
-    pcap::read(&plain)
-}
-
-/// Panics unless these are the same frames in the same order.
-#[track_caller]
-fn assert_in_order(expected: &[Vec<u8>], got: &[Vec<u8>]) {
-    assert_same_frames(expected, got);
-    let other = (1..).zip(expected.iter().zip(got)).find(|(_, (one, other))| one != other);
-    assert!(other.is_none(), "frame {} is out of order", other.map_or(0, |(n, _)| n));
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
-
-/// Gives the collector's device addresses, so that it takes packets to them.
-fn answering(lab: &Lab, addresses: &[IpAddr]) {
-    let line = |address: &IpAddr| match address {
-        IpAddr::V4(address) => format!("address add {address}/32 dev col0"),
-        IpAddr::V6(address) => format!("address add {address}/128 dev col0 nodad"),
-    };
-    lab.ip_batch(Ns::Collector, &addresses.iter().map(line).collect::<Vec<_>>().join("\n"));
-    lab.collector(&["sysctl", "-qw", "net.ipv4.conf.col0.rp_filter=0", "net.ipv4.conf.all.rp_filter=0"]);
-    let routes = "route add 198.51.100.0/24 dev col0\nroute add 2001:db8:1::/64 dev col0";
-    lab.ip_batch(Ns::Collector, routes);
-}
-
-/// Sends frames both ways over the watched link; those that came in there, and those that went out.
-fn exchange(lab: &Lab) -> [Vec<Vec<u8>>; 2] {
-    let (incoming, outgoing) = (frames::corpus_frames(&Ends::PEER_TO_HOST), frames::corpus_frames(&Ends::HOST_TO_PEER));
-    lab.send(Ns::Peer, "peer0", &incoming);
-    lab.send(Ns::Host, "eth0", &outgoing);
-    [incoming, outgoing]
-}
+use lab::sessions::{both_families, down, lab_of, up_in};
+use lab::{COLLECTOR_IP, Lab, Ns, OUT_IP, OUT_IP6, Options, PATIENCE, poll, signal};
 
 #[test]
 fn every_tunnel_is_written_as_it_was_watched_with_its_names_and_directions() {
-    let tunnels: [(&[&str], &str, &str); 6] = [
+    let tunnels: [(&[&str], &str, &str); 7] = [
         (&["gre", "--id", "7", "--egress-id", "8", "--sequence"], "gre 7 ingress", "gre 8 egress"),
         (&["vxlan", "--id", "7", "--egress-id", "8"], "vxlan 7 ingress", "vxlan 8 egress"),
         (&["geneve", "--id", "7", "--egress-id", "8", "--udp-checksum"], "geneve 7 ingress", "geneve 8 egress"),
         (&["erspan1"], "erspan1", "erspan1"),
         (&["erspan2", "--id", "7", "--egress-id", "8"], "erspan2 7 port 0 ingress", "erspan2 8 port 1 egress"),
         (&["erspan3", "--id", "7"], "erspan3 7 tap 0 ingress", "erspan3 7 tap 0 egress"),
+        (&["geneve", "--tell", "--id", "9"], "geneve 9 tap 0 ingress", "geneve 9 tap 0 egress"),
     ];
-    let lab = lab_of(6);
-    answering(&lab, &(0..6).flat_map(both_families).collect::<Vec<_>>());
+    let lab = lab_of(7);
+    answering(&lab, &(0..7).flat_map(both_families).collect::<Vec<_>>());
     for (n, (tunnel, ..)) in (0..).zip(tunnels) {
         let remotes = both_families(n).map(|remote| remote.to_string()).join(",");
         up_in(&lab, n, tunnel, &remotes, &[]);
@@ -160,70 +52,45 @@ fn every_tunnel_is_written_as_it_was_watched_with_its_names_and_directions() {
     for (direction, word) in [("1", "ingress"), ("2", "egress")] {
         let told =
             tshark_fields(&file, &format!("frame.packet_flags_direction == {direction}"), &["frame.interface_name"]);
-        assert_eq!(told.len(), total * 5 / 6 / 2);
+        assert_eq!(told.len(), total * 6 / 7 / 2);
         assert!(told.iter().all(|row| row[0].contains(word)), "{direction} is {word}: {:?}", told[0]);
     }
     assert_eq!((&report["lost"], &report["received"]), (&0.into(), &total.into()), "{report:#}");
     let streams = report["streams"].as_array().expect("streams");
-    assert_eq!(streams.len(), 2 * (2 * 6 - 1), "{report:#}");
+    assert_eq!(streams.len(), 2 * (2 * 7 - 1), "{report:#}");
     assert!(report["malformed"].as_array().expect("a list").is_empty(), "{report:#}");
 }
 
+/// Each tunnel, over both families, from a source each.
+fn what_does_not_fit_is_written_as_was_asked_for_in(oversize: &'static str, time: &str) {
+    let case = |(n, tunnel)| Case { tunnel, oversize, n };
+    collect_case::run(&(0..).zip(&TUNNELS).map(case).collect::<Vec<_>>(), time);
+}
+
 #[test]
-fn what_did_not_fit_is_put_together_or_tells_how_long_it_was() {
-    let lab = knowing(Lab::with(Options { out_mtu: 1500, ..Options::default() }), 4);
-    answering(&lab, &(0..4).flat_map(both_families).collect::<Vec<_>>());
-    let ways: [(&[&str], &str); 4] =
-        [(&["gre"], "fragment"), (&["vxlan"], "segment"), (&["erspan2"], "truncate"), (&["erspan3"], "fragment")];
-    for (n, (tunnel, oversize)) in (0..).zip(ways) {
-        let remotes = both_families(n).map(|remote| remote.to_string()).join(",");
-        up_in(&lab, n, tunnel, &remotes, &["--oversize", oversize]);
-    }
-    let file = lab.fresh_path("large.pcapng");
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
-    let begin = now();
-    let collector = Collector::start(&lab, &["-w", text(&file), "--time", "capture"]);
-    let [incoming, outgoing] = exchange(&lab);
-    let sent = [incoming, outgoing].concat();
-    collector.stop_after(&file, 8 * sent.len()).ok();
-    down(&lab);
-    for kind in ["gre", "vxlan", "erspan3"] {
-        for source in [IpAddr::from(OUT_IP), OUT_IP6.into()] {
-            let of = format!("frame.interface_name matches \"^{kind} .*@ {source}\"");
-            assert_in_order(&sent, &frames_in(&lab, &file, &of));
-        }
-    }
-    // The sender's clock, which is ours, is told to 10 ms.
-    let times = tshark_fields(&file, "frame.interface_name contains \"erspan3\"", &["frame.time_epoch"]);
-    let (earliest, latest) = (begin - 0.1, now() + 0.1);
-    let is_now = |row: &Vec<String>| (earliest..latest).contains(&row[0].parse::<f64>().expect("a time"));
-    assert!(times.len() == 2 * sent.len() && times.iter().all(is_now), "{earliest} {latest} {:?}", times[0]);
-    let of = format!("frame.interface_name matches \"^erspan2 .*@ {OUT_IP}\"");
-    let lengths = tshark_fields(&file, &of, &["frame.len", "frame.cap_len"]);
-    let expected: Vec<Vec<String>> =
-        sent.iter().map(|frame| vec![frame.len().to_string(), frame.len().min(1500 - 36).to_string()]).collect();
-    assert!(lengths.iter().any(|row| row[0] == "1514" && row[1] == "1464"), "{lengths:?}");
-    assert_eq!(
-        lengths.iter().map(|row| &row[1]).collect::<Vec<_>>(),
-        expected.iter().map(|row| &row[1]).collect::<Vec<_>>()
-    );
+fn what_does_not_fit_is_written_as_was_asked_for_in_segment_mode() {
+    what_does_not_fit_is_written_as_was_asked_for_in("segment", "arrival");
 }
 
-/// A packet on the out link from one of many senders.
-fn outer(source: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
-    let ends =
-        Ends { src_mac: OUT_MAC, dst_mac: COLLECTOR_MAC, src4: source, dst4: COLLECTOR_IP, ..Ends::HOST_TO_PEER };
-    frames::ethernet(&ends, ETH_IPV4, &frames::ipv4(&ends, protocol, Ipv4::default(), body))
+#[test]
+fn what_does_not_fit_is_written_as_was_asked_for_in_fragment_mode() {
+    what_does_not_fit_is_written_as_was_asked_for_in("fragment", "capture");
 }
 
-fn numbered(source: Ipv4Addr, number: u32, frame: &[u8]) -> Vec<u8> {
-    outer(source, GRE, &[&[0x10, 0, 0x65, 0x58], &number.to_be_bytes()[..], frame].concat())
+#[test]
+fn what_does_not_fit_is_written_as_was_asked_for_in_truncate_mode() {
+    what_does_not_fit_is_written_as_was_asked_for_in("truncate", "arrival");
 }
 
-fn udp_to(source: Ipv4Addr, port: u16, body: &[u8]) -> Vec<u8> {
-    let length = (8 + body.len()) as u16;
-    let header = [50_000_u16, port, length, 0].map(u16::to_be_bytes).concat();
-    outer(source, UDP, &[&header, body].concat())
+#[test]
+fn what_does_not_fit_is_written_as_was_asked_for_in_drop_mode() {
+    what_does_not_fit_is_written_as_was_asked_for_in("drop", "capture");
+}
+
+#[test]
+fn each_byte_of_a_stream_of_super_packets_is_written() {
+    collect_case::stream(&TUNNELS[0], "segment");
+    collect_case::stream(&TUNNELS[6], "fragment");
 }
 
 #[test]
@@ -268,9 +135,9 @@ fn planted_losses_doubles_and_garbage_of_64_sources_are_counted_exactly() {
         .collect();
     let bad = sources[5];
     let garbage = vec![
-        outer(bad, GRE, &[0x40, 0, 0x65, 0x58]),
-        outer(bad, GRE, &[0, 0, 8, 0, 1, 2, 3, 4]),
-        outer(bad, GRE, &[0x80, 0, 0x65, 0x58, 9, 9, 0, 0, 1, 2]),
+        outer(bad.into(), GRE, &[0x40, 0, 0x65, 0x58]),
+        outer(bad.into(), GRE, &[0, 0, 8, 0, 1, 2, 3, 4]),
+        outer(bad.into(), GRE, &[0x80, 0, 0x65, 0x58, 9, 9, 0, 0, 1, 2]),
         udp_to(bad, 4789, &[0; 60]),
         udp_to(bad, 6081, &[63, 0, 0x65, 0x58, 0, 0, 0, 0, 1]),
         udp_to(bad, 4790, &[8]),
@@ -380,7 +247,7 @@ fn files_follow_size_signals_and_a_full_disk_and_stay_readable() {
     lab.send(Ns::Host, "out0", &packets[..10]);
     size_is("hup", 10);
     fs::rename(&path, dir.join("moved")).expect("move");
-    signal(collector.child.id(), "HUP");
+    signal(collector.id(), "HUP");
     size_is("hup", 0);
     lab.send(Ns::Host, "out0", &packets[10..20]);
     collector.ended().ok();
@@ -407,7 +274,7 @@ fn a_pipe_gets_each_frame_at_once_and_mistakes_are_named() {
     let frame = frames::ipv4_udp(&Ends::HOST_TO_PEER, 1, 100);
     let other = Ipv4Addr::new(198, 51, 100, 77);
     lab.send(Ns::Host, "out0", &[numbered(OUT_IP, 0, &frame), numbered(other, 0, &frame)]);
-    let out = collector.out.clone();
+    let out = collector.out().to_owned();
     let said = collector.stop_after(&out, 1);
     assert!(said.status.success() && said.stderr.contains("gre"), "{said:#?}");
     assert_in_order(&[frame], &frames_in(&lab, &out, "frame"));

@@ -20,6 +20,8 @@ pub(crate) mod capture;
 pub(crate) mod chaos;
 pub(crate) mod check;
 pub(crate) mod cluster;
+pub(crate) mod collect;
+pub(crate) mod collect_case;
 pub(crate) mod corpus;
 pub(crate) mod decode;
 pub(crate) mod faults;

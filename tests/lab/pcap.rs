@@ -32,6 +32,21 @@ pub(crate) fn write_cut(path: &Path, frames: &[Vec<u8>], whole: impl Fn(&[u8]) -
 
 /// Reads all frames of a pcap file; panics on anything but whole Ethernet frames.
 pub(crate) fn read(path: &Path) -> Vec<Vec<u8>> {
+    let frame = |(n, (frame, original)): (usize, (Vec<u8>, usize))| {
+        // libpcap sizes its ring by the MTU when the interface offloads nothing: a super-packet would be cut there.
+        assert_eq!(frame.len(), original, "frame {} of {} was cut by the capture", n + 1, path.display());
+        frame
+    };
+    records(path).into_iter().enumerate().map(frame).collect()
+}
+
+/// The same of frames that may have been cut.
+pub(crate) fn read_cut(path: &Path) -> Vec<Vec<u8>> {
+    records(path).into_iter().map(|(frame, _)| frame).collect()
+}
+
+/// Each frame, and how long it was on the wire.
+fn records(path: &Path) -> Vec<(Vec<u8>, usize)> {
     let file = fs::read(path).unwrap_or_else(|err| panic!("read {}: {err}", path.display()));
     assert!(file.len() >= FILE_HEADER, "{} has no pcap header", path.display());
     assert_eq!(word(&file, 0), MAGIC, "{} is no pcap file", path.display());
@@ -40,9 +55,7 @@ pub(crate) fn read(path: &Path) -> Vec<Vec<u8>> {
     let mut rest = &file[FILE_HEADER..];
     while !rest.is_empty() {
         let (captured, original) = (word(rest, 8) as usize, word(rest, 12) as usize);
-        // libpcap sizes its ring by the MTU when the interface offloads nothing: a super-packet would be cut there.
-        assert_eq!(captured, original, "frame {} of {} was cut by the capture", frames.len() + 1, path.display());
-        frames.push(rest[RECORD_HEADER..RECORD_HEADER + captured].to_vec());
+        frames.push((rest[RECORD_HEADER..RECORD_HEADER + captured].to_vec(), original));
         rest = &rest[RECORD_HEADER + captured..];
     }
     frames
