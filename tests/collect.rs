@@ -3,16 +3,17 @@
 mod lab;
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::symlink;
 
 use lab::capture::{Direction, tshark_fields};
 use lab::collect::*;
 use lab::collect_case::{self, Case, TUNNELS};
+use lab::decode::internet_checksum;
 use lab::frames::{self, Ends, GRE};
 use lab::judge::Said;
 use lab::sessions::{both_families, down, lab_of, up_in};
-use lab::{COLLECTOR_IP, Lab, Ns, OUT_IP, OUT_IP6, Options, PATIENCE, poll, signal};
+use lab::{COLLECTOR_IP, COLLECTOR_IP6, Lab, Ns, OUT_IP, OUT_IP6, Options, PATIENCE, poll, signal};
 
 #[test]
 fn every_tunnel_is_written_as_it_was_watched_with_its_names_and_directions() {
@@ -163,6 +164,102 @@ fn planted_losses_doubles_and_garbage_of_64_sources_are_counted_exactly() {
     let gaps = tshark_fields(&file, &of, &["frame.drop_count"]);
     let gaps: Vec<&str> = gaps.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(gaps, ["", "", "", "1", "", "", "", "2", "", "", "", "", ""]);
+}
+
+/// What another sender makes of a frame: the interface's name before the source, its direction as pcapng has it, and the
+/// packet.
+type Form = (&'static str, u8, fn(IpAddr, u32, &[u8]) -> Vec<u8>);
+
+/// Every header that is read, and no one of ours makes some of them.
+const FORMS: [Form; 15] = [
+    ("gre", 0, |from, _, frame| outer(from, GRE, &[&[0, 0, 0x65, 0x58], frame].concat())),
+    ("gre 9", 0, |from, _, frame| outer(from, GRE, &[&[0x20, 0, 0x65, 0x58, 0, 0, 0, 9], frame].concat())),
+    ("gre", 0, |from, n, frame| numbered(from, n, frame)),
+    ("gre", 0, |from, _, frame| outer(from, GRE, &summed(&[&[0x80, 0, 0x65, 0x58, 0, 0, 0, 0], frame].concat()))),
+    ("gre 9", 0, |from, n, frame| {
+        let header = [&[0xb0, 0, 0x65, 0x58, 0, 0, 0, 0, 0, 0, 0, 9][..], &n.to_be_bytes()].concat();
+        outer(from, GRE, &summed(&[&header, frame].concat()))
+    }),
+    ("erspan1", 0, |from, _, frame| outer(from, GRE, &[&[0, 0, 0x88, 0xbe], frame].concat())),
+    // Version 1, VLAN 10, session 7, port 5.
+    ("erspan2 7 port 5", 0, |from, n, frame| erspan(from, 0x88be, n, &[0x10, 10, 0, 7, 0, 0, 0, 5], frame)),
+    // Version 2; outgoing; without a subheader, with one of a platform that tells nothing, and with a port and seconds.
+    ("erspan3 7 egress", 2, |from, n, frame| {
+        erspan(from, 0x22eb, n, &[0x20, 0, 0, 7, 0, 0, 0, 1, 0x80, 0, 0, 0x0c], frame)
+    }),
+    ("erspan3 7 ingress", 1, |from, n, frame| {
+        erspan(from, 0x22eb, n, &[0x20, 0, 0, 7, 0, 0, 0, 1, 0x80, 0, 0, 5, 4, 1, 2, 3, 4, 5, 6, 7], frame)
+    }),
+    ("erspan3 7 tap 3 ingress", 1, |from, n, frame| {
+        erspan(from, 0x22eb, n, &[0x20, 0, 0, 7, 0, 0, 0, 1, 0x80, 0, 0, 5, 0x14, 0, 0, 7, 0, 0, 0, 3], frame)
+    }),
+    ("vxlan 7", 0, |from, _, frame| udp_to(from, 4789, &[&[8, 0, 0, 0, 0, 0, 7, 0], frame].concat())),
+    ("vxlan-gpe 7", 0, |from, _, frame| udp_to(from, 4790, &[&[0x0c, 0, 0, 3, 0, 0, 7, 0], frame].concat())),
+    ("geneve 7", 0, |from, _, frame| summed_udp_to(from, 6081, &[&[0, 0, 0x65, 0x58, 0, 0, 7, 0], frame].concat())),
+    // Two options that nobody knows, one without data.
+    ("geneve 7", 0, |from, _, frame| {
+        let header = [&[3, 0, 0x65, 0x58, 0, 0, 7, 0][..], &[1, 2, 3, 1, 9, 9, 9, 9], &[1, 3, 4, 0]].concat();
+        udp_to(from, 6081, &[&header, frame].concat())
+    }),
+    ("geneve 7 tap 1 egress", 2, |from, n, frame| {
+        let option = [&[0xff, 0x5a, 1, 5, 0, 3, 0, 0][..], &7_u64.to_be_bytes(), &n.to_be_bytes(), &[0; 4]].concat();
+        udp_to(from, 6081, &[&[6, 0, 0x65, 0x58, 0, 0, 7, 0], &option[..], frame].concat())
+    }),
+];
+
+/// The GRE packet with the checksum for which it has room.
+fn summed(packet: &[u8]) -> Vec<u8> {
+    let sum = internet_checksum(&[packet]).to_be_bytes();
+    [&packet[..4], &sum, &packet[6..]].concat()
+}
+
+fn erspan(from: IpAddr, protocol: u16, number: u32, header: &[u8], frame: &[u8]) -> Vec<u8> {
+    let gre = [&[0x10, 0][..], &protocol.to_be_bytes(), &number.to_be_bytes()].concat();
+    outer(from, GRE, &[&gre, header, frame].concat())
+}
+
+#[test]
+fn streams_of_64_senders_of_every_form_and_family_at_once_are_written_exactly() {
+    const SENDERS: u8 = 64;
+    const EACH: u32 = 3;
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    answering(&lab, &[COLLECTOR_IP.into(), COLLECTOR_IP6.into()]);
+    let sources = |form: usize, n: u8| -> [IpAddr; 2] {
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, form as u16, n.into());
+        [Ipv4Addr::new(10, 0, form as u8, n).into(), v6.into()]
+    };
+    let senders: Vec<(usize, IpAddr)> = (0..SENDERS)
+        .flat_map(|n| (0..FORMS.len()).flat_map(move |form| sources(form, n).map(|from| (form, from))))
+        .collect();
+    let frame = |sender: usize, round: u32| {
+        let n = round * senders.len() as u32 + sender as u32;
+        frames::ipv4_udp(&Ends::PEER_TO_HOST, n, 8 + n as usize * 7 % 1400)
+    };
+    let packets: Vec<Vec<u8>> = (0..EACH)
+        .flat_map(|round| (0..).zip(&senders).map(move |(n, (form, from))| (round, n, *form, *from)))
+        .map(|(round, n, form, from)| FORMS[form].2(from, round, &frame(n, round)))
+        .collect();
+    let file = lab.fresh_path("foreign.pcapng");
+    let collector = Collector::start(&lab, &["-w", text(&file), "--json"]);
+    let begin = since_1970();
+    lab.send(Ns::Host, "out0", &packets);
+    let when = begin..=since_1970();
+    let report = collector.stop_after(&file, packets.len()).ok().json();
+    let mut found = by_interface(written(&lab, &file));
+    for (n, (form, from)) in senders.iter().enumerate() {
+        let (name, direction, _) = FORMS[*form];
+        let got = found.remove(&format!("{name} @ {from}")).unwrap_or_default();
+        let expected: Vec<Vec<u8>> = (0..EACH).map(|round| frame(n, round)).collect();
+        assert_in_order(&expected, &got.iter().map(|written| written.frame.clone()).collect::<Vec<_>>());
+        let is_told = |written: &Written| {
+            (written.direction, written.wire) == (direction, written.frame.len()) && when.contains(&written.time)
+        };
+        assert!(got.iter().all(is_told), "{when:?}, not so: {got:#?}");
+    }
+    assert!(found.is_empty(), "{:?}", found.keys());
+    assert_eq!(report["streams"].as_array().map(Vec::len), Some(senders.len()));
+    assert_eq!((&report["lost"], &report["received"]), (&0.into(), &packets.len().into()));
+    assert!(report["malformed"].as_array().expect("a list").is_empty(), "{:#}", report["malformed"]);
 }
 
 #[test]
