@@ -8,7 +8,7 @@ TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, what its tests and demo need besides, and what looks at its sources.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
-TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables prometheus
+TEST_PACKAGES := tshark wireshark-common tcpreplay socat iputils-ping procps nftables prometheus
 CHECK_PACKAGES := shellcheck clang-format
 
 # Under sudo, cargo is often in the calling user's home only.
