@@ -49,7 +49,7 @@ demo-picture: deps build ## docs/demo.svg, from a run of the demo (needs root)
 	docs/demo.sh < target/demo.txt > docs/demo.svg
 
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
 	$(CARGO) test --locked --test soak
