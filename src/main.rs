@@ -1,5 +1,13 @@
 //! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
 
+/// The standard one panics where nobody reads, as after the end of a terminal or of ssh: in the middle of something.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        let line = format!("{}\n", format_args!($($text)*));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 mod cli;
 mod collect;
 mod commands;
@@ -16,7 +24,6 @@ mod tunnel;
 mod usage;
 mod wildcard;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use tools::exec::ReaderGone;
@@ -41,8 +48,7 @@ fn main() -> ExitCode {
         Err(err) if err.is::<ReaderGone>() => ExitCode::SUCCESS,
         Err(err) => {
             let line = if interrupt::is_cause(&err) { interrupt::line(&err) } else { format!("{err:#}") };
-            // With its terminal gone nobody can be told.
-            let _ = writeln!(std::io::stderr(), "snifctl: {line}");
+            eprintln!("snifctl: {line}");
             ExitCode::from(interrupt::code().unwrap_or(if err.is::<Usage>() { 2 } else { 1 }))
         }
     }
