@@ -1,11 +1,8 @@
 //! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
 
-/// The standard one panics where nobody reads, as after the end of a terminal or of ssh: in the middle of something.
+/// In place of the standard one, which panics where nobody reads.
 macro_rules! eprintln {
-    ($($text:tt)*) => {{
-        let line = format!("{}\n", format_args!($($text)*));
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-    }};
+    ($($text:tt)*) => { $crate::tools::notes::say(&format!($($text)*)) };
 }
 
 mod cli;
