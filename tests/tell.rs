@@ -4,10 +4,11 @@
 mod lab;
 
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use lab::capture::Direction;
 use lab::check::assert_same_frames;
+use lab::collect::since_1970;
 use lab::frames::{self, Ends};
 use lab::super_packets::send_udp_super_packet;
 use lab::tunnel_case::{
@@ -46,10 +47,6 @@ fn mirrored(lab: &Lab, from: Ns, dev: &str, sent: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut capture = lab.capture(Ns::Collector, "col0", Direction::In);
     lab.send(from, dev, sent);
     packets(lab, &mut capture)
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970")
 }
 
 fn tells(copies: &[Tunnelled]) -> Vec<Tell> {

@@ -2,41 +2,15 @@
 
 mod lab;
 
-use std::fs::File;
-use std::path::PathBuf;
-use std::process::Child;
-
+use lab::collect::Collector;
 use lab::frames::{self, Ends};
 use lab::judge::Said;
-use lab::{COLLECTOR_IP, Lab, Ns, Options, PATIENCE, poll, signal};
+use lab::{COLLECTOR_IP, Lab, Ns, Options, signal};
 use serde_json::Value;
 
-/// A collector whose counters can be asked for. It ends with the test.
-struct Counting {
-    child: Child,
-    err: PathBuf,
-}
-
-impl Counting {
-    fn start(lab: &Lab, more: &[&str]) -> Counting {
-        let err = lab.fresh_path("collect.err");
-        let address = COLLECTOR_IP.to_string();
-        let mut command = lab.command(Ns::Collector, &[env!("CARGO_BIN_EXE_snifctl"), "collect", "-w", "/dev/null"]);
-        command.args(["--control", &address]).args(more);
-        let child =
-            command.stdout(File::create("/dev/null").expect("open")).stderr(File::create(&err).expect("a file"));
-        let counting = Counting { child: child.spawn().expect("start snifctl collect"), err };
-        let said = || std::fs::read_to_string(&counting.err).expect("what it says");
-        assert!(poll(PATIENCE, || said().contains("snifctl: receiving").then_some(())).is_some(), "{}", said());
-        counting
-    }
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A collector whose counters can be asked for.
+fn counting(lab: &Lab, more: &[&str]) -> Collector {
+    Collector::start(lab, &[&["-w", "/dev/null", "--control", &COLLECTOR_IP.to_string()], more].concat())
 }
 
 /// The collector's device answers at its address.
@@ -98,7 +72,7 @@ fn taps(value: &Value) -> Vec<String> {
 #[test]
 fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
     let lab = lab();
-    let collector = Counting::start(&lab, &[]);
+    let collector = counting(&lab, &[]);
     up(&lab, &["geneve", "--tell", "--id", "7"]);
     pass(&lab, 31);
     let (all, is_whole) = verified(&lab, &[]);
@@ -130,7 +104,7 @@ fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
     drop(collector);
 
     // A collector that came later judges what it can know; so does one look after another.
-    let collector = Counting::start(&lab, &[]);
+    let collector = counting(&lab, &[]);
     let (none, is_whole) = verified(&lab, &[]);
     assert_counts(&none, [0; 6]);
     assert!(is_whole);
@@ -146,7 +120,7 @@ fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
 #[test]
 fn numbers_of_all_copies_together_tell_what_is_lost_and_what_was_dropped_here() {
     let lab = lab();
-    let _collector = Counting::start(&lab, &["--egress-id", "8"]);
+    let _collector = counting(&lab, &["--egress-id", "8"]);
     up(&lab, &["gre", "--sequence", "--id", "7", "--egress-id", "8", "--oversize", "drop"]);
     pass(&lab, 31);
     on_the_way(&lab, "ip protocol gre counter drop");
@@ -168,7 +142,7 @@ fn numbers_of_all_copies_together_tell_what_is_lost_and_what_was_dropped_here() 
 fn counts_alone_are_compared_where_copies_have_no_numbers() {
     let lab = lab();
     up(&lab, &["vxlan"]);
-    let _collector = Counting::start(&lab, &[]);
+    let _collector = counting(&lab, &[]);
     verify(&lab, &[]).refused(1, "less than the session sends", "--interval 10s");
     lab.said(&["down"]).ok();
     up(&lab, &["vxlan"]);
@@ -196,15 +170,15 @@ fn counts_alone_are_compared_where_copies_have_no_numbers() {
 #[test]
 fn copies_that_the_collectors_full_queue_dropped_are_told_while_it_stands_still() {
     let lab = lab();
-    let collector = Counting::start(&lab, &["--tunnel", "geneve", "--listen", &COLLECTOR_IP.to_string()]);
+    let collector = counting(&lab, &["--tunnel", "geneve", "--listen", &COLLECTOR_IP.to_string()]);
     up(&lab, &["geneve", "--tell"]);
     pass(&lab, 31);
-    signal(collector.child.id(), "STOP");
+    signal(collector.id(), "STOP");
     // More than 64 MiB of queue.
     let many: Vec<Vec<u8>> = (0..70_000).map(|n| frames::jumbo(&Ends::PEER_TO_HOST, n, 1400)).collect();
     lab.send(Ns::Peer, "peer0", &many);
     lab.wait_until_received();
-    signal(collector.child.id(), "CONT");
+    signal(collector.id(), "CONT");
     let (all, is_whole) = verified(&lab, &[]);
     let number = |name: &str| all[name].as_u64().expect("a number");
     assert_eq!((number("sent"), number("dropped")), (70_093, 0), "{all:#}");
@@ -214,7 +188,7 @@ fn copies_that_the_collectors_full_queue_dropped_are_told_while_it_stands_still(
 #[test]
 fn the_counters_are_told_to_whoever_asks_and_nothing_is_read() {
     let lab = lab();
-    let _collector = Counting::start(&lab, &[]);
+    let _collector = counting(&lab, &[]);
     let at = format!("TCP:{COLLECTOR_IP}:9811");
     for _ in 0..20 {
         let said = lab.host(&["socat", "-T", "5", "SYSTEM:echo down; echo '{}'; cat >&2", &at]);

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -83,11 +82,7 @@ impl First {
             }
         }
         drop(open);
-        let end = Instant::now() + args.interval.unwrap_or_default();
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            interrupt::check()?;
-            thread::sleep(left.min(Duration::from_millis(20)));
-        }
+        interrupt::wait(args.interval.unwrap_or_default())?;
         Ok(first)
     }
 
@@ -96,17 +91,8 @@ impl First {
         let Some((first, at)) = self.sessions.get(&session.name) else { return Ok(()) };
         let seconds = session.at.saturating_duration_since(*at).as_secs_f64();
         let second = Look::from(&*session);
-        let mut faults = law::faults(first, &second);
-        // What is on its way while a CPU does something else comes a little later.
-        for _ in 0..LATER {
-            if faults.is_empty() {
-                break;
-            }
-            interrupt::check()?;
-            let later = counted::counted(open, &session.name, &mut Known::default())?;
-            let later = law::faults(first, &Look::from(&later));
-            faults.retain(|fault| later.iter().any(|other| subject(other) == subject(fault)));
-        }
+        let later = || Ok(Look::from(&counted::counted(open, &session.name, &mut Known::default())?));
+        let mut faults = law::lasting_faults(first, &second, later)?;
         let behind = first.lost_behind(&second);
         if behind > 0 {
             faults.push(format!(
@@ -118,13 +104,6 @@ impl First {
         law::rise(first, seconds, session);
         Ok(())
     }
-}
-
-/// How often a fault of the counters is asked for again.
-const LATER: usize = 3;
-
-fn subject(fault: &str) -> Option<&str> {
-    fault.split(": ").next()
 }
 
 /// What is not as it must be with a session, a line for each.

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
@@ -41,7 +40,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let end = End::find(context, args)?;
     let first = args.interval.map(|interval| {
         let first = end.look(context, None)?;
-        wait(interval)?;
+        interrupt::wait(interval)?;
         Ok::<_, anyhow::Error>(first)
     });
     let first = first.transpose()?;
@@ -51,23 +50,13 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let both = first.as_ref().map(|first| &first.both);
     let delivered = delivered::delivered(&end.sender, both, &second.both, heard_all);
     let delivered = delivered.map_err(|why| end.unclear(why, &second.both.arrived))?;
-    let faults = law::faults(&second.looks[0], &second.looks[1]);
-    let report = Report { end: &end, first: first.as_ref(), second: &second, delivered: &delivered, faults: &faults };
+    let report = Report { end: &end, first: first.as_ref(), second: &second, delivered: &delivered };
     match args.json.json {
         true => json::print(&report.value())?,
         false => print(&report.text())?,
     }
-    let is_whole = delivered.lost == 0 && delivered.dropped == 0 && faults.is_empty();
+    let is_whole = delivered.lost == 0 && delivered.dropped == 0 && second.faults.is_empty();
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn wait(time: Duration) -> Result<()> {
-    let end = Instant::now() + time;
-    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        interrupt::check()?;
-        thread::sleep(left.min(Duration::from_millis(20)));
-    }
-    Ok(())
 }
 
 /// What is asked about.
@@ -90,8 +79,8 @@ struct End {
 /// A look at both ends.
 struct Looked {
     both: Both,
-    /// The session's counters before and after.
-    looks: [Look; 2],
+    /// What does not add up in the session's counters before and after.
+    faults: Vec<String>,
     counted: Counted,
     /// Since the session was looked up.
     took: Duration,
@@ -145,12 +134,13 @@ impl End {
             if delivered::is_settled(&self.sender, first, &before, &arrived) || begin.elapsed() > SETTLE {
                 break arrived;
             }
-            wait(AGAIN)?;
+            interrupt::wait(AGAIN)?;
         };
         let took = self.found.elapsed();
         let (after, later) = self.sent(&open)?;
-        let looks = [Look::from(&counted), Look::from(&later)];
-        Ok(Looked { both: Both { before, arrived, after }, looks, counted: later, took })
+        let again = || Ok(Look::from(&counted::counted(&open, &self.name, &mut Known::default())?));
+        let faults = law::lasting_faults(&Look::from(&counted), &Look::from(&later), again)?;
+        Ok(Looked { both: Both { before, arrived, after }, faults, counted: later, took })
     }
 
     fn sent(&self, open: &Open) -> Result<(Sent, Counted)> {
@@ -234,7 +224,6 @@ struct Report<'a> {
     first: Option<&'a Looked>,
     second: &'a Looked,
     delivered: &'a Delivered,
-    faults: &'a [String],
 }
 
 impl Report<'_> {
@@ -273,7 +262,7 @@ impl Report<'_> {
             "open": open,
             "out_dropped": self.risen(|look| look.counted.out_dropped),
             "collector_dropped": self.risen(|look| look.both.arrived.dropped),
-            "faults": self.faults,
+            "faults": self.second.faults,
         })
     }
 
@@ -291,7 +280,7 @@ impl Report<'_> {
             text += &self.table();
         }
         text += &self.law();
-        self.faults.iter().for_each(|fault| text += &format!("  {fault}\n"));
+        self.second.faults.iter().for_each(|fault| text += &format!("  {fault}\n"));
         text
     }
 

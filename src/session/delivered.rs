@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::collect::sequence::Run;
 use crate::datapath::abi::Stat;
+use crate::session::law::since;
 
 /// What one side of a sender's look says of a remote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,10 +98,9 @@ pub(crate) struct Both {
 }
 
 /// How many were sent, and how many of them came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Slot of the tap, where each tap is counted.
-    #[serde(skip)]
     pub slot: Option<u32>,
     pub sent: u64,
     pub received: u64,
@@ -144,16 +144,16 @@ pub(crate) fn delivered(
     second: &Both,
     heard_all: bool,
 ) -> Result<Delivered, Unclear> {
-    let dropped = rise(second.after.stat.dcnt, first.map_or(0, |first| first.after.stat.dcnt));
+    let dropped = since(second.after.stat.dcnt, first.map_or(0, |first| first.after.stat.dcnt));
     if second.before.numbers == Numbers::None {
         return counted(sender, first, second, heard_all).map(|delivered| Delivered { dropped, ..delivered });
     }
     let heard_all = heard_all || first.is_some();
     let before = first.map(|first| numbered(sender, first, heard_all)).transpose()?.unwrap_or_default();
     let now = numbered(sender, second, heard_all)?;
-    let tallies: Vec<Tally> = now.iter().map(|tally| since(&before, tally)).collect();
+    let tallies: Vec<Tally> = now.iter().map(|tally| later(&before, tally)).collect();
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
-    let refused = rise(refused(&second.after), first.map_or(0, |first| refused(&first.after))).min(dropped);
+    let refused = since(refused(&second.after), first.map_or(0, |first| refused(&first.after))).min(dropped);
     let missing = sum(|tally| tally.lost);
     let lost = missing.saturating_sub(refused);
     let received = sum(|tally| tally.received);
@@ -177,7 +177,7 @@ fn numbered(sender: &Sender, both: &Both, heard_all: bool) -> Result<Vec<Tally>,
     match (&both.before.numbers, &both.after.numbers) {
         (Numbers::OfTaps(before), Numbers::OfTaps(after)) => {
             let of = |(slot, before): (&u32, &u32)| {
-                let run = own.iter().find(|stream| stream.slot() == Some(*slot)).and_then(|stream| stream.run);
+                let run = run_of(&own, *slot);
                 let after = after.get(slot).copied().unwrap_or(*before);
                 Tally { slot: Some(*slot), ..tally(*before, after, run, heard_all) }
             };
@@ -193,6 +193,11 @@ fn numbered(sender: &Sender, both: &Both, heard_all: bool) -> Result<Vec<Tally>,
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// What has come of a tap.
+fn run_of(own: &[&Stream], slot: u32) -> Option<Run> {
+    own.iter().find(|stream| stream.slot() == Some(slot))?.run
 }
 
 /// Of one sequence: the copy behind all that were sent had this number before the collector was asked, and that one after.
@@ -211,7 +216,7 @@ fn tally(before: u32, after: u32, run: Option<Run>, heard_all: bool) -> Tally {
 }
 
 /// What has come since an earlier look; all of it where the sequence has begun again.
-fn since(before: &[Tally], now: &Tally) -> Tally {
+fn later(before: &[Tally], now: &Tally) -> Tally {
     let Some(before) = before.iter().find(|tally| tally.slot == now.slot) else { return *now };
     match (now.sent.checked_sub(before.sent), now.received.checked_sub(before.received)) {
         // One that was late at the first look has come since.
@@ -225,8 +230,8 @@ fn counted(sender: &Sender, first: Option<&Both>, second: &Both, heard_all: bool
     let (before, after, came) = match first {
         Some(first) => (
             second.before.stat.pcnt.saturating_sub(first.after.stat.pcnt),
-            rise(second.after.stat.pcnt, first.before.stat.pcnt),
-            rise(received(sender, &second.arrived), received(sender, &first.arrived)),
+            since(second.after.stat.pcnt, first.before.stat.pcnt),
+            since(received(sender, &second.arrived), received(sender, &first.arrived)),
         ),
         None if !heard_all => return Err(Unclear::BegunLater),
         None => (second.before.stat.pcnt, second.after.stat.pcnt, received(sender, &second.arrived)),
@@ -242,11 +247,6 @@ fn received(sender: &Sender, arrived: &Arrived) -> u64 {
     sender.own(arrived).map(|stream| stream.received).sum()
 }
 
-/// A counter that began again counts from there.
-fn rise(now: u64, before: u64) -> u64 {
-    now.checked_sub(before).unwrap_or(now)
-}
-
 /// Has all come that was sent since the first look, before the collector was asked, or is it known to be lost?
 pub(crate) fn is_settled(sender: &Sender, first: Option<&Both>, before: &Sent, arrived: &Arrived) -> bool {
     let own: Vec<&Stream> = sender.own(arrived).collect();
@@ -257,12 +257,10 @@ pub(crate) fn is_settled(sender: &Sender, first: Option<&Both>, before: &Sent, a
     match &before.numbers {
         Numbers::None => {
             let (sent, heard) = first.map_or((0, 0), |first| (first.after.stat.pcnt, received(sender, &first.arrived)));
-            rise(received(sender, arrived), heard) >= rise(before.stat.pcnt, sent)
+            since(received(sender, arrived), heard) >= since(before.stat.pcnt, sent)
         }
         Numbers::OfRemote(next) => has_come(*next, own.iter().find_map(|stream| stream.run)),
-        Numbers::OfTaps(all) => all.iter().all(|(slot, next)| {
-            has_come(*next, own.iter().find(|stream| stream.slot() == Some(*slot)).and_then(|stream| stream.run))
-        }),
+        Numbers::OfTaps(all) => all.iter().all(|(slot, next)| has_come(*next, run_of(&own, *slot))),
     }
 }
 

@@ -5,10 +5,13 @@
 
 use std::net::IpAddr;
 
+use anyhow::Result;
+
 use crate::datapath::abi::{Stat, TapCounts};
 use crate::output::units::grouped;
 use crate::session::counted::Counted;
 use crate::session::stats::{RemoteStatus, Rise, Session, TapStatus};
+use crate::tools::interrupt;
 
 /// A session's counters at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +96,7 @@ impl Look {
 }
 
 /// What does not add up between two looks, a line each: `SUBJECT: FAULT`.
-pub(crate) fn faults(first: &Look, second: &Look) -> Vec<String> {
+fn faults(first: &Look, second: &Look) -> Vec<String> {
     let mut lines = Vec::new();
     let (asked, dropped) = (grouped(second.tapped().pcnt), grouped(second.dropped));
     let terms = format!("{} sent and {dropped} dropped of {asked} that were asked for", grouped(second.sent().pcnt));
@@ -114,6 +117,31 @@ pub(crate) fn faults(first: &Look, second: &Look) -> Vec<String> {
         lines.extend(fault.map(|fault| format!("tap {interface} {direction}: {fault}")));
     }
     lines
+}
+
+/// How often a fault is asked for again.
+const LATER: usize = 3;
+
+/// Those of [`faults`] that stay: what is on its way while a CPU does something else comes a little later.
+pub(crate) fn lasting_faults(
+    first: &Look,
+    second: &Look,
+    mut later: impl FnMut() -> Result<Look>,
+) -> Result<Vec<String>> {
+    let mut lines = faults(first, second);
+    for _ in 0..LATER {
+        if lines.is_empty() {
+            break;
+        }
+        interrupt::check()?;
+        let again = faults(first, &later()?);
+        lines.retain(|fault| again.iter().any(|other| subject(other) == subject(fault)));
+    }
+    Ok(lines)
+}
+
+fn subject(fault: &str) -> Option<&str> {
+    fault.split(": ").next()
 }
 
 /// The same of one tap: seen = filtered + skipped + what is copied. Of each frame that is copied there is one copy at least.
@@ -143,7 +171,7 @@ pub(crate) fn rise(first: &Look, seconds: f64, second: &mut Session) {
 }
 
 /// A counter that began again, as with an interface that was made anew, counts from there.
-fn since(now: u64, before: u64) -> u64 {
+pub(super) fn since(now: u64, before: u64) -> u64 {
     now.checked_sub(before).unwrap_or(now)
 }
 

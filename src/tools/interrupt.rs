@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -104,6 +105,19 @@ pub(crate) fn check() -> Result<()> {
         true => Err(Interrupted.into()),
         false => Ok(()),
     }
+}
+
+/// Waits so long.
+///
+/// # Errors
+/// As [`check`], a moment after the signal.
+pub(crate) fn wait(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        check()?;
+        thread::sleep(left.min(Duration::from_millis(20)));
+    }
+    Ok(())
 }
 
 /// As long as this lives a signal breaks nothing off.
