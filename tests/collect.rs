@@ -2,7 +2,7 @@
 
 mod lab;
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lab::capture::{Direction, tshark_fields};
