@@ -89,16 +89,22 @@ pub(crate) struct Extcap {
     /// A filter on the frames
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     extcap_capture_filter: Option<String>,
+    /// The tunnel in which copies come
     #[arg(long, value_name = "TYPE")]
     tunnel: Option<String>,
+    /// Our address, where they arrive
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// As of snifctl collect
     #[arg(long, value_name = "N")]
     egress_id: Option<String>,
+    /// As of snifctl collect
     #[arg(long, value_name = "MS")]
     reorder: Option<String>,
+    /// As of snifctl collect
     #[arg(long, value_name = "MS")]
     dedup: Option<String>,
+    /// Which time frames get
     #[arg(long, value_name = "arrival|capture")]
     time: Option<String>,
     #[command(flatten)]

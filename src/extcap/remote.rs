@@ -15,28 +15,40 @@ use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
 /// What only the remote interface asks; names are those of Wireshark's sshdump where that has them.
 #[derive(Debug, Args)]
 pub(super) struct Wanted {
+    /// The other machine, as ssh takes it
     #[arg(long, value_name = "[USER@]HOST")]
     remote_host: Option<String>,
+    /// Of ssh there
     #[arg(long, value_name = "PORT")]
     remote_port: Option<String>,
+    /// Of ssh there
     #[arg(long, value_name = "USER")]
     remote_username: Option<String>,
+    /// ssh's private key
     #[arg(long, value_name = "FILE")]
     sshkey: Option<String>,
+    /// By which ssh connects
     #[arg(long, value_name = "COMMAND")]
     proxycommand: Option<String>,
+    /// ssh's configuration
     #[arg(long, value_name = "FILE")]
     ssh_config: Option<String>,
+    /// What is watched there
     #[arg(long, value_name = "IFACE")]
     remote_interface: Option<String>,
+    /// Run snifctl there by sudo
     #[arg(long)]
     remote_sudo: bool,
+    /// Its path there
     #[arg(long, value_name = "PATH")]
     remote_snifctl: Option<String>,
+    /// Leave out this ssh connection's packets
     #[arg(long, value_name = "true|false", action = ArgAction::Set, default_value_t = true)]
     leave_out_ssh: bool,
+    /// UDP port of the copies
     #[arg(long, value_name = "PORT")]
     port: Option<String>,
+    /// More options of snifctl up there
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     up_options: Option<String>,
 }
