@@ -8,7 +8,7 @@ TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, what its tests and demo need besides, and what looks at its sources.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
-TEST_PACKAGES := tshark tcpreplay socat iputils-ping procps nftables prometheus openssh-client openssh-server
+TEST_PACKAGES := tshark wireshark-common tcpreplay socat iputils-ping procps nftables prometheus openssh-client openssh-server
 CHECK_PACKAGES := shellcheck clang-format
 
 # Under sudo, cargo is often in the calling user's home only.
@@ -53,6 +53,7 @@ test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 
 soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
 	$(CARGO) test --locked --test soak
+	SNIFCTL_FUZZ=10000000 $(CARGO) test --locked --bin snifctl no_bytes_whatever
 	SNIFCTL_NAMESPACES=1000 $(CARGO) test --locked --test namespaces
 	SNIFCTL_PODS=100 $(CARGO) test --locked --test pods come_together
 

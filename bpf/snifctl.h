@@ -224,7 +224,6 @@ struct sequences {
 
 enum tell_flag {
 	TELL_CUT = 1, /* the copy has only the first bytes of the frame */
-	TELL_SEGMENT = 2, /* a part of a super-packet, cut smaller than on the wire: not made so far */
 };
 
 /* The data of the Geneve option that tells of a copy, all in network order. */

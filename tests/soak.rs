@@ -4,6 +4,7 @@ mod lab;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use lab::collect_case;
 use lab::kills::{self, kill_at};
 use lab::order_case::{Case, Out, PLAIN, Rate, TUNNELS};
 use lab::pairs::all_pairs;
@@ -79,6 +80,35 @@ fn downloads_read_as_on_the_wire_every_time() {
         }
     }
 }
+
+// ---- collect ----
+
+/// Each tunnel, of 64 sources at once, half of them of each family.
+fn collect_writes_what_64_sources_send_in(oversize: &'static str, time: &str) {
+    let tunnels = collect_case::TUNNELS.iter().cycle();
+    let cases = (0..32).zip(tunnels).map(|(n, tunnel)| collect_case::Case { tunnel, oversize, n });
+    collect_case::run(&cases.collect::<Vec<_>>(), time);
+}
+
+/// In the modes by which a stream of super-packets stays whole.
+fn collect_writes_each_byte_of_a_stream(tunnel: usize) {
+    for oversize in ["segment", "fragment"] {
+        collect_case::stream(&collect_case::TUNNELS[tunnel], oversize);
+    }
+}
+
+mod collect {
+    macro_rules! in_mode {
+        ($($mode:ident $time:literal),*) => {
+            $(#[test] fn $mode() { super::collect_writes_what_64_sources_send_in(stringify!($mode), $time); })*
+        };
+    }
+
+    in_mode!(segment "capture", fragment "arrival", truncate "capture", drop "arrival");
+}
+
+for_each_tunnel!(collect_writes_each_byte_of_a_stream: gre 0, erspan1 1, erspan2 2, erspan3 3, vxlan 4, geneve 5,
+    geneve_that_tells 6);
 
 // ---- kills ----
 

@@ -266,7 +266,7 @@ fn the_dissector_of_the_docs_reads_what_is_told() {
     let mut tshark = Command::new("tshark");
     tshark.env("HOME", "/tmp").env("TZ", "UTC").args(["-n", "-X", &script, "-o", "udp.check_checksum:TRUE"]);
     tshark.arg("-r").arg(capture.pcap()).args(["-T", "fields", "-E", "separator=/t", "-E", "occurrence=f"]);
-    let names = "tap interface direction cut segment sequence length time delay missing";
+    let names = "tap interface direction cut sequence length time delay missing";
     let fields = names.split(' ').map(|name| format!("snifctl.{name}")).chain(["udp.checksum.status".into()]);
     for field in fields {
         tshark.args(["-e", &field]);
@@ -278,7 +278,7 @@ fn the_dissector_of_the_docs_reads_what_is_told() {
     for (packet, row) in found.iter().zip(rows.lines()) {
         let case = GENEVE_TELL_SUM.cases()[usize::from(packet[12] == 0x86)];
         let Tell { tap, cut, time, sequence, length } = tells(&case.copies(&[packet.to_vec()]))[0];
-        let numbers = format!("{tap}\t0\t{tap}\t{}\t0\t{sequence}\t{length}\t", u8::from(cut));
+        let numbers = format!("{tap}\t0\t{tap}\t{}\t{sequence}\t{length}\t", u8::from(cut));
         let rest = row.strip_prefix(&numbers).unwrap_or_else(|| panic!("{row:?}, not {numbers:?}"));
         let [told, delay, missing, checksum] = rest.split('\t').collect::<Vec<_>>()[..] else { panic!("{row:?}") };
         assert!(told.ends_with(&format!(".{:09} UTC", time.subsec_nanos())), "{told:?}, {time:?}");

@@ -6,10 +6,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use chrono::format::{Item, StrftimeItems};
+use chrono::format::{Fixed, Item, StrftimeItems};
 use chrono::{DateTime, Local};
+use signal_hook::consts::SIGXFSZ;
 
 use crate::collect::pcapng::{self, Frame, Statistics};
 use crate::tools::exec::ReaderGone;
@@ -44,8 +46,8 @@ impl Plan {
             "-C and -G do not go with -w -, which is one stream; try: -w day.pcapng -C 100"
         );
         ensure_usage!(self.count.is_none() || rotates, "-W goes with -C or -G; try: -C 100 -W 10");
-        if self.seconds.is_some() && StrftimeItems::new(&self.path).any(|item| matches!(item, Item::Error)) {
-            refuse!("-w {:?} has a time that strftime(3) does not know; try: -w day-%Y%m%d-%H%M%S.pcapng", self.path);
+        if self.seconds.is_some() && StrftimeItems::new(&self.path).any(|item| is_unknown(&item)) {
+            refuse!("-w {:?} has a time that is not known here; try: -w day-%Y%m%d-%H%M%S%z.pcapng", self.path);
         }
         Ok(())
     }
@@ -69,6 +71,11 @@ impl Plan {
             _ => stem.into(),
         }
     }
+}
+
+/// Nothing says how a zone is called, only how far it is off.
+fn is_unknown(item: &Item) -> bool {
+    matches!(item, Item::Error | Item::Fixed(Fixed::TimezoneName))
 }
 
 enum Target {
@@ -98,8 +105,9 @@ pub(crate) struct Output {
     /// Bytes that the file has.
     written: u64,
     interfaces: HashMap<usize, Interface>,
-    /// The number of the file among those of its time, when that time began, and files by time.
+    /// The number of the file among those of its time, the time in its name, when that began, and files by time.
     number: u64,
+    named: u64,
     begun: u64,
     periods: u64,
     /// Frames of all files.
@@ -108,10 +116,12 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn open(plan: Plan, now: u64) -> Result<Output> {
+        // A limit on a file's size ends us within a frame by its signal; where that is caught, write(2) fails instead.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).context("SIGXFSZ")?;
         let target = open(&plan, 0, now)?;
         let (buffer, interfaces) = (Vec::with_capacity(2 * BUFFER), HashMap::new());
-        let (written, number, begun, periods, frames) = (0, 0, now, 0, 0);
-        let mut output = Output { plan, target, buffer, written, interfaces, number, begun, periods, frames };
+        let (written, number, named, begun, periods, frames) = (0, 0, now, now, 0, 0);
+        let mut output = Output { plan, target, buffer, written, interfaces, number, named, begun, periods, frames };
         output.begin();
         output.flush()?;
         Ok(output)
@@ -169,19 +179,16 @@ impl Output {
     }
 
     fn rotate_if_due(&mut self, now: u64) -> Result<Next> {
-        if self.plan.seconds.is_some_and(|seconds| now.saturating_sub(self.begun) >= seconds * SECOND) {
+        // Where the clock was set back, the time counts from there.
+        self.begun = self.begun.min(now);
+        if self.plan.seconds.is_some_and(|seconds| now - self.begun >= seconds * SECOND) {
             self.periods += 1;
             if self.plan.size.is_none() && self.plan.count.is_some_and(|count| self.periods >= count) {
                 return Ok(Next::Done);
             }
-            (self.begun, self.number) = (now, 0);
-            self.next(now)?;
+            self.next_time(now)?;
         } else if self.plan.size.is_some_and(|size| self.written + self.buffer.len() as u64 > size) {
-            self.number += 1;
-            if self.plan.seconds.is_none() && self.plan.count.is_some_and(|count| self.number >= count) {
-                self.number = 0;
-            }
-            self.next(self.begun)?;
+            self.next_number()?;
         }
         Ok(Next::Goes)
     }
@@ -189,25 +196,34 @@ impl Output {
     /// SIGHUP: another file, of the same name where the old one has been moved away.
     pub(crate) fn rotate(&mut self, now: u64) -> Result<()> {
         let Target::File(file, path) = &self.target else { return Ok(()) };
-        let path = path.clone();
         let same = |there: fs::Metadata| {
             file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
         };
         if self.plan.size.is_some() {
-            self.number += 1;
-            return self.next(self.begun);
+            return self.next_number();
         }
-        if self.plan.name(0, now) == path && fs::metadata(&path).is_ok_and(same) {
+        if self.plan.name(0, now) == *path && fs::metadata(path).is_ok_and(same) {
             eprintln!("snifctl: -w {} is still there, so it goes on; move it away before SIGHUP", path.display());
             return self.flush();
         }
-        self.begun = now;
-        self.next(now)
+        self.next_time(now)
     }
 
-    fn next(&mut self, time: u64) -> Result<()> {
+    /// The first file of a time.
+    fn next_time(&mut self, now: u64) -> Result<()> {
+        (self.begun, self.named, self.number) = (now, now, 0);
+        self.next()
+    }
+
+    /// The next file of this time, or the first one again.
+    fn next_number(&mut self) -> Result<()> {
+        self.number = (self.number + 1) % self.plan.count.unwrap_or(u64::MAX);
+        self.next()
+    }
+
+    fn next(&mut self) -> Result<()> {
         self.finish()?;
-        self.target = open(&self.plan, self.number, time)?;
+        self.target = open(&self.plan, self.number, self.named)?;
         self.written = 0;
         self.begin();
         Ok(())
@@ -288,10 +304,13 @@ fn open(plan: &Plan, number: u64, time: u64) -> Result<Target> {
         return Ok(Target::Pipe(io::stdout()));
     }
     let path = plan.name(number, time);
-    let file = File::create(&path).with_context(|| {
-        format!("cannot write -w {}; name a file that may be written, as in: -w /tmp/all.pcapng", path.display())
-    })?;
-    Ok(Target::File(file, path))
+    match File::create(&path) {
+        Ok(file) => Ok(Target::File(file, path)),
+        Err(err) => {
+            let path = path.display();
+            bail!("cannot write -w {path}: {err}; name a file that may be written, as in: -w /tmp/all.pcapng")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -312,8 +331,24 @@ mod tests {
         assert_eq!(names(timed.clone()), ["a1000000000", "a10000000001", "a10000000002"]);
         assert_eq!(names(Plan { size: None, ..timed.clone() })[2], "a1000000000");
         assert!(timed.check().is_ok());
-        assert!(Plan { path: "a%!".into(), ..timed.clone() }.check().is_err());
+        for unknown in ["a%!", "a%Ey", "a%Z"] {
+            assert!(Plan { path: unknown.into(), ..timed.clone() }.check().is_err(), "{unknown}");
+        }
         assert!(Plan { path: "-".into(), ..timed.clone() }.check().is_err());
         assert!(Plan { seconds: None, size: None, count: Some(2), ..timed }.check().is_err());
+    }
+
+    #[test]
+    fn times_in_names_are_those_of_strftime() {
+        let all = "%% %a %A %b %B %c %C %d %D %e %F %g %G %h %H %I %j %m %M %n %p %r %R %s %S %t %T %u %U %V %w %W %x %X %y %Y %z";
+        let plan = Plan { path: all.into(), format: Format::Pcapng, size: None, seconds: Some(1), count: None };
+        for seconds in [0, 951_782_400, 1_000_000_000, 1_230_768_000, 1_798_761_599] {
+            let mut date = std::process::Command::new("date");
+            let date = date.env("LC_ALL", "C").arg(format!("-d@{seconds}")).arg(format!("+{all}")).output().unwrap();
+            assert_eq!(
+                plan.name(0, seconds * SECOND).display().to_string() + "\n",
+                String::from_utf8(date.stdout).unwrap()
+            );
+        }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) struct CollectArgs {
     /// Begin another file after so many seconds; FILE can hold a time, as in day-%H.pcapng
     #[arg(short = 'G', long, value_name = "SECONDS", value_parser = |text: &str| number::<u64>("-G", text, 1..=1_000_000_000, "-G 3600"))]
     rotate_seconds: Option<u64>,
-    /// So many files: with -C the first is written again then, with -G it ends
+    /// So many files: with -C the first is written again then, with -G alone it ends
     #[arg(short = 'W', long, value_name = "COUNT", value_parser = |text: &str| number::<u64>("-W", text, 1..=1_000_000_000, "-W 24"))]
     file_count: Option<u64>,
     /// Write pcap with nanoseconds instead of pcapng

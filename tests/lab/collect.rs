@@ -49,6 +49,11 @@ impl Collector {
         &self.out
     }
 
+    /// Has it not ended by itself?
+    pub(crate) fn goes_on(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.err).expect("what it says")
     }
