@@ -8,7 +8,7 @@ TRIPLET := $(shell uname -m)-linux-gnu
 
 # What the program needs at run time, what its tests and demo need besides, and what looks at its sources.
 PACKAGES := clang libbpf-dev bpftool iproute2 ethtool tcpdump
-TEST_PACKAGES := tshark wireshark-common tcpreplay socat iputils-ping procps nftables prometheus
+TEST_PACKAGES := tshark wireshark-common tcpreplay socat iputils-ping procps nftables prometheus openssh-client openssh-server
 CHECK_PACKAGES := shellcheck clang-format
 
 # Under sudo, cargo is often in the calling user's home only.
@@ -49,7 +49,7 @@ demo-picture: deps build ## docs/demo.svg, from a run of the demo (needs root)
 	docs/demo.sh < target/demo.txt > docs/demo.svg
 
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
 	$(CARGO) test --locked --test soak
@@ -102,12 +102,17 @@ SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 # Debian's zsh looks for packages' completions in a directory of its own.
 ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+# Wireshark looks below its own prefix, not ours: there, if it is here.
+EXTCAPDIR ?= $(or $(if $(filter /usr,$(PREFIX)),,$(shell tshark -G folders 2>/dev/null | \
+	sed -nE 's/^(Global )?Extcap path:[[:space:]]*//p')),$(PREFIX)/lib/$(TRIPLET)/wireshark/extcap)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SNIFCTL := $(TARGET)/release/snifctl
 
 install: build ## install it with manual, completions and systemd unit, under PREFIX (default /usr/local)
 	install -D -m 0755 $(SNIFCTL) $(DESTDIR)$(PREFIX)/bin/snifctl
 	ln -sf snifctl $(DESTDIR)$(PREFIX)/bin/kubectl-snif
+	install -d $(DESTDIR)$(EXTCAPDIR)
+	ln -sfr $(DESTDIR)$(PREFIX)/bin/snifctl $(DESTDIR)$(EXTCAPDIR)/snifctl-extcap
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(UNITDIR) \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(SNIFCTL) man $(DESTDIR)$(PREFIX)/share/man/man1

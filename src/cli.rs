@@ -91,6 +91,7 @@ pub(crate) enum Command {
           sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --filter 'tcp port 443'
           sudo snifctl up eth0 --tunnel vxlan --id 100 --remote 10.0.0.7,10.0.0.8
           sudo snifctl up eth0 --tunnel erspan3 --id 7 --remote 2001:db8::7
+          sudo snifctl up eth0 --tunnel gre --remote 10.0.0.7 --while-stdin
           snifctl up eth0 --tunnel gre --remote 10.0.0.7 --dry-run
     "})]
     Up(Box<UpArgs>),
@@ -447,6 +448,15 @@ pub(crate) struct UpArgs {
     /// Print the session as JSON, as `status --json` does
     #[arg(long, conflicts_with = "dry_run")]
     pub json: bool,
+    /// Stay, and take the session down once standard input ends, or nothing has come on it for SECONDS, or at a signal
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, value_parser = silence,
+        conflicts_with_all = ["dry_run", "replace"])]
+    pub while_stdin: Option<Option<Duration>>,
+}
+
+fn silence(text: &str) -> Result<Duration, Usage> {
+    let seconds = number::<u32>("--while-stdin", text, 1..=86400, "--while-stdin=30")?;
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 impl UpArgs {

@@ -20,7 +20,7 @@ use crate::usage::Usage;
 const INTERFACES: &str = "interfaces";
 
 /// The words of `up` that are not about what the session is to be.
-const NOT_KEYS: [&str; 4] = ["replace", "wait-for-interface", "dry-run", "json"];
+const NOT_KEYS: [&str; 5] = ["replace", "wait-for-interface", "dry-run", "json", "while-stdin"];
 
 /// Flags that stand for interfaces elsewhere, which a file names among the others: `netns:blue/eth0`.
 const NOT_IN_FILES: [&str; 6] = ["netns", "pid", "container", "pod", "namespace", "host-side"];

@@ -1,5 +1,10 @@
 //! snifctl: copy every packet of a Linux interface into a tunnel, with eBPF at the TC hook.
 
+/// In place of the standard one, which panics where nobody reads.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::tools::notes::say(&format!($($text)*)) };
+}
+
 mod cli;
 mod collect;
 mod commands;
@@ -16,7 +21,6 @@ mod tunnel;
 mod usage;
 mod wildcard;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use tools::exec::ReaderGone;
@@ -41,8 +45,7 @@ fn main() -> ExitCode {
         Err(err) if err.is::<ReaderGone>() => ExitCode::SUCCESS,
         Err(err) => {
             let line = if interrupt::is_cause(&err) { interrupt::line(&err) } else { format!("{err:#}") };
-            // With its terminal gone nobody can be told.
-            let _ = writeln!(std::io::stderr(), "snifctl: {line}");
+            eprintln!("snifctl: {line}");
             ExitCode::from(interrupt::code().unwrap_or(if err.is::<Usage>() { 2 } else { 1 }))
         }
     }

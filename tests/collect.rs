@@ -2,9 +2,8 @@
 
 mod lab;
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::symlink;
 
 use lab::capture::{Direction, tshark_fields};
 use lab::collect::*;
@@ -384,38 +383,4 @@ fn a_pipe_gets_each_frame_at_once_and_mistakes_are_named() {
     refused(&["-w", "-", "-C", "1"], "-C and -G do not go with -w -", "-w day.pcapng -C 100");
     refused(&["--stats", "1", "--port", "8472"], "--port is that of one type", "--tunnel vxlan --port 8472");
     refused(&["--stats", "1", "--filter", "tcp prot 1"], "--filter", "'tcp port 443 and not net 10.0.0.0/8'");
-}
-
-#[test]
-fn wireshark_has_it_as_an_interface() {
-    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
-    answering(&lab, &[COLLECTOR_IP.into()]);
-    let home = lab.dir().join("home");
-    let file = lab.fresh_path("extcap.pcapng");
-    let log = lab.fresh_path("tshark.err");
-    let plugins = home.join(".config/wireshark/extcap");
-    fs::create_dir_all(&plugins).expect("a directory");
-    symlink(env!("CARGO_BIN_EXE_snifctl"), plugins.join("snifctl-extcap")).expect("a link");
-    let tshark = |args: &[&str]| {
-        let mut command = lab.command(Ns::Collector, &["tshark"]);
-        command.args(args).env("HOME", &home).env_remove("XDG_CONFIG_HOME");
-        command
-    };
-    let listed = tshark(&["-D"]).output().expect("run tshark").stdout;
-    let listed = String::from_utf8_lossy(&listed).into_owned();
-    assert!(listed.contains("snifctl (snifctl collector)"), "{listed}");
-    let args = ["-i", "snifctl", "-f", "udp", "-o", "extcap.snifctl.tunnel:gre", "-c", "7", "-w", text(&file)];
-    let mut running = tshark(&args).stderr(File::create(&log).expect("a file")).spawn().expect("start tshark");
-    // It says nothing once it listens; so frames are sent until it has enough.
-    let sent: Vec<Vec<u8>> = (0..7).map(|n| frames::ipv4_udp(&Ends::HOST_TO_PEER, n, 100)).collect();
-    let packets: Vec<Vec<u8>> = sent.iter().map(|frame| numbered(OUT_IP, 0, frame)).collect();
-    let ended = poll(PATIENCE, || {
-        lab.send(Ns::Host, "out0", &packets);
-        running.try_wait().expect("wait for tshark")
-    });
-    let _ = running.kill();
-    let said = fs::read_to_string(&log).unwrap_or_default();
-    assert!(ended.is_some_and(|status| status.success()), "{ended:?} {said}");
-    let got = frames_in(&lab, &file, "frame");
-    assert!(got.len() == 7 && got.iter().all(|frame| sent.contains(frame)), "{} {said}", got.len());
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use lab::bare::{self, Bare, UP as UP_BARE};
+use lab::bare::{Bare, UP as UP_BARE};
 use lab::judge::{UP, up_with};
 use lab::{Lab, PATIENCE, poll};
 use serde_json::Value;
@@ -99,21 +99,26 @@ fn a_session_without_pins_leaves_those_with_its_handle_alone() {
 
 // ---- dead namespaces ----
 
-/// A namespace that has the inode of one that died with a session, and that one's programs.
+/// A namespace that has what a dead one's session has pinned, as if it had got that one's inode, and that one's programs. The
+/// kernel gives the lowest number that is free to whatever asks first: so the pins are given another number instead.
 fn reborn_with_a_dead_session() -> (Bare, Vec<u64>) {
-    for _ in 0..5 {
-        let first = Bare::new();
-        first.snifctl(UP_BARE);
-        let (inode, pins) = (first.inode(), first.pins());
-        let ids = ids_in(&pins);
-        assert_eq!(ids.len(), 5);
-        drop(first);
-        if let Some(second) = bare::reborn(inode) {
-            return (second, ids);
-        }
-        // Another test may have got it.
-    }
-    panic!("the kernel gave no inode again");
+    let (first, second) = (Bare::new(), Bare::new());
+    first.snifctl(UP_BARE);
+    let ids = ids_in(&first.pins());
+    assert_eq!(ids.len(), 5);
+    fs::rename(first.pins(), second.pins()).expect("give the pins the other number");
+    let mark = second.pins().join("_alive");
+    assert!(lives(&mark));
+    drop(first);
+    // The kernel takes a namespace apart some time after it is gone; others may sweep it then.
+    assert!(poll(PATIENCE, || (!lives(&mark)).then_some(())).is_some(), "{} goes on", mark.display());
+    (second, ids)
+}
+
+/// Does the namespace live that made this mark?
+fn lives(mark: &Path) -> bool {
+    let out = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(mark).output().expect("bpftool");
+    serde_json::from_slice::<Value>(&out.stdout).unwrap_or_default()[0]["value"].is_array()
 }
 
 /// The ids of the programs that a session called `default` has pinned here.

@@ -78,6 +78,12 @@ fn newer(deb: &Path, root: &Root) {
     succeed(Command::new("dpkg-deb").args(["-Znone", "-b"]).arg(&dir).arg(root.path("newer.deb")));
 }
 
+/// Where Debian's Wireshark looks.
+#[cfg(target_arch = "x86_64")]
+const EXTCAP: &str = "usr/lib/x86_64-linux-gnu/wireshark/extcap/snifctl-extcap";
+#[cfg(target_arch = "aarch64")]
+const EXTCAP: &str = "usr/lib/aarch64-linux-gnu/wireshark/extcap/snifctl-extcap";
+
 const UP: &str = "snifctl up eth0 --tunnel gre --remote 198.51.100.2";
 
 #[test]
@@ -94,6 +100,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     for file in [
         "usr/bin/snifctl",
         "usr/bin/kubectl-snif",
+        EXTCAP,
         "usr/share/man/man1/snifctl.1.gz",
         "usr/share/man/man1/snifctl-up.1.gz",
         "usr/share/man/man1/snifctl-tap-add.1.gz",
@@ -105,6 +112,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     ] {
         assert!(root.path(file).exists(), "{file}");
     }
+    assert!(root.ok(None, &format!("/{EXTCAP} --extcap-interfaces")).contains("{value=snifctl-remote}"));
     assert_eq!(root.ok(None, "dpkg-query -W -f '${Conffiles}' snifctl | grep -c example").trim(), "1");
     assert!(!root.path("etc/systemd/system/multi-user.target.wants/snifctl.service").exists(), "not enabled");
     let said = root.run(None, "systemd-analyze verify snifctl.service 2>&1");
@@ -140,7 +148,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     // What users have put there goes with purge, and only then.
     fs::write(root.path("etc/snifctl.d/web.toml"), "").unwrap();
     root.ok(None, "dpkg -P snifctl");
-    for gone in ["etc/snifctl.d", "var/cache/snifctl", "usr/bin/snifctl", "usr/share/man/man1/snifctl.1.gz"] {
+    for gone in ["etc/snifctl.d", "var/cache/snifctl", "usr/bin/snifctl", EXTCAP, "usr/share/man/man1/snifctl.1.gz"] {
         assert!(!root.path(gone).exists(), "{gone}");
     }
     assert_eq!(root.ok(None, "dpkg -l snifctl 2>/dev/null | grep -c ^[a-z] || true").trim(), "0");

@@ -18,6 +18,7 @@ pub(crate) mod metrics;
 mod refs;
 mod remote;
 mod status;
+mod stay;
 mod sync;
 mod tap;
 mod up;
@@ -53,8 +54,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     if !cli.command.only_writes() && !matches!(cli.command, Command::Demo { .. }) {
         outside::enter()?;
     }
-    // The demo's sandbox ends with it, however it ends.
-    if !matches!(cli.command, Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_) | Command::Collect(_)) {
+    if !cli.command.sees_to_signals() {
         interrupt::watch();
     }
     match cli.command {
@@ -97,6 +97,15 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 impl Command {
+    /// Does it wait for signals by itself? The demo's sandbox ends with it, however it ends.
+    fn sees_to_signals(&self) -> bool {
+        match self {
+            Command::Demo { .. } | Command::Watch(_) | Command::Metrics(_) | Command::Collect(_) => true,
+            Command::Up(args) => args.while_stdin.is_some(),
+            _ => false,
+        }
+    }
+
     /// Does it only write files or text, and look at nothing of the machine?
     fn only_writes(&self) -> bool {
         matches!(

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::cli::UpArgs;
+use crate::commands::stay::{Guest, Over};
 use crate::commands::{news, warn};
 use crate::datapath::abi::{Direction, Remote};
 use crate::datapath::filter;
@@ -24,10 +25,22 @@ use crate::session::there::There;
 use crate::session::upgrade;
 use crate::tools::bpftool;
 use crate::tools::exec::print;
+use crate::tools::interrupt;
 use crate::tools::ip::Link;
 use crate::tools::rights;
 
 pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
+    let Some(silence) = args.while_stdin else { return made(context, args)? };
+    let guest = Guest::new(silence)?;
+    let told = made(context, args)?;
+    // Who cannot be told is gone.
+    let why = if told.is_ok() { guest.stay() } else { Over::Reader };
+    guest.leave(context, &args.name, args.clsact.keep_clsact, why)?;
+    told.or_else(|err| if interrupt::is_cause(&err) { Ok(ExitCode::SUCCESS) } else { Err(err) })
+}
+
+/// Makes the session. The inner result is that of telling so.
+fn made(context: &Context, args: &UpArgs) -> Result<Result<ExitCode>> {
     let request = args.request()?;
     let context = &context.dry(&args.dry_run);
     let runner = &context.runner;
@@ -42,6 +55,9 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let open = Open::to_write(context)?;
     let (there, open) = open.read_around(&request.name, Some(&request))?;
     let open = &*open;
+    if args.while_stdin.is_some() {
+        ensure_free(&there)?;
+    }
     let found = Found::of(there, open, &request, args.replace)?;
     let (found, moved) = found.moved(open)?;
     moved.iter().for_each(|change| eprintln!("snifctl: {}: {}", request.name, change.line()));
@@ -57,7 +73,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let done = engine::carry_out(open, found.there, edit)?;
     if runner.dry_run {
         open.sweep_dead();
-        return shown(&request.name, &done, known.is_some());
+        return Ok(shown(&request.name, &done, known.is_some()));
     }
     match known {
         None => {
@@ -67,9 +83,20 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
         }
         Some(_) => tell(&request.name, &done, is_replaced),
     }
-    let code = finish(open, &request, &done, args.json)?;
+    let told = finish(open, &request, &done, args.json);
     open.sweep_dead();
-    Ok(code)
+    Ok(told)
+}
+
+/// What others have made is not for us to take down.
+fn ensure_free(there: &There) -> Result<()> {
+    ensure!(
+        there.stored.is_err(),
+        "--name {0} is taken by a session that is up, and --while-stdin makes one of its own; use another --name, or \
+         first: snifctl down --name {0}",
+        there.name
+    );
+    Ok(())
 }
 
 /// A session as it is found, and the request that is to be in force.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, PipeReader};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -38,6 +38,8 @@ enum Stdin {
     Text(String),
     /// What we would read from ours.
     Ours,
+    /// What we write while it runs.
+    Held,
 }
 
 impl Cmd {
@@ -212,6 +214,14 @@ impl Runner {
         Lines::start(cmd)
     }
 
+    /// The same of a command that runs for as long as we hold its standard input, or until it has enough.
+    pub(crate) fn talk(&self, cmd: &Cmd) -> Result<(Lines, PipeWriter)> {
+        self.show(cmd);
+        let (reader, writer) = io::pipe()?;
+        let held = Cmd { stdin: Stdin::Held, ..cmd.clone() };
+        Ok((Lines::of(expression(&held)?.stdin_file(reader), cmd)?, writer))
+    }
+
     fn show(&self, cmd: &Cmd) {
         if self.verbose {
             cmd.to_string().lines().for_each(tell);
@@ -380,8 +390,12 @@ pub(crate) struct Lines {
 
 impl Lines {
     fn start(cmd: &Cmd) -> Result<Lines> {
+        Lines::of(expression(cmd)?, cmd)
+    }
+
+    fn of(call: duct::Expression, cmd: &Cmd) -> Result<Lines> {
         let ((out, out_writer), (err, err_writer)) = (io::pipe()?, io::pipe()?);
-        let call = expression(cmd)?.stdout_file(out_writer).stderr_file(err_writer);
+        let call = call.stdout_file(out_writer).stderr_file(err_writer);
         let handle = call.start().with_context(|| format!("could not start {}", cmd.program))?;
         let (sender, lines) = mpsc::channel();
         forward(out, Line::Out, sender.clone());
@@ -391,6 +405,11 @@ impl Lines {
 
     pub(crate) fn pid(&self) -> u32 {
         self.handle.pids().first().copied().unwrap_or_default()
+    }
+
+    /// How it has ended, once it has; none where a signal did that.
+    pub(crate) fn code(&self) -> Result<Option<i32>> {
+        Ok(self.handle.wait()?.status.code())
     }
 }
 
@@ -442,7 +461,11 @@ fn expression(cmd: &Cmd) -> Result<duct::Expression> {
     let call = call.full_env(environment).unchecked();
     // A terminal sends its ^C to its whole group: a tool that it hit would leave its work half done. One that reads the
     // terminal must stay in that group.
-    let is_apart = interrupt::is_watched() && !matches!(cmd.stdin, Stdin::Ours);
+    let is_apart = match cmd.stdin {
+        Stdin::Ours => false,
+        Stdin::Held => true,
+        Stdin::Nothing | Stdin::Text(_) => interrupt::is_watched(),
+    };
     let call = match is_apart {
         true => call.before_spawn(|command| {
             command.process_group(0);
@@ -453,7 +476,7 @@ fn expression(cmd: &Cmd) -> Result<duct::Expression> {
     Ok(match &cmd.stdin {
         Stdin::Nothing => call.stdin_null(),
         Stdin::Text(text) => call.stdin_bytes(text.clone()),
-        Stdin::Ours => call,
+        Stdin::Ours | Stdin::Held => call,
     })
 }
 

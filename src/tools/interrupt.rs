@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: what has begun is undone, or ended, before we end.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use anyhow::Result;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// The first that came, or 0.
-static CAME: AtomicI32 = AtomicI32::new(0);
+/// The exit code that tells of the first that came, or 0.
+static CAME: AtomicU8 = AtomicU8::new(0);
 /// How many are at work that must not be broken off.
 static HELD: AtomicU32 = AtomicU32::new(0);
 static RELOAD: AtomicBool = AtomicBool::new(false);
@@ -65,7 +65,7 @@ pub(crate) fn serve(reloads: bool, wake: impl Fn() + Send + 'static) {
                 Some(_) => {}
                 None => {
                     first = Some(Instant::now());
-                    CAME.store(signal, Ordering::SeqCst);
+                    CAME.store(128 + signal as u8, Ordering::SeqCst);
                     wake();
                 }
             }
@@ -90,8 +90,12 @@ pub(crate) fn is_watched() -> bool {
 
 /// The exit code that tells of the signal that came.
 pub(crate) fn code() -> Option<u8> {
-    let signal = CAME.load(Ordering::SeqCst);
-    (signal != 0).then(|| 128 + signal as u8)
+    Some(CAME.load(Ordering::SeqCst)).filter(|code| *code != 0)
+}
+
+/// Ends the work as a signal does: for a thread that has found that it is in vain.
+pub(crate) fn end() {
+    let _ = CAME.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst);
 }
 
 /// # Errors

@@ -10,6 +10,7 @@ pub(crate) mod ip;
 pub(crate) mod json;
 pub(crate) mod kernel;
 pub(crate) mod log;
+pub(crate) mod notes;
 pub(crate) mod ping;
 pub(crate) mod requirements;
 pub(crate) mod rights;

@@ -1,7 +1,6 @@
 //! A network namespace with the least that a session needs, which comes and goes: its pins are nobody's but snifctl's to
 //! remove.
 
-use std::cmp::Ordering;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -25,18 +24,10 @@ pub(crate) const UP: &str = "up v0 --tunnel gre --remote 198.51.100.2";
 
 impl Bare {
     pub(crate) fn new() -> Bare {
-        Bare::empty().linked()
-    }
-
-    fn empty() -> Bare {
         let bare = Bare { name: format!("snifb{:08x}", random()) };
         super::feed(Command::new("ip").args(["-batch", "-"]), &format!("netns add {}", bare.name));
+        super::feed(Command::new("ip").args(["-n", &bare.name, "-batch", "-"]), LINKS);
         bare
-    }
-
-    fn linked(self) -> Bare {
-        super::feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), LINKS);
-        self
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -72,22 +63,6 @@ impl Drop for Bare {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
-}
-
-/// Another namespace with the inode of one that is gone; `None` where another has got it. The kernel takes a namespace apart
-/// some time after it is gone, and gives the lowest number that is free.
-pub(crate) fn reborn(inode: u64) -> Option<Bare> {
-    let mut lower = Vec::new();
-    poll(PATIENCE, || {
-        let bare = Bare::empty();
-        match bare.inode().cmp(&inode) {
-            Ordering::Equal => return Some(bare.linked()),
-            // It keeps its number meanwhile.
-            Ordering::Less => lower.push(bare),
-            Ordering::Greater => {}
-        }
-        None
-    })
 }
 
 /// So many namespaces come and go with a session in each: a session is never seen by a later one, and what they have

@@ -39,6 +39,7 @@ pub(crate) mod pcap;
 pub(crate) mod pods;
 pub(crate) mod remotes;
 pub(crate) mod sessions;
+pub(crate) mod sshd;
 pub(crate) mod status;
 pub(crate) mod strangers;
 pub(crate) mod super_packets;

@@ -1,0 +1,95 @@
+//! `up --while-stdin`: a session that ends with whoever has started it, in whichever way that ends.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::session::difference::Clsact;
+use crate::session::engine::{self, Context, Open};
+use crate::tools::interrupt;
+
+/// Why the session ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Over {
+    Signal,
+    Input,
+    Silence(Duration),
+    /// Of standard output.
+    Reader,
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Over::Signal => f.write_str("a signal came"),
+            Over::Input => f.write_str("standard input has ended"),
+            Over::Silence(time) => write!(f, "nothing came on standard input for {} s", time.as_secs()),
+            Over::Reader => f.write_str("nobody could be told that it is up"),
+        }
+    }
+}
+
+/// What is waited for.
+pub(super) struct Guest {
+    input: File,
+    silence: Option<Duration>,
+    /// A byte comes with the first signal.
+    signal: PipeReader,
+}
+
+impl Guest {
+    /// From now on a signal is ours.
+    pub(super) fn new(silence: Option<Duration>) -> Result<Guest> {
+        let (signal, waker) = io::pipe().context("no pipe can be made")?;
+        interrupt::serve(false, move || {
+            let _ = (&waker).write_all(b"!");
+        });
+        let input = io::stdin().as_fd().try_clone_to_owned().context("standard input cannot be read")?;
+        Ok(Guest { input: input.into(), silence, signal })
+    }
+
+    /// Waits, and says for what it need not wait any longer.
+    pub(super) fn stay(&self) -> Over {
+        let patience = self.silence.and_then(|time| PollTimeout::try_from(time).ok()).unwrap_or(PollTimeout::NONE);
+        loop {
+            let mut both = [self.signal.as_fd(), self.input.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut both, patience) {
+                Err(Errno::EINTR) => continue,
+                Err(_) => return Over::Input,
+                Ok(0) => return Over::Silence(self.silence.unwrap_or_default()),
+                Ok(_) => {}
+            }
+            let [signal, input] = both.map(|at| at.any().unwrap_or(true));
+            if signal {
+                return Over::Signal;
+            }
+            if input && self.has_ended() {
+                return Over::Input;
+            }
+        }
+    }
+
+    /// What comes is a sign of life, and says nothing else.
+    fn has_ended(&self) -> bool {
+        match (&self.input).read(&mut [0; 4096]) {
+            Ok(count) => count == 0,
+            Err(err) => !matches!(err.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock),
+        }
+    }
+
+    /// Takes the session down; no signal breaks that off.
+    pub(super) fn leave(self, context: &Context, name: &str, keep_clsact: bool, why: Over) -> Result<()> {
+        let _held = interrupt::hold();
+        let open = Open::to_remove(context)?;
+        let clsact = if keep_clsact { Clsact::Leave } else { Clsact::Remove };
+        engine::take_down(&open, name, clsact)?;
+        eprintln!("snifctl: session {name} is down: {why}");
+        Ok(())
+    }
+}

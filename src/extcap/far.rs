@@ -1,0 +1,180 @@
+//! The session on the other machine: one ssh, one snifctl behind it that lives as long as its standard input, which we hold.
+//! So the session goes with ssh, with the network, and with us, however each ends.
+
+use std::io::{PipeWriter, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::tools::exec::{Cmd, Line, Lines, Runner, quote};
+use crate::tools::interrupt;
+
+/// So often we give a sign of life, and so long the other side waits for one.
+const BEAT: Duration = Duration::from_secs(5);
+pub(super) const SILENCE: Duration = Duration::from_secs(30);
+/// So long it may take the session down.
+const GRACE: Duration = Duration::from_secs(10);
+/// What ssh and its helpers see of our environment.
+const ENVIRONMENT: [&str; 7] = ["HOME", "USER", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "KRB5CCNAME", "XDG_RUNTIME_DIR"];
+/// Nothing is asked, as nobody could answer; nothing but our command runs; and a dead connection is told from a quiet one.
+const OPTIONS: [&str; 8] = [
+    "BatchMode=yes",
+    "LogLevel=ERROR",
+    "ServerAliveInterval=10",
+    "ServerAliveCountMax=3",
+    "ClearAllForwardings=yes",
+    "RemoteCommand=none",
+    "PermitLocalCommand=no",
+    // One that stays behind would hold our pipes.
+    "ControlMaster=no",
+];
+/// How ssh ends where it is to blame itself, and a shell where it does not find the program.
+const BY_SSH: i32 = 255;
+const NOT_FOUND: i32 = 127;
+
+/// How another machine is reached.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    /// `[user@]host`, or a name of ssh's configuration.
+    pub destination: String,
+    /// Of ssh, besides ours.
+    pub options: Vec<String>,
+}
+
+impl Host {
+    fn ssh(&self, more: &[String]) -> Cmd {
+        let ours = OPTIONS.iter().flat_map(|option| ["-o".to_string(), option.to_string()]);
+        let words = ours.chain(["-T".into()]).chain(self.options.iter().cloned()).chain(more.iter().cloned());
+        Cmd::new("ssh", words).environment(&ENVIRONMENT)
+    }
+
+    /// Where ssh would connect to: host and port.
+    pub(super) fn place(&self) -> Result<(String, u16)> {
+        let call = self.ssh(&["-G".into(), "--".into(), self.destination.clone()]);
+        let said = Runner::default().answer(&call)?;
+        if said.has_failed() {
+            bail!("ssh does not take --remote-host {}: {}; try: user@10.0.0.5", self.destination, joined(&said.stderr));
+        }
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let value = |key: &str| said.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        let host = value("hostname").unwrap_or(&self.destination);
+        Ok((host.to_string(), value("port").and_then(|port| port.parse().ok()).unwrap_or(22)))
+    }
+}
+
+fn joined(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// How it ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    /// What came on standard error, by lines.
+    said: Vec<String>,
+}
+
+pub(super) struct Far {
+    host: Host,
+    /// What is run there.
+    program: String,
+    /// As long as it is there, so is the session.
+    life: Sender<()>,
+    ended: Receiver<Ended>,
+}
+
+impl Far {
+    /// Starts these words there. If they end by themselves, so does our work.
+    pub(super) fn start(host: &Host, program: &str, words: &[String]) -> Result<Far> {
+        // There it is read by a shell.
+        let line = words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
+        let (lines, input) = Runner::default().talk(&host.ssh(&["--".into(), host.destination.clone(), line]))?;
+        let ((life, living), (sender, ended)) = (mpsc::channel(), mpsc::channel());
+        std::thread::spawn(move || beat(input, &living));
+        std::thread::spawn(move || {
+            let _ = sender.send(listen(lines));
+            interrupt::end();
+        });
+        Ok(Far { host: host.clone(), program: program.into(), life, ended })
+    }
+
+    /// Takes the session down.
+    ///
+    /// # Errors
+    /// Where it had ended before, or does not end well.
+    pub(super) fn end(self) -> Result<()> {
+        if let Ok(ended) = self.ended.try_recv() {
+            return Err(self.host.reason(&self.program, ended));
+        }
+        drop(self.life);
+        match self.ended.recv_timeout(GRACE) {
+            Ok(Ended { code: Some(0), .. }) => Ok(()),
+            Ok(ended) => Err(self.host.reason(&self.program, ended)),
+            Err(_) => {
+                bail!("{} does not answer; the session there ends after {} s", self.host.destination, SILENCE.as_secs())
+            }
+        }
+    }
+}
+
+/// Holds the input, and gives signs of life, until nobody wants that any more.
+fn beat(mut input: PipeWriter, living: &Receiver<()>) {
+    while living.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+        if input.write_all(b"\n").is_err() {
+            return;
+        }
+    }
+}
+
+fn listen(mut lines: Lines) -> Ended {
+    let said = lines.by_ref().filter_map(|line| match line {
+        Line::Err(text) => Some(text.trim().to_string()).filter(|text| !text.is_empty()),
+        Line::Out(_) => None,
+    });
+    let said = said.collect();
+    Ended { code: lines.code().unwrap_or_default(), said }
+}
+
+impl Host {
+    /// One line for it.
+    fn reason(&self, program: &str, ended: Ended) -> anyhow::Error {
+        let Ended { code, said } = ended;
+        let host = &self.destination;
+        let all = said.join("; ");
+        let (all, last) = (all.trim_end_matches('.'), said.last().map(String::as_str).unwrap_or("it says no reason"));
+        let by_hand = format!("try: ssh {} {} --version", quote(host), quote(program));
+        match code {
+            None => anyhow!("ssh to {host} was ended by a signal"),
+            Some(BY_SSH) if said.is_empty() => anyhow!("ssh to {host} failed; {by_hand}"),
+            Some(BY_SSH) => anyhow!("ssh to {host} failed: {all}; {by_hand}"),
+            Some(NOT_FOUND) => anyhow!("{host} does not find it: {last}; try: --remote-snifctl /usr/local/bin/snifctl"),
+            Some(_) => anyhow!("{host}: {}", last.strip_prefix("snifctl: ").unwrap_or(last)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_wrong_there_is_one_line() {
+        let host = Host { destination: "me@web1".into(), options: Vec::new() };
+        let reason = |code, said: &[&str]| {
+            let said = said.iter().map(|line| line.to_string()).collect();
+            host.reason("snifctl", Ended { code, said }).to_string()
+        };
+        let by_hand = "try: ssh me@web1 snifctl --version";
+        let refused = "ssh: connect to host web1 port 22: Connection refused";
+        assert_eq!(reason(Some(255), &[refused]), format!("ssh to me@web1 failed: {refused}; {by_hand}"));
+        assert_eq!(reason(Some(255), &[]), format!("ssh to me@web1 failed; {by_hand}"));
+        let missing = "sh: 1: snifctl: not found";
+        let elsewhere = "try: --remote-snifctl /usr/local/bin/snifctl";
+        assert_eq!(reason(Some(127), &[missing]), format!("me@web1 does not find it: {missing}; {elsewhere}"));
+        let said = ["snifctl: a warning", "snifctl: interface \"eth7\" does not exist; see: ip -br link"];
+        assert_eq!(reason(Some(1), &said), "me@web1: interface \"eth7\" does not exist; see: ip -br link");
+        assert_eq!(reason(Some(1), &["sudo: a password is required"]), "me@web1: sudo: a password is required");
+        assert_eq!(reason(None, &[]), "ssh to me@web1 was ended by a signal");
+    }
+}
