@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::iter;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -66,34 +67,61 @@ impl Control {
         Ok(Control { listener, began: Instant::now(), on_their_way: Arc::default() })
     }
 
-    /// Answers all who wait; never waits for them.
-    pub(crate) fn answer(&self, mut document: impl FnMut() -> Value) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.on_their_way.load(Ordering::Relaxed) >= MOST {
-                continue;
-            }
-            let mut document = document();
-            document["seconds"] = self.began.elapsed().as_secs_f64().into();
-            let way = Arc::clone(&self.on_their_way);
-            way.fetch_add(1, Ordering::Relaxed);
-            thread::spawn(move || {
-                // Who does not take the answer has none.
-                let _ = send(stream, &document);
-                way.fetch_sub(1, Ordering::Relaxed);
-            });
+    /// Answers those who wait, with one document, as there can be many streams; never waits for them.
+    pub(crate) fn answer(&self, document: impl FnOnce() -> Value) {
+        let came: Vec<TcpStream> =
+            iter::from_fn(|| self.listener.accept().ok()).map(|(stream, _)| stream).take(MOST).collect();
+        if came.is_empty() {
+            return;
         }
+        let mut document = document();
+        document["seconds"] = self.began.elapsed().as_secs_f64().into();
+        let text: Arc<str> = format!("{document}\n").into();
+        for stream in came {
+            if self.on_their_way.load(Ordering::Relaxed) < MOST {
+                self.tell(stream, Arc::clone(&text));
+            }
+        }
+    }
+
+    fn tell(&self, stream: TcpStream, text: Arc<str>) {
+        let way = Arc::clone(&self.on_their_way);
+        way.fetch_add(1, Ordering::Relaxed);
+        thread::spawn(move || {
+            // Who does not take the answer has none.
+            let _ = send(stream, &text);
+            way.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 
-fn send(mut stream: TcpStream, document: &Value) -> io::Result<()> {
+fn send(mut stream: TcpStream, text: &str) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{document}\n").as_bytes())
+    stream.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn all_who_wait_get_one_document() {
+        let control = Control::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = control.listener.local_addr().unwrap();
+        control.answer(|| unreachable!("nobody waits"));
+        let waiting: Vec<TcpStream> = (0..MOST + 1).map(|_| TcpStream::connect(at).unwrap()).collect();
+        control.answer(|| json!({ "received": 7 }));
+        for mut stream in waiting.into_iter().take(MOST) {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with(r#"{"received":7,"seconds":"#) && text.ends_with("}\n"), "{text}");
+        }
+    }
 
     #[test]
     fn a_place_is_an_address_with_or_without_a_port() {

@@ -357,4 +357,4 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 #[cfg(test)]
 #[path = "decode_test.rs"]
-mod tests;
+pub(in crate::collect) mod tests;

@@ -7,17 +7,17 @@ fn packet(parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A small generator of numbers (xorshift64*), so that a run can be repeated.
-struct Random(u64);
+pub(in crate::collect) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(in crate::collect) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(in crate::collect) fn below(&mut self, n: usize) -> usize {
         (self.next() >> 33) as usize % n
     }
 }

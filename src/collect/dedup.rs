@@ -4,6 +4,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+/// So many are remembered at most, in some 100 MB.
+const MOST: usize = 1 << 20;
+
 /// Frames that were seen in the last while.
 #[derive(Debug)]
 pub(crate) struct Recent {
@@ -24,8 +27,13 @@ impl Recent {
     /// Was this frame there a while ago, in another stream, or in this one with the same number (`twice`)? The same
     /// frame of one stream is another packet otherwise.
     pub(crate) fn has(&mut self, now: u64, stream: usize, frame: &[u8], twice: bool) -> bool {
+        if self.order.back().is_some_and(|(last, _)| now + self.window < *last) {
+            // The clock was set back.
+            self.order.clear();
+            self.seen.clear();
+        }
         while let Some((time, key)) = self.order.front().copied()
-            && time + self.window < now
+            && (time + self.window < now || self.order.len() > MOST)
         {
             self.order.pop_front();
             if self.seen.get(&key).is_some_and(|(last, _)| *last == time) {
@@ -111,6 +119,8 @@ mod tests {
         assert!(recent.has(4, 0, &packet(64, 1, 1, 1), true));
         assert!(!recent.has(50, 1, &packet(63, 2, 2, 1), false));
         assert_eq!(recent.seen.len(), 1);
+        assert!(!recent.has(3, 0, &packet(63, 2, 2, 1), false), "the clock was set back");
+        assert!(recent.has(4, 1, &packet(63, 2, 2, 1), false));
         let arp = |mac| [[mac; 12].as_slice(), &[8, 6], &[0; 28]].concat();
         assert!(!recent.has(51, 0, &arp(1), false) && !recent.has(51, 1, &arp(2), false));
         assert!(recent.has(51, 1, &arp(1), false));

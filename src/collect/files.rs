@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use chrono::format::{Fixed, Item, StrftimeItems};
 use chrono::{DateTime, Local};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::SIGXFSZ;
 
 use crate::collect::pcapng::{self, Frame, Statistics};
@@ -79,7 +81,8 @@ fn is_unknown(item: &Item) -> bool {
 }
 
 enum Target {
-    Pipe(io::Stdout),
+    /// Standard output, without the buffer that lines have.
+    Pipe(File),
     File(File, PathBuf),
 }
 
@@ -242,13 +245,13 @@ impl Output {
     /// # Errors
     /// [`ReaderGone`] where the pipe's reader has closed it. Where a disk is full, the file ends with its last whole frame.
     pub(crate) fn flush(&mut self) -> Result<()> {
+        if self.buffer.is_empty() {
+            return self.ensure_read();
+        }
         let (mut done, mut failed) = (0, None);
         while done < self.buffer.len() && failed.is_none() {
-            let wrote = match &mut self.target {
-                Target::Pipe(out) => out.write(&self.buffer[done..]).and_then(|n| out.flush().map(|()| n)),
-                Target::File(file, _) => file.write(&self.buffer[done..]),
-            };
-            match wrote {
+            let (Target::Pipe(out) | Target::File(out, _)) = &mut self.target;
+            match out.write(&self.buffer[done..]) {
                 Ok(0) => failed = Some(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -269,10 +272,21 @@ impl Output {
             Target::Pipe(_) => bail!("cannot write to standard output: {err}"),
             Target::File(file, path) => {
                 let path = path.display();
-                file.set_len(self.written + whole as u64).with_context(|| format!("{path} ends within a frame"))?;
+                if file.metadata().is_ok_and(|file| file.is_file()) {
+                    file.set_len(self.written + whole as u64).with_context(|| format!("{path} ends within a frame"))?;
+                }
                 bail!("cannot write -w {path}: {err}; it ends with its last whole frame; bound it, as in: -C 100 -W 10")
             }
         }
+    }
+
+    /// A pipe tells that its reader has gone also where nothing is written.
+    fn ensure_read(&self) -> Result<()> {
+        let (Target::Pipe(out) | Target::File(out, _)) = &self.target;
+        let mut look = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        let is_gone = poll(&mut look, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+            && look[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
+        if is_gone { Err(ReaderGone.into()) } else { Ok(()) }
     }
 
     /// Of the buffer's first bytes, those that are whole blocks; and the frames behind them.
@@ -301,7 +315,8 @@ impl Output {
 
 fn open(plan: &Plan, number: u64, time: u64) -> Result<Target> {
     if plan.is_pipe() {
-        return Ok(Target::Pipe(io::stdout()));
+        let out = io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
+        return Ok(Target::Pipe(out.into()));
     }
     let path = plan.name(number, time);
     match File::create(&path) {

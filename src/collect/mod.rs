@@ -185,7 +185,67 @@ fn ip_bytes(frame: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+    use crate::collect::decode::Fault;
+    use crate::collect::decode::tests::Random;
+    use crate::tools::exec::Runner;
+
+    /// A frame of anything: what its headers say need not be so.
+    fn any_frame(random: &mut Random) -> Vec<u8> {
+        let mut frame: Vec<u8> = (0..14 + random.below(80)).map(|_| random.below(4) as u8).collect();
+        let ethertype = [0x0800, 0x86dd, 0x8100, 0x88a8, 0x0806_u16][random.below(5)];
+        frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        let version = [0x45, 0x4f, 0x60, 0x40, 0][random.below(5)];
+        frame.iter_mut().skip(14).take(1).for_each(|byte| *byte = version);
+        frame
+    }
+
+    fn any_copy<'a>(random: &mut Random, frame: &'a [u8]) -> Copy<'a> {
+        let kind = [Kind::Gre, Kind::Erspan3, Kind::Vxlan, Kind::Geneve][random.below(4)];
+        let number = [random.next() as u32, random.below(9) as u32, u32::MAX - random.below(9) as u32][random.below(3)];
+        let any = |value: u64| if value.is_multiple_of(3) { None } else { Some(value as u32) };
+        Copy {
+            kind,
+            id: any(random.next() % 4),
+            tap: None,
+            direction: None,
+            sequence: (kind != Kind::Vxlan).then_some(number),
+            counts_tap: kind == Kind::Geneve,
+            time: any(random.next()).map(u64::from),
+            cut: random.below(2) == 0,
+            wire: any(random.next()),
+            frame,
+        }
+    }
+
+    /// In either order, and with a clock that is set again and again.
+    #[test]
+    fn whatever_comes_is_written_left_out_or_a_fault() {
+        const COUNT: u64 = 50_000;
+        for by_capture in [false, true] {
+            let mut random = Random(7);
+            let mut flow = Flow::new(Sources::new(None));
+            flow.filter = Some(Program::compile(&Runner::default(), "ip or (vlan and ip6) or len > 60").unwrap());
+            (flow.dedup, flow.left, flow.by_capture) = (Some(Recent::new(1000)), Some(u64::MAX), by_capture);
+            flow.reorder(500);
+            let mut time = 1 << 40;
+            for _ in 0..COUNT {
+                time = if random.below(1000) == 0 { random.next() >> 20 } else { time + random.below(30) as u64 };
+                let source = Ipv4Addr::from(random.below(5) as u32).into();
+                let frame = any_frame(&mut random);
+                let copy = if random.below(50) == 0 { Err(Fault::Short) } else { Ok(any_copy(&mut random, &frame)) };
+                assert!(flow.take(Received { source, time, copy }).unwrap() && flow.release(time, false).unwrap());
+            }
+            assert!(flow.release(time, true).unwrap());
+            let faults: u64 = flow.sources.faults().iter().map(|(.., count)| count).sum();
+            let left_out: u64 = flow.sources.rows().iter().map(|row| row.filtered + row.duplicates).sum();
+            assert_eq!(flow.sources.received() + faults, COUNT);
+            assert_eq!(u64::MAX - flow.left.unwrap() + left_out, flow.sources.received());
+            assert!(left_out > COUNT / 10 && faults > COUNT / 100, "{left_out} {faults}");
+        }
+    }
 
     #[test]
     fn a_frame_that_was_cut_tells_its_length() {

@@ -103,10 +103,8 @@ impl Receiver {
         let mut receiver =
             Receiver { listeners: Vec::new(), _held: Vec::new(), buffer: vec![0; BATCH * ROOM], is_full: false };
         let every = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-        let (addresses, is_every) = match ears.addresses.is_empty() {
-            true => (&every[..], true),
-            false => (&ears.addresses[..], false),
-        };
+        let own = distinct(&ears.addresses);
+        let (addresses, is_every) = if own.is_empty() { (&every[..], true) } else { (&own[..], false) };
         let all = [Kind::Gre, Kind::Vxlan, Kind::VxlanGpe, Kind::Geneve];
         let kinds = if ears.kinds.is_empty() { &all[..] } else { &ears.kinds[..] };
         let is_taken = |kind: Kind| port_of(kind).is_some() || kinds.iter().any(|other| port_of(*other).is_none());
@@ -268,6 +266,21 @@ impl Listener {
     }
 }
 
+/// Each once, so that no packet comes twice: one that stands for all of its family has the others.
+fn distinct(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let all: Vec<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
+    let is_held = |one: IpAddr| {
+        !one.is_unspecified() && all.iter().any(|other| other.is_unspecified() && other.is_ipv4() == one.is_ipv4())
+    };
+    let mut kept: Vec<IpAddr> = Vec::new();
+    for one in all.iter().copied().filter(|one| !is_held(*one)) {
+        if !kept.contains(&one) {
+            kept.push(one);
+        }
+    }
+    kept
+}
+
 fn nanoseconds(at: TimeSpec) -> u64 {
     (at.tv_sec().max(0) as u64).wrapping_mul(1_000_000_000).wrapping_add(at.tv_nsec().max(0) as u64)
 }
@@ -363,6 +376,17 @@ pub(crate) fn become_user(name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_is_said_twice_is_listened_to_once() {
+        let distinct = |list: &str| {
+            let addresses: Vec<IpAddr> = list.split(' ').map(|address| address.parse().unwrap()).collect();
+            super::distinct(&addresses).iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(distinct("10.0.0.7 ::1 ::ffff:10.0.0.7 10.0.0.7 10.0.0.8"), "10.0.0.7 ::1 10.0.0.8");
+        assert_eq!(distinct("10.0.0.7 0.0.0.0 ::1"), "0.0.0.0 ::1");
+        assert_eq!(distinct("10.0.0.7 :: ::1"), "10.0.0.7 ::");
+    }
 
     #[test]
     fn a_sockets_line_tells_its_drops() {

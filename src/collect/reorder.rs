@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// So many wait at most: memory is not endless, and a frame can have 64 KB.
+const MOST: usize = 1 << 18;
+
 /// What orders a copy among those that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -40,24 +43,35 @@ impl<T> Waiting<T> {
     }
 
     pub(crate) fn push(&mut self, now: u64, place: Place, value: T) {
-        let mut at = self.queue.len();
-        if !matches!(place, Place::Last | Place::Number { late: false, .. }) {
-            for (n, (_, other, _)) in self.queue.iter().enumerate().rev() {
-                match place.precedes(*other) {
-                    Some(true) => at = n,
-                    Some(false) => break,
-                    None => {}
-                }
-            }
-        }
+        let at = match place {
+            Place::Last | Place::Number { late: false, .. } => self.queue.len(),
+            // All have times, and are in their order.
+            Place::Time(_) => self.queue.partition_point(|(_, other, _)| place.precedes(*other) != Some(true)),
+            Place::Number { .. } => self.before_later(place),
+        };
         let until = if at < self.queue.len() { self.queue[at].0 } else { now + self.patience };
         self.queue.insert(at, (until, place, value));
     }
 
-    /// The next one that has waited long enough, or, with `all`, the next one.
+    /// Before those of its sequence that are later, and behind the others.
+    fn before_later(&self, place: Place) -> usize {
+        let mut at = self.queue.len();
+        for (n, (_, other, _)) in self.queue.iter().enumerate().rev() {
+            match place.precedes(*other) {
+                Some(true) => at = n,
+                Some(false) => break,
+                None => {}
+            }
+        }
+        at
+    }
+
+    /// The next one that has waited long enough, or, with `all`, the next one. Nobody waits longer because the clock was
+    /// set back.
     pub(crate) fn pop(&mut self, now: u64, all: bool) -> Option<T> {
         let (until, ..) = self.queue.front()?;
-        if all || *until <= now { self.queue.pop_front().map(|(_, _, value)| value) } else { None }
+        let leaves = all || *until <= now || *until > now + self.patience || self.queue.len() > MOST;
+        if leaves { self.queue.pop_front().map(|(_, _, value)| value) } else { None }
     }
 }
 
@@ -79,5 +93,26 @@ mod tests {
         let order: Vec<&str> = std::iter::from_fn(|| waiting.pop(12, false)).collect();
         assert_eq!(order, ["a1", "before", "b6", "b7", "a2", "a3"], "{waiting:?}");
         assert_eq!(std::iter::from_fn(|| waiting.pop(12, true)).collect::<Vec<_>>(), ["x", "a4"]);
+    }
+
+    #[test]
+    fn times_of_all_sources_are_put_in_order() {
+        let mut waiting = Waiting::new(10);
+        [5, 9, 5, 7, u64::MAX, 1, 8]
+            .into_iter()
+            .zip(0..)
+            .for_each(|(time, n)| waiting.push(n, Place::Time(time), (time, n)));
+        let order: Vec<(u64, u64)> = std::iter::from_fn(|| waiting.pop(16, false)).collect();
+        assert_eq!(order, [(1, 5), (5, 0), (5, 2), (7, 3), (8, 6), (9, 1), (u64::MAX, 4)]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_clock_that_was_set_back_nor_do_more_than_there_is_room_for() {
+        let mut waiting = Waiting::new(10);
+        waiting.push(3_600, Place::Last, "before");
+        waiting.push(7, Place::Last, "after");
+        assert_eq!([8, 8, 17].map(|now| waiting.pop(now, false)), [Some("before"), None, Some("after")]);
+        (0..=MOST).for_each(|_| waiting.push(20, Place::Last, "many"));
+        assert_eq!([20, 20].map(|now| waiting.pop(now, false)), [Some("many"), None]);
     }
 }

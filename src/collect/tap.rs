@@ -2,11 +2,11 @@
 
 use std::io;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use crate::tools::exec::{Cmd, Runner};
-use crate::tools::ip;
+use crate::tools::ip::{self, Link};
 
 /// The largest that a tap device takes.
 const MTU: u16 = 65521;
@@ -23,13 +23,15 @@ pub(crate) struct Tap {
 impl Tap {
     pub(crate) fn open(runner: &Runner, name: &str) -> Result<Tap> {
         let there = ip::links(runner)?.into_iter().find(|link| link.ifname == name);
-        if let Some(link) = &there
-            && link.kind() != "tun"
-        {
-            bail!("--to {name} is an interface, and no tap device; name another one, as in: --to tap7");
+        if there.as_ref().is_some_and(|link| !is_tap(link)) {
+            bail!("--to {name} is an interface, and no tap device of one queue; name another one, as in: --to tap7");
         }
         let device = DeviceBuilder::new().name(name).layer(Layer::L2).inherit_enable_state().build_sync();
-        let device = device.with_context(|| format!("--to {name} cannot be made; it needs root and /dev/net/tun"))?;
+        let device = device.map_err(|err| {
+            anyhow!(
+                "--to {name} cannot be had: {err}; it needs root, /dev/net/tun, and a device that nobody else has open"
+            )
+        })?;
         if there.is_none() {
             // It is there to be read: it has no addresses, answers nobody, and says nothing itself.
             let mtu = MTU.to_string();
@@ -56,11 +58,22 @@ impl Tap {
     pub(crate) fn send(&mut self, frame: &[u8]) -> Result<()> {
         match self.device.send(frame) {
             Ok(_) => self.frames += 1,
-            Err(err) if is_gone(&err) => bail!("--to {} is gone: {err}", self.name),
+            Err(err) if is_gone(&err) => bail!("--to {} was deleted; start it again, and it is made anew", self.name),
             Err(_) => self.refused += 1,
         }
         Ok(())
     }
+}
+
+/// A tun device has another layer.
+fn is_tap(link: &Link) -> bool {
+    link.kind() == "tun" && link.detail("type") == Some("tap") && link.linkinfo.info_data["multi_queue"] != true
+}
+
+/// The kernel takes such a name, and as it is: it would put a number in the place of %d.
+pub(crate) fn is_name(text: &str) -> bool {
+    let fits = (1..=15).contains(&text.len()) && ![".", ".."].contains(&text);
+    fits && !text.contains(|c: char| "/:%".contains(c) || c.is_whitespace())
 }
 
 /// EBADFD: the device was deleted.

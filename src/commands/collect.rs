@@ -17,12 +17,12 @@ use crate::collect::dedup::Recent;
 use crate::collect::files::{Format, Output, Plan};
 use crate::collect::receive::{Ears, Receiver, become_user, port_of};
 use crate::collect::source::{Row, Sources};
-use crate::collect::tap::Tap;
+use crate::collect::tap::{self, Tap};
 use crate::collect::{Flow, now};
 use crate::output::{json as out, text};
 use crate::tools::exec::{ReaderGone, Runner, print};
 use crate::tools::interrupt;
-use crate::usage::{Usage, ensure_usage, number};
+use crate::usage::{Usage, ensure_usage, number, refuse};
 
 /// So long a frame may wait in our buffer while others come, and a signal for us.
 const TICK: Duration = Duration::from_millis(100);
@@ -118,6 +118,15 @@ impl CollectArgs {
             self.write.is_some() || (self.file_size, self.rotate_seconds, self.file_count) == (None, None, None),
             "-C, -G and -W are about the files of -w; try: -w day.pcapng -C 100"
         );
+        if let Some(name) = self.to.as_ref().filter(|name| !tap::is_name(name)) {
+            refuse!("--to {name:?} is no name of an interface; try: --to tap7");
+        }
+        let is_near = |address: &&IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        if let Some(address) = self.listen.iter().find(is_near) {
+            refuse!(
+                "--listen {address} is an address of one link alone; try another one of the machine, or --listen ::"
+            );
+        }
         let udp = self.tunnels.iter().filter(|kind| port_of(**kind).is_some()).count();
         ensure_usage!(
             self.port.is_none() || udp == 1,
@@ -213,7 +222,7 @@ fn serve(receiver: &mut Receiver, flow: &mut Flow, args: &CollectArgs, control: 
         {
             shown += every;
             flow.sources.dropped = receiver.dropped();
-            tell(&table(flow), args.is_piped())?;
+            summary(flow, args)?;
         }
     }
     Ok(())
