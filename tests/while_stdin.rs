@@ -126,6 +126,14 @@ fn a_session_of_others_is_left_alone() {
     lab.said(&["down", "--all"]).quietly_ok();
     drop(child.stdin.take());
     Said::of(child).ok_noting("session second is down");
+    // Another of that name is not ours.
+    let mut child = up(&lab, &["--while-stdin"]);
+    lab.said(&["down"]).quietly_ok();
+    lab.said(&UP).quietly_ok();
+    drop(child.stdin.take());
+    Said::of(child).ok_noting("session default is another one by now, and stays: standard input has ended");
+    lab.assert_copied(1);
+    lab.said(&["down"]).quietly_ok();
     lab.assert_as_before(&before);
 }
 

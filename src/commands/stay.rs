@@ -4,14 +4,16 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::session::ages::Times;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Open};
+use crate::session::home::Home;
 use crate::tools::interrupt;
 
 /// Why the session ends.
@@ -83,13 +85,28 @@ impl Guest {
         }
     }
 
-    /// Takes the session down; no signal breaks that off.
-    pub(super) fn leave(self, context: &Context, name: &str, keep_clsact: bool, why: Over) -> Result<()> {
+    /// Takes the session down that was made then; no signal breaks that off.
+    pub(super) fn leave(
+        self,
+        context: &Context,
+        (name, made): (&str, Option<SystemTime>),
+        keep_clsact: bool,
+        why: Over,
+    ) -> Result<()> {
         let _held = interrupt::hold();
         let open = Open::to_remove(context)?;
+        if begin(&open.home, name).is_some_and(|now| made.is_some_and(|made| now != made)) {
+            eprintln!("snifctl: session {name} is another one by now, and stays: {why}");
+            return Ok(());
+        }
         let clsact = if keep_clsact { Clsact::Leave } else { Clsact::Remove };
         engine::take_down(&open, name, clsact)?;
         eprintln!("snifctl: session {name} is down: {why}");
         Ok(())
     }
+}
+
+/// When the session of this name was made.
+pub(super) fn begin(home: &Home, name: &str) -> Option<SystemTime> {
+    Times::of(&home.session(name)).map(|times| times.made)
 }

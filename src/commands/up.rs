@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 
 use crate::cli::UpArgs;
-use crate::commands::stay::{Guest, Over};
+use crate::commands::stay::{self, Guest, Over};
 use crate::commands::{news, warn};
 use crate::datapath::abi::{Direction, Remote};
 use crate::datapath::filter;
@@ -17,6 +17,7 @@ use crate::session::change::Change;
 use crate::session::difference::Clsact;
 use crate::session::engine::{self, Context, Done, Edit, Open, Scope, Started};
 use crate::session::firewall::{self, Obstacle};
+use crate::session::home::Home;
 use crate::session::machine::Machine;
 use crate::session::resolve;
 use crate::session::stats::{self, Status};
@@ -33,9 +34,10 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let Some(silence) = args.while_stdin else { return made(context, args)? };
     let guest = Guest::new(silence)?;
     let told = made(context, args)?;
+    let begin = stay::begin(&Home::here()?, &args.name);
     // Who cannot be told is gone.
     let why = if told.is_ok() { guest.stay() } else { Over::Reader };
-    guest.leave(context, &args.name, args.clsact.keep_clsact, why)?;
+    guest.leave(context, (&args.name, begin), args.clsact.keep_clsact, why)?;
     told.or_else(|err| if interrupt::is_cause(&err) { Ok(ExitCode::SUCCESS) } else { Err(err) })
 }
 
