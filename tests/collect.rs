@@ -264,7 +264,7 @@ fn streams_of_64_senders_of_every_form_and_family_at_once_are_written_exactly() 
 #[test]
 fn the_kernels_vxlan_device_is_a_sender_and_a_rival() {
     let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
-    answering(&lab, &[COLLECTOR_IP.into()]);
+    answering(&lab, &[COLLECTOR_IP.into(), COLLECTOR_IP6.into()]);
     let device = |more: &str| {
         format!("link add vx0 type vxlan id 42 dstport 4789 {more}\nlink set vx0 addrgenmode none mtu 1500 up")
     };
@@ -302,6 +302,16 @@ fn the_kernels_vxlan_device_is_a_sender_and_a_rival() {
     let mut command = lab.command(Ns::Collector, &[env!("CARGO_BIN_EXE_snifctl"), "collect", "--tunnel", "vxlan"]);
     let said = Said::from(command.args(["--stats", "1"]).output().expect("run snifctl"));
     said.refused(1, "belongs to the interface vx0, a vxlan device", "ip link delete vx0");
+
+    // The device has the port of IPv4 alone: where nothing else was asked for, the other family is received.
+    let file = lab.fresh_path("beside.pcapng");
+    let collector = Collector::start(&lab, &["-w", text(&file)]);
+    let over_v6 = |frame: &Vec<u8>| udp_to(OUT_IP6, 4789, &[&[8, 0, 0, 0, 0, 0, 42, 0], &frame[..]].concat());
+    lab.send(Ns::Host, "out0", &sent.iter().map(over_v6).collect::<Vec<_>>());
+    let said = collector.stop_after(&file, sent.len()).ok();
+    assert_eq!(said.stderr.matches(" is received: ").count(), 1, "{said:#?}");
+    assert!(said.stderr.contains("no vxlan over IPv4 is received: UDP port 4789 belongs to"), "{said:#?}");
+    assert_in_order(&sent, &frames_in(&lab, &file, &format!("frame.interface_name == \"vxlan 42 @ {OUT_IP6}\"")));
 }
 
 #[test]

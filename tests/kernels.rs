@@ -12,7 +12,7 @@ use lab::frames::{self, ETH_8021AD, ETH_8021Q, Ends, tagged};
 use lab::order_case::{Case, Out, PLAIN};
 use lab::pods::{Cni, assert_pod_is_watched};
 use lab::tunnels::{Kind, Link, decap_on, inner, raw_packets};
-use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll, strangers};
+use lab::{COLLECTOR_IP, COLLECTOR_MAC, HOST_MAC, Lab, Ns, PATIENCE, mac_text, poll, senders, strangers};
 
 /// A lab whose out link takes every copy whole.
 fn roomy() -> Lab {
@@ -349,4 +349,9 @@ fn strangers_of_every_kind_that_were_there_before_stop_nothing() {
 #[test]
 fn strangers_of_every_kind_that_came_between_stop_nothing() {
     strangers::come_between();
+}
+
+#[test]
+fn frames_that_tunnel_devices_send_are_collected_exactly_also_beside_devices_that_end_tunnels() {
+    senders::run();
 }

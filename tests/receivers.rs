@@ -1,9 +1,12 @@
 //! Sensors that people put behind a mirror, as the judges: they must see in the copies what they see on the wire. Not part
 //! of `cargo test`: `make test-receivers` makes the roots in which they are installed, and prints the table.
 //!
-//! The watched host downloads files from the peer; the sensor reads what the collector received and what the wire had.
+//! The watched host downloads files from the peer; the sensor reads what the collector received and what the wire had, or
+//! listens on the tap device on which `collect` puts the frames.
 
 mod lab;
+#[path = "receivers/tap.rs"]
+mod tap;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lab::capture::Direction;
-use lab::http::{HTTP_PORT, Page};
+use lab::http::{HTTP_PORT, Page, Site};
 use lab::{COLLECTOR_IP, COLLECTOR_IP6, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_IP6, OUT_MAC, Options};
 use lab::{PEER_IP, PEER_IP6, mac_text, pcap};
 use serde_json::Value;
@@ -77,17 +80,28 @@ fn place(name: &str) -> (PathBuf, tempfile::TempDir) {
 }
 
 fn suricata(capture: &Path, checksums: Checksums) -> Reading {
-    let (root, dir) = place("suricata");
+    let (dir, inside, argv) = suricata_in_its_root(checksums);
     fs::copy(capture, dir.path().join("capture.pcap")).expect("copy the capture into the root");
+    let mut command = Command::new(&argv[0]);
+    command.args(&argv[1..]).args(["--runmode", "single", "-r"]).arg(inside.join("capture.pcap"));
+    succeed(&mut command);
+    read_eve(&eve_of(dir.path()))
+}
+
+/// Suricata's own directory, as it is called outside and inside of its root, and the command that is still to be told
+/// what to read.
+fn suricata_in_its_root(checksums: Checksums) -> (tempfile::TempDir, PathBuf, Vec<String>) {
+    let (root, dir) = place("suricata");
     fs::write(dir.path().join("suricata.yaml"), include_str!("receivers/suricata.yaml")).expect("write the yaml");
     let inside = Path::new("/").join(dir.path().strip_prefix(&root).expect("within the root"));
-    let mut command = Command::new("chroot");
-    command.arg(&root).args(["suricata", "--runmode", "single", "-k"]);
-    command.arg(if checksums == Checksums::Validated { "all" } else { "none" });
-    command.arg("-c").arg(inside.join("suricata.yaml")).arg("-r").arg(inside.join("capture.pcap"));
-    succeed(command.arg("-l").arg(&inside));
-    let eve = fs::read_to_string(dir.path().join("eve.json")).expect("Suricata's eve.json");
-    read_eve(&eve)
+    let [root, own, yaml] = [root, inside.clone(), inside.join("suricata.yaml")].map(|path| path.display().to_string());
+    let checked = if checksums == Checksums::Validated { "all" } else { "none" };
+    let argv = ["chroot", &root, "suricata", "-k", checked, "-c", &yaml, "-l", &own].map(String::from);
+    (dir, inside, argv.to_vec())
+}
+
+fn eve_of(dir: &Path) -> String {
+    fs::read_to_string(dir.join("eve.json")).expect("Suricata's eve.json")
 }
 
 fn read_eve(eve: &str) -> Reading {
@@ -295,10 +309,14 @@ struct Captured {
     pages: Vec<Page>,
 }
 
-fn captured(lab: &Lab, out: Out) -> Captured {
+fn site(lab: &Lab) -> Site {
     receive_in_order(lab, Ns::Collector, "col0");
     receive_in_order(lab, Ns::Peer, "peer0");
-    let site = lab.serve(&sizes());
+    lab.serve(&sizes())
+}
+
+fn captured(lab: &Lab, out: Out) -> Captured {
+    let site = site(lab);
     let (ns, dev) = out.collector();
     let mut wire = lab.capture(Ns::Peer, "peer0", Direction::Both);
     let mut copies = lab.capture(ns, dev, Direction::In);
@@ -340,10 +358,14 @@ impl Row {
         let sent = Reading::of_pages(&captured.pages);
         assert!(wire == sent, "{} reads the wire itself, {case:?}: {}", receiver.name, first_difference(&wire, &sent));
         let copies = (receiver.read)(&captured.copies, Checksums::Validated);
+        Row::of(receiver.name, case, &copies, &wire)
+    }
+
+    fn of(receiver: &'static str, case: Case, copies: &Reading, wire: &Reading) -> Row {
         let count = |seen: &[String], wire: &[String]| wire.iter().filter(|one| seen.contains(one)).count();
         let transactions = count(&copies.transactions, &wire.transactions);
         let files = count(&copies.files, &wire.files);
-        Row { receiver: receiver.name, case, transactions, files, same: copies == wire }
+        Row { receiver, case, transactions, files, same: copies == wire }
     }
 }
 

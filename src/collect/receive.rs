@@ -124,7 +124,8 @@ impl Receiver {
                         let port = ears.port.unwrap_or(port);
                         match receiver.udp(runner, *address, port, kind) {
                             Err(err) if ears.kinds.is_empty() && err.is::<Taken>() => {
-                                eprintln!("snifctl: no {kind} is received: {err}");
+                                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                                eprintln!("snifctl: no {kind} over {family} is received: {err}");
                             }
                             done => done?,
                         }
