@@ -75,6 +75,48 @@ fn a_named_pipe_and_a_full_device_end_it_as_a_pipe_and_a_full_disk_do() {
 }
 
 #[test]
+fn what_has_come_is_counted_though_a_signal_ends_it() {
+    let lab = lab();
+    let collector = Collector::start(&lab, &["--tunnel", "gre", "--stats", "1000", "--json"]);
+    signal(collector.id(), "STOP");
+    send(&lab, 0, &some_frames(3000));
+    lab.wait_until_received();
+    ["TERM", "CONT"].iter().for_each(|name| signal(collector.id(), name));
+    let told: Value = serde_json::from_str(&collector.ended().ok().stdout).expect("JSON");
+    assert_eq!((&told["received"], &told["dropped"]), (&3000.into(), &0.into()), "{told:#}");
+}
+
+#[test]
+fn a_signal_ends_it_though_nobody_reads_its_pipe() {
+    let lab = lab();
+    let pipe = lab.fresh_path("pipe");
+    lab.run(Ns::Collector, &["mkfifo", text(&pipe)]);
+    let start = || {
+        let mut command = lab.command(Ns::Collector, &[env!("CARGO_BIN_EXE_snifctl"), "collect", "--tunnel", "gre"]);
+        command.args(["-w", text(&pipe)]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start it")
+    };
+    // Without a reader it waits for one.
+    let child = start();
+    let waits = || fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default().contains("nanosleep");
+    assert!(poll(PATIENCE, || waits().then_some(())).is_some());
+    signal(child.id(), "TERM");
+    assert_eq!(Said::of(child).status.code(), Some(143));
+    // One that reads nothing holds what the pipe has no room for.
+    let child = start();
+    let reader = File::open(&pipe).expect("the pipe");
+    let is_there = || lab.run(Ns::Collector, &["ss", "-Hwln"]).stdout.len() > 10;
+    assert!(poll(PATIENCE, || is_there().then_some(())).is_some());
+    send(&lab, 0, &some_frames(3000));
+    lab.wait_until_received();
+    signal(child.id(), "TERM");
+    let said = Said::of(child);
+    assert_eq!(said.status.code(), Some(143), "{said:?}");
+    let lines = format!("snifctl: the reader of -w {} takes no more: ", pipe.display());
+    assert!(said.stderr.contains(&lines) && said.stdout.contains(" 3000 "), "{said:#?}");
+    drop(reader);
+}
+
+#[test]
 fn the_summary_as_json_is_json_each_time() {
     let lab = lab();
     let collector = Collector::start(&lab, &["--stats", "1", "--json"]);

@@ -101,13 +101,23 @@ fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
     pass(&lab, 31);
     let (again, _) = verified(&lab, &[]);
     assert_counts(&again, [93, 93, 0, 93, 0, 0]);
+
+    // Nothing comes of the next one: what it has of those before is not taken for that. Then its numbers go on from there.
+    lab.said(&["down"]).ok();
+    up(&lab, &["geneve", "--tell", "--id", "7"]);
+    on_the_way(&lab, "udp dport 6081 drop");
+    pass(&lab, 31);
+    free_the_way(&lab);
+    let (none, is_whole) = verified(&lab, &[]);
+    assert_counts(&none, [93, 93, 0, 0, 93, 0]);
+    assert!(!is_whole);
+    pass(&lab, 1);
+    verify(&lab, &[]).refused(1, "counts on from a session before this one", "--interval 10s");
     drop(collector);
 
     // A collector that came later judges what it can know; so does one look after another.
     let collector = counting(&lab, &[]);
-    let (none, is_whole) = verified(&lab, &[]);
-    assert_counts(&none, [0; 6]);
-    assert!(is_whole);
+    verify(&lab, &[]).refused(1, "has heard nothing of the session", "--interval 10s");
     pass(&lab, 5);
     let (later, _) = verified(&lab, &[]);
     assert_counts(&later, [15, 15, 0, 15, 0, 0]);
@@ -158,7 +168,17 @@ fn counts_alone_are_compared_where_copies_have_no_numbers() {
     assert!(!is_whole);
     lab.said(&["down"]).ok();
     up(&lab, &["vxlan"]);
-    verify(&lab, &[]).refused(1, "another one sent to it before", "--interval 10s");
+    let (none, is_whole) = verified(&lab, &[]);
+    assert_counts(&none, [0; 6]);
+    assert!(is_whole);
+    on_the_way(&lab, "udp dport 4789 drop");
+    pass(&lab, 2);
+    free_the_way(&lab);
+    let (lost, is_whole) = verified(&lab, &[]);
+    assert_counts(&lost, [6, 6, 0, 0, 6, 0]);
+    assert!(!is_whole);
+    pass(&lab, 1);
+    verify(&lab, &[]).refused(1, "counts on from a session before this one", "--interval 10s");
     verify(&lab, &["--control", "collector"]).refused(2, "--control", "10.0.0.7:9811");
     lab.said(&["verify", "--remote", "192.0.2.1"]).refused(
         1,

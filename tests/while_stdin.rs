@@ -126,6 +126,12 @@ fn a_session_of_others_is_left_alone() {
     lab.said(&["down", "--all"]).quietly_ok();
     drop(child.stdin.take());
     Said::of(child).ok_noting("session second is down");
+    // Who waits for it learns that.
+    let mut child = up(&lab, &["--while-stdin"]);
+    let stdin = child.stdin.take();
+    lab.said(&["down"]).quietly_ok();
+    Said::of(child).refused(1, "session default has been taken down by others", "snifctl up");
+    drop(stdin);
     // Another of that name is not ours.
     let mut child = up(&lab, &["--while-stdin"]);
     lab.said(&["down"]).quietly_ok();

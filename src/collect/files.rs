@@ -2,26 +2,35 @@
 //! last frame, also when the disk is full.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use chrono::format::{Fixed, Item, StrftimeItems};
 use chrono::{DateTime, Local};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::OFlags;
 use signal_hook::consts::SIGXFSZ;
 
 use crate::collect::pcapng::{self, Frame, Statistics};
 use crate::tools::exec::ReaderGone;
+use crate::tools::interrupt;
 use crate::usage::{Usage, ensure_usage, refuse};
 
 /// So many bytes are written at once.
 const BUFFER: usize = 1 << 20;
 const SECOND: u64 = 1_000_000_000;
+/// What a pipe takes at once (pipe(7)), and so long, in milliseconds, room is waited for before signals are looked for.
+const PIPE_BUF: usize = 4096;
+const WHILE: u8 = 100;
+const STEP: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -132,11 +141,13 @@ impl Output {
 
     /// Does somebody read along?
     pub(crate) fn is_live(&self) -> bool {
-        use std::os::unix::fs::FileTypeExt;
-        match &self.target {
-            Target::Pipe(_) => true,
-            Target::File(file, _) => file.metadata().is_ok_and(|file| file.file_type().is_fifo()),
-        }
+        matches!(&self.target, Target::Pipe(_)) || self.is_pipe()
+    }
+
+    /// Can it be full until somebody reads?
+    fn is_pipe(&self) -> bool {
+        let (Target::Pipe(out) | Target::File(out, _)) = &self.target;
+        out.metadata().is_ok_and(|file| file.file_type().is_fifo() || file.file_type().is_socket())
     }
 
     fn begin(&mut self) {
@@ -249,9 +260,12 @@ impl Output {
             return self.ensure_read();
         }
         let (mut done, mut failed) = (0, None);
+        let is_pipe = self.is_pipe();
         while done < self.buffer.len() && failed.is_none() {
             let (Target::Pipe(out) | Target::File(out, _)) = &mut self.target;
-            match out.write(&self.buffer[done..]) {
+            let rest = &self.buffer[done..];
+            let written = if is_pipe { write_to_reader(out, rest) } else { out.write(rest) };
+            match written {
                 Ok(0) => failed = Some(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -269,6 +283,12 @@ impl Output {
         self.interfaces.clear();
         match &self.target {
             _ if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+            _ if is_pipe && err.kind() == io::ErrorKind::TimedOut => {
+                bail!(
+                    "the reader of -w {} takes no more: {cut} frames and those behind them were not written",
+                    self.plan.path
+                )
+            }
             Target::Pipe(_) => bail!("cannot write to standard output: {err}"),
             Target::File(file, path) => {
                 let path = path.display();
@@ -313,14 +333,49 @@ impl Output {
     }
 }
 
+/// Writes some bytes once there is room for them; a pipe that says so takes PIPE_BUF of them at once.
+///
+/// # Errors
+/// `TimedOut` where there is none for a while, and a signal has come.
+fn write_to_reader(out: &mut File, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        let mut room = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut room, PollTimeout::from(WHILE)) {
+            Ok(0) if interrupt::code().is_some() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return out.write(&bytes[..bytes.len().min(PIPE_BUF)]),
+            Err(err) => return Err(err.into()),
+        }
+    }
+}
+
+/// A pipe is opened once somebody reads it, or not at all where a signal comes first.
+fn create(path: &Path) -> Result<File> {
+    let is_fifo = || fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo());
+    if !is_fifo() {
+        return Ok(File::create(path)?);
+    }
+    loop {
+        let nonblocking = OFlags::NONBLOCK.bits() as i32;
+        match OpenOptions::new().write(true).custom_flags(nonblocking).open(path) {
+            Err(err) if err.raw_os_error() == Some(Errno::ENXIO as i32) => {
+                interrupt::check()?;
+                thread::sleep(STEP);
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
 fn open(plan: &Plan, number: u64, time: u64) -> Result<Target> {
     if plan.is_pipe() {
         let out = io::stdout().as_fd().try_clone_to_owned().context("standard output")?;
         return Ok(Target::Pipe(out.into()));
     }
     let path = plan.name(number, time);
-    match File::create(&path) {
+    match create(&path) {
         Ok(file) => Ok(Target::File(file, path)),
+        Err(err) if interrupt::is_cause(&err) => Err(err),
         Err(err) => {
             let path = path.display();
             bail!("cannot write -w {path}: {err}; name a file that may be written, as in: -w /tmp/all.pcapng")

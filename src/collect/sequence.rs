@@ -58,6 +58,8 @@ pub(crate) struct Sequence {
     seen: [u64; WORDS],
     /// The last number that came twice, and how many did before it in one row.
     again: Option<(u32, u32)>,
+    /// One from far away. If the next one follows it, the sequence has begun again there.
+    far: Option<u32>,
     pub run: Run,
     pub counts: Counts,
 }
@@ -69,6 +71,7 @@ impl Sequence {
             highest: 0,
             seen: [0; WORDS],
             again: None,
+            far: None,
             run: Run::default(),
             counts: Counts::default(),
         }
@@ -80,6 +83,7 @@ impl Sequence {
             self.start(number, now);
             return Seen::New(0);
         };
+        let far = self.far.take();
         let ahead = number.wrapping_sub(self.highest);
         if (1..LEAP).contains(&ahead) {
             self.again = None;
@@ -90,7 +94,7 @@ impl Sequence {
         let behind = self.highest.wrapping_sub(number);
         let before = first.wrapping_sub(number);
         if behind >= WINDOW {
-            return self.again(number, now);
+            return self.far_off(number, far, now);
         }
         if self.has(number) {
             let run = self.again.filter(|(last, _)| last.wrapping_add(1) == number).map_or(1, |(_, length)| length + 1);
@@ -109,7 +113,7 @@ impl Sequence {
         if (1..LEAP).contains(&before) {
             // Before the first one: it was overtaken there, or another sequence begins.
             if before > BEFORE || self.highest.wrapping_sub(first) > BEFORE {
-                return self.again(number, now);
+                return self.far_off(number, far, now);
             }
             let earlier = self.run.first.wrapping_sub(number);
             if (1..LEAP).contains(&earlier) {
@@ -132,6 +136,31 @@ impl Sequence {
         self.again = None;
         self.run = Run { first: number, next: number.wrapping_add(1), arrived: 1, span: 1 };
         self.set(number);
+    }
+
+    /// A number far from the others is that of a packet that was very late, or the first of a sequence that begins again:
+    /// the next one tells, or a 0 so much later.
+    fn far_off(&mut self, number: u32, far: Option<u32>, now: u64) -> Seen {
+        if let Some(far) = far
+            && let follows @ 1..=BEFORE = number.wrapping_sub(far)
+        {
+            self.counts.reordered -= 1;
+            self.again(far, now);
+            self.advance(follows);
+            self.counts.lost += u64::from(follows - 1);
+            return Seen::Again;
+        }
+        if number == 0 && now.saturating_sub(self.begun()) > LATE {
+            return self.again(number, now);
+        }
+        self.far = Some(number);
+        self.counts.reordered += 1;
+        Seen::Late
+    }
+
+    /// When it began, or last began again, in nanoseconds.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begin.map_or(0, |(_, begun)| begun)
     }
 
     fn again(&mut self, number: u32, now: u64) -> Seen {
@@ -216,6 +245,19 @@ mod tests {
         let mut sequence = Sequence::new();
         assert_eq!([0, 1, 2].map(|n| sequence.arrive(n, 5)), [Seen::New(0); 3]);
         assert_eq!((sequence.arrive(0, 2 * LATE), sequence.arrive(1, 2 * LATE)), (Seen::Again, Seen::New(0)));
+        assert_eq!(sequence.counts, counts(0, 0, 0, 1));
+    }
+
+    #[test]
+    fn one_number_far_off_away_is_no_sequence() {
+        assert_eq!(after((0..8000).chain([10]).chain(8000..8002)), counts(0, 1, 0, 0));
+        assert_eq!(after([10_000, 5905, 10_001, 100_000_000, 10_002]), counts(0, 2, 0, 0));
+        assert_eq!(after((0..8000).chain([10, 13, 14])), counts(2, 0, 0, 1));
+        let mut sequence = Sequence::new();
+        for number in 0..9000 {
+            sequence.arrive(number, 0);
+        }
+        assert_eq!((sequence.arrive(0, 2 * LATE), sequence.begun()), (Seen::Again, 2 * LATE));
         assert_eq!(sequence.counts, counts(0, 0, 0, 1));
     }
 

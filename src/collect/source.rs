@@ -57,6 +57,9 @@ pub(crate) struct Stream {
     /// Copies that `--filter` and `--dedup` left out.
     pub filtered: u64,
     pub duplicates: u64,
+    /// When the first copy came and the last, in nanoseconds.
+    pub first: u64,
+    pub last: u64,
     domain: Option<usize>,
 }
 
@@ -98,6 +101,9 @@ pub(crate) struct Row {
     pub cut: u64,
     pub filtered: u64,
     pub duplicates: u64,
+    /// When the first copy came and the last, in seconds since 1970.
+    pub first: f64,
+    pub last: f64,
     /// Of the sequence; absent where copies have no numbers.
     #[serde(flatten)]
     pub numbers: Option<Numbers>,
@@ -113,6 +119,12 @@ pub(crate) struct Numbers {
     pub restarts: u64,
     /// Since it last began.
     pub run: Run,
+    /// When that was, in seconds since 1970.
+    pub begun: f64,
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
 }
 
 impl Sources {
@@ -126,8 +138,9 @@ impl Sources {
         let direction = copy.direction.map(|direction| direction == Direction::Egress);
         let direction = direction.or(self.egress_id.filter(|_| copy.id.is_some()).map(|id| copy.id == Some(id)));
         let key = Key { source, kind: copy.kind, id: copy.id, tap: copy.tap, direction };
-        let at = self.stream(key, copy)?;
+        let at = self.stream(key, copy, now)?;
         let stream = &mut self.streams[at];
+        stream.last = now;
         stream.received += 1;
         stream.bytes += copy.frame.len() as u64;
         stream.cut += u64::from(copy.cut);
@@ -136,7 +149,7 @@ impl Sources {
         Some((at, seen))
     }
 
-    fn stream(&mut self, key: Key, copy: &Copy) -> Option<usize> {
+    fn stream(&mut self, key: Key, copy: &Copy, now: u64) -> Option<usize> {
         if let Some((last, at)) = self.last
             && last == key
         {
@@ -148,13 +161,13 @@ impl Sources {
                 self.unkept += 1;
                 return None;
             }
-            None => self.add(key, copy),
+            None => self.add(key, copy, now),
         };
         self.last = Some((key, at));
         Some(at)
     }
 
-    fn add(&mut self, key: Key, copy: &Copy) -> usize {
+    fn add(&mut self, key: Key, copy: &Copy, now: u64) -> usize {
         let at = self.streams.len();
         let domain = copy.sequence.map(|_| {
             let id = key.id.filter(|_| self.egress_id.is_none() || copy.counts_tap);
@@ -168,7 +181,8 @@ impl Sources {
             at
         });
         let (received, bytes, cut, filtered, duplicates) = (0, 0, 0, 0, 0);
-        self.streams.push(Stream { key, received, bytes, cut, filtered, duplicates, domain });
+        let (first, last) = (now, now);
+        self.streams.push(Stream { key, received, bytes, cut, filtered, duplicates, first, last, domain });
         self.found.insert(key, at);
         at
     }
@@ -222,15 +236,16 @@ impl Sources {
 
     fn row(&self, stream: &Stream) -> Row {
         let numbers = stream.domain.map(|at| {
-            let Sequence { counts: Counts { lost, reordered, doubled, restarts }, run, .. } =
-                self.numbered[at].sequence;
-            Numbers { sequence: at, lost, reordered, doubled, restarts, run }
+            let sequence = &self.numbered[at].sequence;
+            let (Counts { lost, reordered, doubled, restarts }, run) = (sequence.counts, sequence.run);
+            Numbers { sequence: at, lost, reordered, doubled, restarts, run, begun: seconds(sequence.begun()) }
         });
         let Stream { key, received, bytes, cut, filtered, duplicates, .. } = *stream;
         let tap = key.tap.map(|(Tap::Port(n) | Tap::Interface(n))| n);
         let direction = key.direction().map(Direction::hook);
         let (source, tunnel, id) = (key.source, key.kind.name(), key.id);
-        Row { source, tunnel, id, tap, direction, received, bytes, cut, filtered, duplicates, numbers }
+        let [first, last] = [stream.first, stream.last].map(seconds);
+        Row { source, tunnel, id, tap, direction, received, bytes, cut, filtered, duplicates, first, last, numbers }
     }
 
     /// Packets that were no copies: source, reason, and how many.

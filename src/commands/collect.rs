@@ -28,6 +28,8 @@ use crate::usage::{Usage, ensure_usage, number, refuse};
 const TICK: Duration = Duration::from_millis(100);
 /// So long packets may wait in the kernel where only a file is written.
 const NAP: Duration = Duration::from_millis(1);
+/// So long what has come is still taken in at the end.
+const DRAIN: Duration = Duration::from_secs(3);
 const MILLISECOND: u64 = 1_000_000;
 const MEGABYTE: u64 = 1_000_000;
 
@@ -170,6 +172,7 @@ pub(super) fn run(runner: &Runner, args: &CollectArgs) -> Result<ExitCode> {
     }
     eprintln!("snifctl: receiving");
     let done = serve(&mut receiver, &mut flow, args, control.as_ref());
+    let done = drained(&mut receiver, &mut flow, done);
     let ended = match done {
         Ok(()) => flow.release(now(), true).and_then(|_| flow.output.as_mut().map_or(Ok(()), Output::finish)),
         Err(err) => Err(err),
@@ -180,6 +183,29 @@ pub(super) fn run(runner: &Runner, args: &CollectArgs) -> Result<ExitCode> {
         Err(err) if !err.is::<ReaderGone>() => Err(err),
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// What had come when a signal did is still taken in, and is counted though it can no more be written.
+fn drained(receiver: &mut Receiver, flow: &mut Flow, done: Result<()>) -> Result<()> {
+    let Err(err) = done else { return drain(receiver, flow) };
+    let output = flow.output.take();
+    drain(receiver, flow)?;
+    flow.output = output;
+    Err(err)
+}
+
+fn drain(receiver: &mut Receiver, flow: &mut Flow) -> Result<()> {
+    let (end, begin) = (now(), Instant::now());
+    let mut has_more = interrupt::code().is_some();
+    while has_more && begin.elapsed() < DRAIN {
+        has_more = false;
+        receiver.receive(Duration::ZERO, |received| {
+            let is_in_time = received.time <= end;
+            has_more |= is_in_time;
+            if is_in_time { flow.take(received) } else { Ok(true) }
+        })?;
+    }
+    Ok(())
 }
 
 /// Until a signal comes, the reader goes, or there is enough.

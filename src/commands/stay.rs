@@ -4,9 +4,9 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -24,6 +24,8 @@ pub(super) enum Over {
     Silence(Duration),
     /// Of standard output.
     Reader,
+    /// Others have taken it down.
+    Gone,
 }
 
 impl fmt::Display for Over {
@@ -32,10 +34,14 @@ impl fmt::Display for Over {
             Over::Signal => f.write_str("a signal came"),
             Over::Input => f.write_str("standard input has ended"),
             Over::Silence(time) => write!(f, "nothing came on standard input for {} s", time.as_secs()),
+            Over::Gone => f.write_str("it has gone"),
             Over::Reader => f.write_str("nobody could be told that it is up"),
         }
     }
 }
+
+/// So often it is looked whether the session is still there.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What is waited for.
 pub(super) struct Guest {
@@ -57,22 +63,35 @@ impl Guest {
     }
 
     /// Waits, and says for what it need not wait any longer.
-    pub(super) fn stay(&self) -> Over {
-        let patience = self.silence.and_then(|time| PollTimeout::try_from(time).ok()).unwrap_or(PollTimeout::NONE);
+    pub(super) fn stay(&self, is_there: impl Fn() -> bool) -> Over {
+        let (mut heard, mut looked, mut looks) = (Instant::now(), Instant::now(), [true; 2]);
         loop {
+            let left = self.silence.map_or(LOOK, |silence| silence.saturating_sub(heard.elapsed()).min(LOOK));
             let mut both = [self.signal.as_fd(), self.input.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match poll(&mut both, patience) {
+            match poll(&mut both, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return Over::Input,
-                Ok(0) => return Over::Silence(self.silence.unwrap_or_default()),
                 Ok(_) => {}
             }
             let [signal, input] = both.map(|at| at.any().unwrap_or(true));
             if signal {
                 return Over::Signal;
             }
-            if input && self.has_ended() {
-                return Over::Input;
+            if input {
+                if self.has_ended() {
+                    return Over::Input;
+                }
+                heard = Instant::now();
+            }
+            if let Some(silence) = self.silence.filter(|silence| heard.elapsed() >= *silence) {
+                return Over::Silence(silence);
+            }
+            // Who changes it may have it in hand at one look.
+            if looked.elapsed() >= LOOK {
+                (looked, looks) = (Instant::now(), [looks[1], is_there()]);
+            }
+            if looks == [false; 2] {
+                return Over::Gone;
             }
         }
     }
@@ -94,6 +113,9 @@ impl Guest {
         why: Over,
     ) -> Result<()> {
         let _held = interrupt::hold();
+        if matches!(why, Over::Gone) {
+            bail!("session {name} has been taken down by others; to have it again: snifctl up");
+        }
         let open = Open::to_remove(context)?;
         if begin(&open.home, name).is_some_and(|now| made.is_some_and(|made| now != made)) {
             eprintln!("snifctl: session {name} is another one by now, and stays: {why}");

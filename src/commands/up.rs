@@ -34,9 +34,11 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let Some(silence) = args.while_stdin else { return made(context, args)? };
     let guest = Guest::new(silence)?;
     let told = made(context, args)?;
-    let begin = stay::begin(&Home::here()?, &args.name);
+    let home = Home::here()?;
+    let begin = stay::begin(&home, &args.name);
     // Who cannot be told is gone.
-    let why = if told.is_ok() { guest.stay() } else { Over::Reader };
+    let is_there = || stay::begin(&home, &args.name) == begin;
+    let why = if told.is_ok() { guest.stay(is_there) } else { Over::Reader };
     guest.leave(context, (&args.name, begin), args.clsact.keep_clsact, why)?;
     told.or_else(|err| if interrupt::is_cause(&err) { Ok(ExitCode::SUCCESS) } else { Err(err) })
 }

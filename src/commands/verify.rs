@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Read as _};
+use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -31,6 +31,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// So often the collector is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(50);
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// So long all of it may take, and so often signals are looked for.
+const WHOLE_ANSWER: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_millis(200);
 /// An answer of 16,384 streams is shorter.
 const MOST_BYTES: u64 = 32 << 20;
 /// Two clocks that measure the same time may differ by so many seconds.
@@ -46,10 +49,15 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let first = first.transpose()?;
     let second = end.look(context, first.as_ref().map(|first| &first.both))?;
     // Before a pin's time and its session there may be some milliseconds.
-    let heard_all = second.both.arrived.seconds + CLOCKS > end.age.as_secs_f64() + second.took.as_secs_f64();
+    let arrived = &second.both.arrived;
+    let age = end.age.as_secs_f64() + second.took.as_secs_f64();
+    let heard_all = arrived.seconds + CLOCKS > age;
     let both = first.as_ref().map(|first| &first.both);
-    let delivered = delivered::delivered(&end.sender, both, &second.both, heard_all);
-    let delivered = delivered.map_err(|why| end.unclear(why, &second.both.arrived))?;
+    let delivered = match first.is_none() && arrived.goes_on(&end.sender, age + CLOCKS) {
+        true => Err(Unclear::GoesOn),
+        false => delivered::delivered(&end.sender, both, &second.both, heard_all),
+    };
+    let delivered = delivered.map_err(|why| end.unclear(why, arrived))?;
     let report = Report { end: &end, first: first.as_ref(), second: &second, delivered: &delivered };
     match args.json.json {
         true => json::print(&report.value())?,
@@ -69,6 +77,8 @@ struct End {
     /// Are numbers those of each tap, or of all together?
     by_taps: bool,
     is_numbered: bool,
+    /// Is there one look only?
+    is_single: bool,
     /// Interface and direction, by tap slot.
     taps: BTreeMap<u32, (String, &'static str)>,
     /// Since the session was made, when it was looked up.
@@ -117,6 +127,7 @@ impl End {
             sender,
             by_taps: tunnel.tell,
             is_numbered: tunnel.is_numbered(),
+            is_single: args.interval.is_none(),
             taps: slots.collect(),
             age: Times::of(&there.dir).map(|times| Times::age(times.made)).unwrap_or_default(),
             found: Instant::now(),
@@ -176,12 +187,18 @@ impl End {
     fn ask(&self) -> Result<Arrived> {
         let at = self.control;
         let text = read(at).map_err(|err| {
+            if interrupt::is_cause(&err) {
+                return err;
+            }
             let start = format!("snifctl collect --control {} -w day.pcapng", at.ip());
             anyhow!("no collector answers at {at} ({err}); start one there: {start}")
         })?;
-        serde_json::from_str(&text).map_err(|_| {
+        let arrived: Arrived = serde_json::from_str(&text).map_err(|_| {
             anyhow!("--control {at} does not answer as a collector of snifctl does; see there: snifctl collect --help")
-        })
+        })?;
+        // What it has heard of sessions before this one says nothing. Between two looks it counts in both.
+        let age = (self.age + self.found.elapsed()).as_secs_f64();
+        Ok(if self.is_single { arrived.without_ended(age + CLOCKS) } else { arrived })
     }
 
     fn unclear(&self, why: Unclear, arrived: &Arrived) -> anyhow::Error {
@@ -192,6 +209,13 @@ impl End {
                 "the collector has been receiving for {}, less than the session sends, and copies have no numbers to tell \
                  what came before; {again}",
                 duration(arrived.seconds as u64)
+            ),
+            Unclear::Silent => anyhow!(
+                "the collector has heard nothing of the session in the {} since it began to receive; {again}",
+                duration(arrived.seconds as u64)
+            ),
+            Unclear::GoesOn => anyhow!(
+                "the collector counts on from a session before this one, whose copies it cannot tell apart; {again}"
             ),
             Unclear::More => anyhow!(
                 "the collector has more copies than this session has sent: another one sent to it before; {again}"
@@ -205,12 +229,26 @@ impl End {
 }
 
 /// What somebody says until they hang up.
-fn read(at: SocketAddr) -> io::Result<String> {
+fn read(at: SocketAddr) -> Result<String> {
     let stream = TcpStream::connect_timeout(&at, ANSWER_TIME)?;
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
-    let mut text = String::new();
-    stream.take(MOST_BYTES).read_to_string(&mut text)?;
-    Ok(text)
+    stream.set_read_timeout(Some(STEP))?;
+    let (mut stream, mut text) = (stream.take(MOST_BYTES), Vec::new());
+    let (begin, mut heard, mut piece) = (Instant::now(), Instant::now(), vec![0; 1 << 16]);
+    loop {
+        interrupt::check()?;
+        match stream.read(&mut piece) {
+            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            Ok(n) => {
+                text.extend_from_slice(&piece[..n]);
+                heard = Instant::now();
+            }
+            Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+            Err(err) => return Err(err.into()),
+        }
+        if heard.elapsed() > ANSWER_TIME || begin.elapsed() > WHOLE_ANSWER {
+            bail!("it does not end its answer");
+        }
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {

@@ -37,6 +37,8 @@ pub(crate) struct Arrived {
     /// How long it has been receiving.
     #[serde(default)]
     pub seconds: f64,
+    /// When it answered, in seconds since 1970, by its clock.
+    pub now: Option<f64>,
     /// Packets that found its queue full, whoever sent them.
     #[serde(default)]
     pub dropped: u64,
@@ -56,6 +58,10 @@ pub(crate) struct Stream {
     pub received: u64,
     pub sequence: Option<usize>,
     pub run: Option<Run>,
+    /// When its first copy came, its last, and the first since its sequence began, as `now`.
+    pub first: Option<f64>,
+    pub last: Option<f64>,
+    pub begun: Option<f64>,
 }
 
 impl Stream {
@@ -87,6 +93,24 @@ impl Sender {
             is_same && stream.id.is_none_or(|id| self.ids.contains(&id))
         })
     }
+}
+
+impl Arrived {
+    /// Without streams that had ended before a session began, so many seconds ago.
+    pub(crate) fn without_ended(mut self, age: f64) -> Arrived {
+        let now = self.now;
+        self.streams.retain(|stream| !is_before(now, stream.last, age));
+        self
+    }
+
+    /// Does a stream of this sender go on from before that?
+    pub(crate) fn goes_on(&self, sender: &Sender, age: f64) -> bool {
+        sender.own(self).any(|stream| is_before(self.now, stream.begun.or(stream.first), age))
+    }
+}
+
+fn is_before(now: Option<f64>, at: Option<f64>, age: f64) -> bool {
+    now.zip(at).is_some_and(|(now, at)| now - at > age)
 }
 
 /// A look at both ends: the sender's before and after the collector's.
@@ -128,6 +152,10 @@ pub(crate) struct Delivered {
 pub(crate) enum Unclear {
     /// Of copies without numbers, as the collector has not heard all of them.
     BegunLater,
+    /// The collector began later, and has heard nothing.
+    Silent,
+    /// What the collector has heard began with a session before this one.
+    GoesOn,
     /// The collector has heard more than was sent: another session sent so, too.
     More,
     /// Two sequences where there is one, as the collector does not know both ids.
@@ -152,12 +180,15 @@ pub(crate) fn delivered(
     let before = first.map(|first| numbered(sender, first, heard_all)).transpose()?.unwrap_or_default();
     let now = numbered(sender, second, heard_all)?;
     let tallies: Vec<Tally> = now.iter().map(|tally| later(&before, tally)).collect();
-    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).fold(0, u64::saturating_add);
     let refused = since(refused(&second.after), first.map_or(0, |first| refused(&first.after))).min(dropped);
+    if !heard_all && sum(|tally| tally.sent) == 0 && second.before.stat.pcnt > 0 {
+        return Err(Unclear::Silent);
+    }
     let missing = sum(|tally| tally.lost);
     let lost = missing.saturating_sub(refused);
     let received = sum(|tally| tally.received);
-    Ok(Delivered { is_numbered: true, tallies, dropped, sent: received + lost, received, lost, open: 0 })
+    Ok(Delivered { is_numbered: true, tallies, dropped, sent: received.saturating_add(lost), received, lost, open: 0 })
 }
 
 /// Copies that got a number, and were dropped all the same.
@@ -211,8 +242,9 @@ fn tally(before: u32, after: u32, run: Option<Run>, heard_all: bool) -> Tally {
     let head = if heard_all { u64::from(run.first) } else { 0 };
     let tail = before.wrapping_sub(run.next);
     let tail = if tail < 1 << 31 { u64::from(tail) } else { 0 };
-    let sent = head + run.span + tail;
-    Tally { slot: None, sent, received: run.arrived, lost: sent - run.arrived }
+    let sent = head.saturating_add(run.span).saturating_add(tail);
+    let received = run.arrived.min(sent);
+    Tally { slot: None, sent, received, lost: sent - received }
 }
 
 /// What has come since an earlier look; all of it where the sequence has begun again.
@@ -244,7 +276,7 @@ fn counted(sender: &Sender, first: Option<&Both>, second: &Both, heard_all: bool
 }
 
 fn received(sender: &Sender, arrived: &Arrived) -> u64 {
-    sender.own(arrived).map(|stream| stream.received).sum()
+    sender.own(arrived).map(|stream| stream.received).fold(0, u64::saturating_add)
 }
 
 /// Has all come that was sent since the first look, before the collector was asked, or is it known to be lost?

@@ -9,7 +9,8 @@ fn sender() -> Sender {
 fn stream(received: u64, run: Option<(u32, u32, u64)>) -> Stream {
     let run = run.map(|(first, next, arrived)| Run { first, next, arrived, span: u64::from(next.wrapping_sub(first)) });
     let (id, tap, direction) = (Some(7), None, None);
-    Stream { source: SOURCE.into(), tunnel: "gre".into(), id, tap, direction, received, sequence: run.map(|_| 3), run }
+    let (tunnel, sequence, first, last, begun) = ("gre".into(), run.map(|_| 3), None, None, None);
+    Stream { source: SOURCE.into(), tunnel, id, tap, direction, received, sequence, run, first, last, begun }
 }
 
 fn sent(pcnt: u64, dcnt: u64, numbers: Numbers) -> Sent {
@@ -43,7 +44,12 @@ fn numbers_tell_what_is_lost_at_the_beginning_in_between_and_at_the_end() {
     // While traffic runs the collector may be ahead of the first reading.
     assert_eq!(told(None, &both(100, one((0, 140, 139)), 150), true), Ok((140, 139, 1, 0)));
     assert_eq!(told(None, &both(100, vec![], 100), true), Ok((100, 0, 100, 0)));
-    assert_eq!(told(None, &both(100, vec![], 100), false), Ok((0, 0, 0, 0)));
+    assert_eq!(told(None, &both(100, vec![], 100), false), Err(Unclear::Silent));
+    assert_eq!(told(None, &both(0, vec![], 0), false), Ok((0, 0, 0, 0)));
+    // From a collector that is none.
+    let most = Run { first: 0, next: 100, arrived: u64::MAX, span: u64::MAX };
+    let odd = vec![Stream { run: Some(most), ..stream(u64::MAX, None) }; 2];
+    assert!(told(None, &both(100, odd, 100), true).is_ok());
     // The numbers of a session before this one.
     assert_eq!(told(None, &both(5, one((0, 100, 100)), 5), true), Ok((5, 0, 5, 0)));
     let around = both(10, one((u32::MAX - 9, 10, 18)), 10);
@@ -120,4 +126,19 @@ fn a_look_is_settled_once_the_collector_has_caught_up() {
     assert!(settled(&both(100, one((0, 100, 98)), 100)) && !settled(&both(100, one((0, 99, 99)), 100)));
     assert!(settled(&both(0, vec![], 0)) && !settled(&both(1, vec![], 1)));
     assert!(settled(&plain(100, 100, 100)) && !settled(&plain(100, 99, 100)));
+}
+
+#[test]
+fn what_came_of_a_session_before_is_told_apart_by_its_time() {
+    let of = |first, begun, last| Stream { first: Some(first), begun, last: Some(last), ..stream(9, None) };
+    let arrived = |stream| Arrived { now: Some(100.0), streams: vec![stream], ..Arrived::default() };
+    // The session is ten seconds old.
+    assert!(arrived(of(50.0, None, 89.0)).without_ended(10.0).streams.is_empty());
+    let both = arrived(of(50.0, None, 95.0)).without_ended(10.0);
+    assert!(both.streams.len() == 1 && both.goes_on(&sender(), 10.0));
+    assert!(!arrived(of(50.0, Some(91.0), 95.0)).goes_on(&sender(), 10.0), "its sequence began anew");
+    assert!(arrived(of(50.0, Some(60.0), 95.0)).goes_on(&sender(), 10.0));
+    assert!(!arrived(of(91.0, None, 95.0)).goes_on(&sender(), 10.0));
+    let silent = Arrived { now: None, ..arrived(of(50.0, None, 60.0)) };
+    assert!(silent.clone().without_ended(10.0).streams.len() == 1 && !silent.goes_on(&sender(), 10.0));
 }
