@@ -185,6 +185,22 @@ fn what_is_no_tap_device_is_refused() {
     assert_refused(&lab, &["--tunnel", "gre", "--to", "tap4"], 1, busy, "a device that nobody else has open");
 }
 
+#[test]
+fn what_is_empty_or_negative_is_named() {
+    let lab = lab();
+    for (args, names, ends) in [
+        (["-w", ""], "-w is empty", "-w day.pcapng"),
+        (["--filter", ""], "--filter is empty", "--filter 'tcp port 443'"),
+        (["--dedup", "-1"], "--dedup \"-1\" is not a number from 1 to 60000", "--dedup 50"),
+        (["--stats", "-1"], "--stats \"-1\" is not a number from 1 to 86400", "--stats 10"),
+        (["-C", "-1"], "-C \"-1\" is not a number", "-C 100"),
+    ] {
+        assert_refused(&lab, &[&["--to", "tap7"], &args[..]].concat(), 2, names, ends);
+    }
+    let nowhere = ["-w", "/nonexistent/x"];
+    assert_refused(&lab, &nowhere, 1, "cannot write -w /nonexistent/x: No such file", "as in: -w /tmp/all.pcapng");
+}
+
 // ---- addresses and senders ----
 
 #[test]

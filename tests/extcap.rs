@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::capture::{Direction, tshark_fields};
 use lab::check::assert_same_frames;
@@ -407,5 +407,58 @@ fn tshark_shows_why_it_captures_nothing() {
         let (_, said) = capture.ended();
         assert!(said.contains("Error by extcap pipe: snifctl: ") && said.contains(why), "{said}");
         remote.desk.wait_until_down();
+    }
+}
+
+/// The processes of a group that live.
+fn members(group: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_member = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let words: Vec<&str> = stat.split_whitespace().collect();
+        words.get(4) == Some(&group.to_string().as_str()) && words.get(2) != Some(&"Z")
+    };
+    all.filter(is_member).collect()
+}
+
+/// ssh that waits for a connection, which never comes: signals, the exit code, and what is said.
+const STUCK: [(&[&str], Option<i32>, &str); 3] = [
+    (
+        &["TERM"],
+        Some(143),
+        "snifctl: ssh to 198.51.100.1 did not get through; try: ssh 198.51.100.1 SNIFCTL --version\n",
+    ),
+    (&["TERM", "TERM"], Some(143), ""),
+    (&["KILL"], None, ""),
+];
+
+#[test]
+fn no_ssh_is_left_that_did_not_get_through() {
+    let remote = Remote::new();
+    for (signals, code, said) in STUCK {
+        let file = remote.desk.lab.fresh_path("stuck.pcapng");
+        let more = ["--remote-interface", "eth0", "--proxycommand", "sleep 100"];
+        let mut capture = remote.extcap(&file, &OUT_IP.to_string(), &more);
+        let ours = capture.child.id();
+        // It is ready for signals once it captures.
+        let ssh = poll(PATIENCE, || child_of(ours, "ssh").filter(|_| file.exists())).expect("ssh");
+        let proxy = poll(PATIENCE, || child_of(ssh, "sleep")).expect("its proxy");
+        let (mut left, mut next) = (signals.iter(), Instant::now());
+        let ended = poll(2 * PATIENCE, || {
+            if Instant::now() >= next
+                && let Some(name) = left.next()
+            {
+                signal(ours, name);
+                next += Duration::from_millis(1200);
+            }
+            capture.child.try_wait().expect("a child")
+        });
+        assert_eq!((ended.map(|status| status.code()), capture.said()), (Some(code), said.replace("SNIFCTL", SNIFCTL)));
+        // Who is killed can end ssh alone: its proxy learns of that by its pipe, if it looks.
+        let stays = if *signals == ["KILL"] { vec![proxy] } else { Vec::new() };
+        let left = poll(PATIENCE, || (members(ssh) == stays).then_some(()));
+        stays.iter().for_each(|pid| signal(pid, "KILL"));
+        assert!(left.is_some(), "{signals:?}: {:?}", members(ssh));
     }
 }

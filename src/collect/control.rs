@@ -28,6 +28,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place(pub SocketAddr);
 
+impl Place {
+    fn at(address: IpAddr) -> Place {
+        Place(SocketAddr::new(address, PORT))
+    }
+
+    /// What was meant, perhaps, where a port stands behind an IPv6 address without brackets.
+    fn bracketed(self) -> Option<Place> {
+        let text = Some(self.0).filter(|at| at.is_ipv6() && at.port() == PORT)?.ip().to_string();
+        let (address, port) = text.rsplit_once(':')?;
+        Some(Place(SocketAddr::new(address.parse().ok()?, port.parse().ok().filter(|port| *port != 0)?)))
+    }
+}
+
 impl FromStr for Place {
     type Err = Usage;
 
@@ -35,6 +48,12 @@ impl FromStr for Place {
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         let alone = bare.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, PORT));
         match alone.or_else(|| text.parse().ok()) {
+            Some(address) if address.port() == 0 => {
+                refuse!(
+                    "--control {text} has port 0, which nobody would know; try: --control {}",
+                    Place::at(address.ip())
+                )
+            }
             Some(address) => Ok(Place(address)),
             None => refuse!("--control {text:?} is no address; try: --control 10.0.0.7, or 10.0.0.7:{PORT}"),
         }
@@ -58,7 +77,8 @@ impl Control {
     pub(crate) fn open(at: Place) -> Result<Control> {
         let listener = TcpListener::bind(at.0).map_err(|err| match err.kind() {
             io::ErrorKind::AddrNotAvailable => {
-                anyhow!("--control {at}: no address of this machine; see: ip address")
+                let meant = at.bracketed().map(|meant| format!("; with a port it is {meant}")).unwrap_or_default();
+                anyhow!("--control {}: no address of this machine{meant}; see: ip address", at.0.ip())
             }
             _ => {
                 anyhow!("--control {at}: cannot listen there ({err}); try another port: --control {}:19811", at.0.ip())
@@ -113,7 +133,7 @@ mod tests {
 
     #[test]
     fn all_who_wait_get_one_document() {
-        let control = Control::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let control = Control::open(Place("127.0.0.1:0".parse().unwrap())).unwrap();
         let at = control.listener.local_addr().unwrap();
         control.answer(|| unreachable!("nobody waits"));
         let waiting: Vec<TcpStream> = (0..MOST + 1).map(|_| TcpStream::connect(at).unwrap()).collect();
@@ -134,5 +154,16 @@ mod tests {
         assert_eq!(read("[2001:db8::7]").as_deref(), Some("[2001:db8::7]:9811"));
         assert_eq!(read("[2001:db8::7]:80").as_deref(), Some("[2001:db8::7]:80"));
         assert_eq!(read("collector"), None);
+    }
+
+    #[test]
+    fn a_port_that_says_nothing_or_is_hidden_in_an_address_is_hinted_at() {
+        let said = "10.0.0.7:0".parse::<Place>().unwrap_err().to_string();
+        assert_eq!(said, "--control 10.0.0.7:0 has port 0, which nobody would know; try: --control 10.0.0.7:9811");
+        let said = |text: &str| Control::open(text.parse().unwrap()).err().unwrap().to_string();
+        let ends = "see: ip address";
+        let hidden = "no address of this machine; with a port it is [2001:db8::7]:9812";
+        assert_eq!(said("2001:db8::7:9812"), format!("--control 2001:db8::7:9812: {hidden}; {ends}"));
+        assert_eq!(said("2001:db8::7"), format!("--control 2001:db8::7: no address of this machine; {ends}"));
     }
 }

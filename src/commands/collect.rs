@@ -48,13 +48,13 @@ pub(crate) struct CollectArgs {
     #[arg(short, long = "write", value_name = "FILE|-")]
     write: Option<String>,
     /// Begin another file after so many millions of bytes: FILE1, FILE2, ...
-    #[arg(short = 'C', long, value_name = "MB", value_parser = |text: &str| number::<u64>("-C", text, 1..=1_000_000_000, "-C 100"))]
+    #[arg(short = 'C', long, value_name = "MB", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("-C", text, 1..=1_000_000_000, "-C 100"))]
     file_size: Option<u64>,
     /// Begin another file after so many seconds; FILE can hold a time, as in day-%H.pcapng
-    #[arg(short = 'G', long, value_name = "SECONDS", value_parser = |text: &str| number::<u64>("-G", text, 1..=1_000_000_000, "-G 3600"))]
+    #[arg(short = 'G', long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("-G", text, 1..=1_000_000_000, "-G 3600"))]
     rotate_seconds: Option<u64>,
     /// So many files: with -C the first is written again then, with -G alone it ends
-    #[arg(short = 'W', long, value_name = "COUNT", value_parser = |text: &str| number::<u64>("-W", text, 1..=1_000_000_000, "-W 24"))]
+    #[arg(short = 'W', long, value_name = "COUNT", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("-W", text, 1..=1_000_000_000, "-W 24"))]
     file_count: Option<u64>,
     /// Write pcap with nanoseconds instead of pcapng
     #[arg(long, requires = "write")]
@@ -63,7 +63,7 @@ pub(crate) struct CollectArgs {
     #[arg(long, value_name = "IFACE")]
     to: Option<String>,
     /// Print a table of sources so often
-    #[arg(long, value_name = "SECONDS", value_parser = |text: &str| number::<u64>("--stats", text, 1..=86400, "--stats 10"))]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("--stats", text, 1..=86400, "--stats 10"))]
     stats: Option<u64>,
     /// Tell the counters to `snifctl verify`, which connects there [default port: 9811]
     #[arg(long, value_name = "ADDR[:PORT]")]
@@ -75,25 +75,25 @@ pub(crate) struct CollectArgs {
     #[arg(long, value_name = "ADDR")]
     listen: Vec<IpAddr>,
     /// UDP port [default: vxlan 4789, vxlan-gpe 4790, geneve 6081]
-    #[arg(long, value_name = "PORT", value_parser = |text: &str| number::<u16>("--port", text, 1..=65535, "--tunnel vxlan --port 8472"))]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = |text: &str| number::<u16>("--port", text, 1..=65535, "--tunnel vxlan --port 8472"))]
     port: Option<u16>,
     /// The id of outgoing packets' copies, as it was given to `up`
-    #[arg(long, value_name = "N", value_parser = |text: &str| number::<u32>("--egress-id", text, 0..=u64::from(u32::MAX), "--egress-id 8"))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |text: &str| number::<u32>("--egress-id", text, 0..=u64::from(u32::MAX), "--egress-id 8"))]
     egress_id: Option<u32>,
     /// Only frames that this pcap-filter(7) expression takes
     #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
     filter: Option<String>,
     /// Keep one of the same frames that several taps have copied within so many milliseconds
-    #[arg(long, value_name = "MS", value_parser = |text: &str| number::<u64>("--dedup", text, 1..=60_000, "--dedup 50"))]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("--dedup", text, 1..=60_000, "--dedup 50"))]
     dedup: Option<u64>,
     /// Let frames wait so many milliseconds for those that are late
-    #[arg(long, value_name = "MS", value_parser = |text: &str| number::<u64>("--reorder", text, 1..=60_000, "--reorder 50"))]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("--reorder", text, 1..=60_000, "--reorder 50"))]
     reorder: Option<u64>,
     /// Which time frames get
     #[arg(long, value_enum, default_value_t = Time::Arrival)]
     time: Time,
     /// End after so many frames
-    #[arg(long, value_name = "N", value_parser = |text: &str| number::<u64>("--count", text, 1..=u64::MAX, "--count 1000"))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = |text: &str| number::<u64>("--count", text, 1..=u64::MAX, "--count 1000"))]
     count: Option<u64>,
     /// Go on as this user once sockets and devices are open
     #[arg(short = 'Z', long, value_name = "USER")]
@@ -115,6 +115,11 @@ impl CollectArgs {
         ensure_usage!(
             self.write.is_some() || self.to.is_some() || self.stats.is_some(),
             "nothing says what to do with the frames; try: snifctl collect -w -, --to tap0 or --stats 10"
+        );
+        ensure_usage!(self.write.as_deref() != Some(""), "-w is empty; try: -w day.pcapng");
+        ensure_usage!(
+            self.filter.as_ref().is_none_or(|expression| !expression.trim().is_empty()),
+            "--filter is empty; leave it out for every frame, or try: --filter 'tcp port 443'"
         );
         ensure_usage!(
             self.write.is_some() || (self.file_size, self.rotate_seconds, self.file_count) == (None, None, None),
@@ -299,19 +304,25 @@ fn table(flow: &Flow) -> String {
     let all: Vec<Vec<String>> = [head.map(String::from).to_vec()].into_iter().chain(body).collect();
     let mut text = text::table(&all, &[2, 3, 5, 6, 7, 8, 9]);
     for (source, fault, count) in flow.sources.faults() {
-        let _ = writeln!(text, "  {source} sent {count} packets that are no copies: {}", fault.meaning());
+        let what = if count == 1 { "packet that is no copy" } else { "packets that are no copies" };
+        let _ = writeln!(text, "  {source} sent {count} {what}: {}", fault.meaning());
     }
     if flow.sources.dropped > 0 {
         let dropped = flow.sources.dropped;
-        let _ = writeln!(text, "  {dropped} packets were dropped here: the socket's queue was full");
+        let _ = writeln!(text, "  {} dropped here: the socket's queue was full", were(dropped, "packet"));
     }
     if flow.sources.unkept > 0 {
-        let _ = writeln!(text, "  {} packets were left out, as there are too many sources", flow.sources.unkept);
+        let unkept = were(flow.sources.unkept, "packet");
+        let _ = writeln!(text, "  {unkept} left out, as there are too many sources");
     }
     if let Some(tap) = flow.tap.as_ref().filter(|tap| tap.refused > 0) {
-        let _ = writeln!(text, "  {} frames were refused by the tap device: is it up?", tap.refused);
+        let _ = writeln!(text, "  {} refused by the tap device: is it up?", were(tap.refused, "frame"));
     }
     text
+}
+
+fn were(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what} was") } else { format!("{count} {what}s were") }
 }
 
 fn row(row: &Row) -> Vec<String> {

@@ -2,12 +2,14 @@
 //! So the session goes with ssh, with the network, and with us, however each ends.
 
 use std::io::{PipeWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::tools::exec::{Cmd, Line, Lines, Runner, quote};
+use crate::tools::exec::{Cmd, Line, Lines, Runner, Shared, quote};
 use crate::tools::interrupt;
 
 /// So often we give a sign of life, and so long the other side waits for one.
@@ -15,6 +17,8 @@ const BEAT: Duration = Duration::from_secs(5);
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// So long it may take the session down.
 const GRACE: Duration = Duration::from_secs(10);
+/// So long ssh may take to end that is killed.
+const LAST: Duration = Duration::from_secs(1);
 /// What ssh and its helpers see of our environment.
 const ENVIRONMENT: [&str; 7] = ["HOME", "USER", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "KRB5CCNAME", "XDG_RUNTIME_DIR"];
 /// Nothing is asked, as nobody could answer; nothing but our command runs; and a dead connection is told from a quiet one.
@@ -80,8 +84,10 @@ pub(super) struct Far {
     /// What is run there.
     program: String,
     /// As long as it is there, so is the session.
-    life: Sender<()>,
+    life: Option<Sender<()>>,
     ended: Receiver<Ended>,
+    ssh: Shared,
+    has_begun: Arc<AtomicBool>,
 }
 
 impl Far {
@@ -89,31 +95,45 @@ impl Far {
     pub(super) fn start(host: &Host, program: &str, words: &[String]) -> Result<Far> {
         // There it is read by a shell.
         let line = words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
-        let (lines, input) = Runner::default().talk(&host.ssh(&["--".into(), host.destination.clone(), line]))?;
+        // However we end, ssh does not stay.
+        let call = host.ssh(&["--".into(), host.destination.clone(), line]).mortal();
+        let (lines, input) = Runner::default().talk(&call)?;
+        let (ssh, has_begun) = (lines.program(), Arc::new(AtomicBool::new(false)));
+        let (at_last, begun) = (ssh.clone(), has_begun.clone());
+        interrupt::at_last(move || at_last.end());
         let ((life, living), (sender, ended)) = (mpsc::channel(), mpsc::channel());
         std::thread::spawn(move || beat(input, &living));
         std::thread::spawn(move || {
-            let _ = sender.send(listen(lines));
+            let _ = sender.send(listen(lines, &begun));
             interrupt::end();
         });
-        Ok(Far { host: host.clone(), program: program.into(), life, ended })
+        Ok(Far { host: host.clone(), program: program.into(), life: Some(life), ended, ssh, has_begun })
     }
 
     /// Takes the session down.
     ///
     /// # Errors
     /// Where it had ended before, or does not end well.
-    pub(super) fn end(self) -> Result<()> {
+    pub(super) fn end(mut self) -> Result<()> {
         if let Ok(ended) = self.ended.try_recv() {
             return Err(self.host.reason(&self.program, ended));
         }
-        drop(self.life);
+        drop(self.life.take());
         match self.ended.recv_timeout(GRACE) {
             Ok(Ended { code: Some(0), .. }) => Ok(()),
             Ok(ended) => Err(self.host.reason(&self.program, ended)),
-            Err(_) => {
-                bail!("{} does not answer; the session there ends after {} s", self.host.destination, SILENCE.as_secs())
-            }
+            Err(_) => Err(self.given_up()),
+        }
+    }
+
+    /// Ends ssh, which does not end by itself.
+    fn given_up(&self) -> anyhow::Error {
+        self.ssh.end();
+        let _ = self.ended.recv_timeout(LAST);
+        let host = &self.host.destination;
+        match self.has_begun.load(Ordering::SeqCst) {
+            true => anyhow!("{host} does not answer; the session there ends after {} s", SILENCE.as_secs()),
+            false => anyhow!("ssh to {host} did not get through; {}", self.host.by_hand(&self.program)),
         }
     }
 }
@@ -127,31 +147,54 @@ fn beat(mut input: PipeWriter, living: &Receiver<()>) {
     }
 }
 
-fn listen(mut lines: Lines) -> Ended {
-    let said = lines.by_ref().filter_map(|line| match line {
-        Line::Err(text) => Some(text.trim().to_string()).filter(|text| !text.is_empty()),
-        Line::Out(_) => None,
-    });
-    let said = said.collect();
+/// The lines of standard error, until the end. `has_begun`: the program there has said something.
+fn listen(mut lines: Lines, has_begun: &AtomicBool) -> Ended {
+    let mut said = Vec::new();
+    for line in lines.by_ref() {
+        let text = match line {
+            Line::Out(_) => None,
+            Line::Err(text) => Some(text.trim().to_string()),
+        };
+        if text.as_deref().is_none_or(is_from_there) {
+            has_begun.store(true, Ordering::SeqCst);
+        }
+        said.extend(text.filter(|text| !text.is_empty()));
+    }
     Ended { code: lines.code().unwrap_or_default(), said }
+}
+
+/// Is a line the program's there, and not ssh's?
+fn is_from_there(line: &str) -> bool {
+    line.starts_with("snifctl: ")
 }
 
 impl Host {
     /// One line for it.
     fn reason(&self, program: &str, ended: Ended) -> anyhow::Error {
         let Ended { code, said } = ended;
-        let host = &self.destination;
-        let all = said.join("; ");
-        let (all, last) = (all.trim_end_matches('.'), said.last().map(String::as_str).unwrap_or("it says no reason"));
-        let by_hand = format!("try: ssh {} {} --version", quote(host), quote(program));
+        let (host, by_hand) = (&self.destination, self.by_hand(program));
+        let last = said.last().map(String::as_str).unwrap_or("it says no reason");
         match code {
             None => anyhow!("ssh to {host} was ended by a signal"),
-            Some(BY_SSH) if said.is_empty() => anyhow!("ssh to {host} failed; {by_hand}"),
-            Some(BY_SSH) => anyhow!("ssh to {host} failed: {all}; {by_hand}"),
+            Some(BY_SSH) => match by_ssh(&said) {
+                Some(why) => anyhow!("ssh to {host} failed: {why}; {by_hand}"),
+                None => anyhow!("ssh to {host} failed; {by_hand}"),
+            },
             Some(NOT_FOUND) => anyhow!("{host} does not find it: {last}; try: --remote-snifctl /usr/local/bin/snifctl"),
             Some(_) => anyhow!("{host}: {}", last.strip_prefix("snifctl: ").unwrap_or(last)),
         }
     }
+
+    fn by_hand(&self, program: &str) -> String {
+        format!("try: ssh {} {} --version", quote(&self.destination), quote(program))
+    }
+}
+
+/// Why ssh failed, without what the program there had to tell before.
+fn by_ssh(said: &[String]) -> Option<String> {
+    let all: Vec<&str> = said.iter().map(String::as_str).filter(|line| !is_from_there(line)).collect();
+    let all = all.join("; ");
+    Some(all.trim_end_matches('.').to_string()).filter(|all| !all.is_empty())
 }
 
 #[cfg(test)]
@@ -169,6 +212,11 @@ mod tests {
         let refused = "ssh: connect to host web1 port 22: Connection refused";
         assert_eq!(reason(Some(255), &[refused]), format!("ssh to me@web1 failed: {refused}; {by_hand}"));
         assert_eq!(reason(Some(255), &[]), format!("ssh to me@web1 failed; {by_hand}"));
+        let note = "snifctl: MTU 1500 towards 10.0.0.7 is too small";
+        assert_eq!(reason(Some(255), &[note]), format!("ssh to me@web1 failed; {by_hand}"));
+        let closed = "Connection to web1 closed by remote host.";
+        let expected = format!("ssh to me@web1 failed: {}; {by_hand}", closed.trim_end_matches('.'));
+        assert_eq!(reason(Some(255), &[note, closed]), expected);
         let missing = "sh: 1: snifctl: not found";
         let elsewhere = "try: --remote-snifctl /usr/local/bin/snifctl";
         assert_eq!(reason(Some(127), &[missing]), format!("me@web1 does not find it: {missing}; {elsewhere}"));

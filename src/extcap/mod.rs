@@ -174,13 +174,33 @@ impl Extcap {
         notes::hush();
         let watch = Watch::start(self.fifo.as_deref().unwrap_or_default());
         let done = match interface {
-            Interface::Collector => collect(&self.collect()),
+            Interface::Collector => {
+                self.ensure_own(interface).map_err(Into::into).and_then(|()| collect(&self.collect()))
+            }
             Interface::Remote => remote::capture(self),
         };
         if done.is_err() {
             watch.await_reader();
         }
         done
+    }
+
+    /// Refuses what the interface would not heed.
+    fn ensure_own(&self, interface: Interface) -> Result<(), Usage> {
+        let of_collector = [("--egress-id", &self.egress_id), ("--reorder", &self.reorder), ("--dedup", &self.dedup)];
+        let (foreign, other) = match interface {
+            Interface::Collector => (self.remote.own(), Interface::Remote),
+            Interface::Remote => {
+                let found = of_collector.into_iter().find(|(_, value)| given(value).is_some());
+                (found.map(|(flag, _)| flag), Interface::Collector)
+            }
+        };
+        match foreign {
+            Some(flag) => {
+                refuse!("{flag} is of another interface; leave it out, or try: --extcap-interface {}", spelled(other))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The call of `collect` that captures.
@@ -237,6 +257,20 @@ mod tests {
         assert_eq!(words.join(" "), expected);
         let call = ["snifctl", "collect"].into_iter().chain(words.iter().map(String::as_str));
         assert!(Cli::try_parse_from(call).is_ok());
+    }
+
+    #[test]
+    fn what_is_of_the_other_interface_is_refused() {
+        for words in [&["--port", "5"][..], &["--remote-host", "h"], &["--remote-sudo"], &["--leave-out-ssh", "false"]]
+        {
+            let said = Extcap::try_parse_from([&[NAME], words].concat()).unwrap();
+            let said = said.ensure_own(Interface::Collector).unwrap_err().to_string();
+            let ends = "is of another interface; leave it out, or try: --extcap-interface snifctl-remote";
+            assert_eq!(said, format!("{} {ends}", words[0]));
+        }
+        let empty = Extcap::try_parse_from([NAME, "--port", "", "--dedup", "5"]).unwrap();
+        assert!(empty.ensure_own(Interface::Collector).is_ok());
+        assert!(empty.ensure_own(Interface::Remote).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use crate::extcap::far::{Far, Host, SILENCE};
 use crate::extcap::sentence::{Argument, sentences};
-use crate::extcap::{Extcap, collect, given, words_of};
+use crate::extcap::{Extcap, Interface, collect, given, words_of};
 use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
 
 /// What only the remote interface asks; names are those of Wireshark's sshdump where that has them.
@@ -189,6 +189,7 @@ pub(super) fn capture(extcap: &Extcap) -> Result<ExitCode> {
 impl Plan {
     fn of(extcap: &Extcap) -> Result<Plan> {
         let wanted = &extcap.remote;
+        extcap.ensure_own(Interface::Remote)?;
         let tunnel = wanted.tunnel(extcap)?;
         let (host, interfaces) = (wanted.host()?, wanted.interfaces()?);
         let place = host.place()?;
@@ -206,7 +207,7 @@ impl Plan {
         // Without rights we receive UDP over IPv6 with a checksum alone.
         up.extend(target.address.is_ipv6().then(|| "--udp-checksum".into()));
         up.extend(words_of([("--filter", &filter)]));
-        up.extend(given(&wanted.up_options).unwrap_or_default().split_whitespace().map(String::from));
+        up.extend(wanted.more(&up)?);
         up.push("--".into());
         up.extend(interfaces);
         Ok(Plan { host, program, up, collect: target.collect(extcap, tunnel) })
@@ -234,6 +235,38 @@ impl Wanted {
             given(&self.remote_interface).unwrap_or_default().split_whitespace().map(String::from).collect();
         ensure_usage!(!names.is_empty(), "--remote-interface is missing; try: --remote-interface eth0");
         Ok(names)
+    }
+
+    /// More options of `up`, besides ours.
+    fn more(&self, ours: &[String]) -> Result<Vec<String>, Usage> {
+        let words: Vec<String> =
+            given(&self.up_options).unwrap_or_default().split_whitespace().map(String::from).collect();
+        for word in &words {
+            let flag = word.split('=').next().unwrap_or_default();
+            if let Some(instead) = instead(flag, ours) {
+                refuse!("--up-options has {flag}, which is not for it; {instead}");
+            }
+        }
+        Ok(words)
+    }
+
+    /// The first option that is given and is of this interface alone.
+    pub(super) fn own(&self) -> Option<&'static str> {
+        let values = [
+            ("--remote-host", &self.remote_host),
+            ("--remote-port", &self.remote_port),
+            ("--remote-username", &self.remote_username),
+            ("--sshkey", &self.sshkey),
+            ("--proxycommand", &self.proxycommand),
+            ("--ssh-config", &self.ssh_config),
+            ("--remote-interface", &self.remote_interface),
+            ("--remote-snifctl", &self.remote_snifctl),
+            ("--port", &self.port),
+            ("--up-options", &self.up_options),
+        ];
+        let flags = [("--remote-sudo", self.remote_sudo), ("--leave-out-ssh", !self.leave_out_ssh)];
+        let values = values.into_iter().map(|(flag, value)| (flag, given(value).is_some()));
+        values.chain(flags).find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
     }
 
     fn tunnel(&self, extcap: &Extcap) -> Result<Tunnel, Usage> {
@@ -278,6 +311,22 @@ impl Target {
         ])
     }
 }
+
+/// What to use instead of an option of `up` that does not go with ours, or with a session that is up while we are.
+fn instead(flag: &str, ours: &[String]) -> Option<&'static str> {
+    let is_short = |letter| flag.starts_with('-') && !flag.starts_with("--") && flag.contains(letter);
+    match flag {
+        "--filter" => Some("use the capture filter, as in: tshark -f 'tcp port 443'"),
+        "--remote" => Some("use the option of this interface: --listen 10.0.0.7"),
+        "--port" => Some("use the option of this interface: --port 6081"),
+        "--tunnel" => Some("use the option of this interface: --tunnel vxlan"),
+        "--help" | "--version" | "--name" | "--while-stdin" | "--dry-run" | "--json" => Some(LEAVE_OUT),
+        _ if is_short('h') || is_short('V') || ours.iter().any(|ours| ours == flag) => Some(LEAVE_OUT),
+        _ => None,
+    }
+}
+
+const LEAVE_OUT: &str = "leave it out, as in: --up-options '--snaplen 200'";
 
 /// A session of our own.
 fn name() -> String {
@@ -426,9 +475,28 @@ mod tests {
             ([&both[..], &["--tunnel", "gre"]].concat(), "--tunnel \"gre\" is none of this interface"),
             ([&both[..], &["--listen", "here"]].concat(), "--listen \"here\" is no IP address"),
             ([&both[..], &["--port", "0"]].concat(), "--port 0 is out of range"),
+            ([&both[..], &["--dedup", "50"]].concat(), "--dedup is of another interface"),
+            ([&both[..], &["--up-options", "--filter udp"]].concat(), "tshark -f 'tcp port 443'"),
+            ([&both[..], &["--up-options", "--ttl 3 --filter=udp"]].concat(), "--up-options has --filter,"),
+            ([&both[..], &["--up-options", "--remote 10.0.0.7"]].concat(), "--listen 10.0.0.7"),
+            ([&both[..], &["--up-options", "--port 6000"]].concat(), "--port 6081"),
+            ([&both[..], &["--up-options", "--tunnel gre"]].concat(), "--tunnel vxlan"),
         ] {
             let said = Plan::of(&extcap(&words)).unwrap_err();
             assert!(said.to_string().contains(names) && said.is::<Usage>(), "{said}");
+        }
+    }
+
+    #[test]
+    fn further_options_are_those_that_go_with_ours() {
+        for flag in
+            ["--help", "-h", "-vh", "--version", "-V", "--while-stdin=5", "--name", "--dry-run", "--json", "--tell"]
+        {
+            let call = ["--remote-host", "127.0.0.1", "--ssh-config", "none", "--remote-interface", "eth0"];
+            let said = Plan::of(&extcap(&[&call[..], &["--up-options", flag]].concat())).unwrap_err();
+            let name = flag.split('=').next().unwrap();
+            let expected = format!("--up-options has {name}, which is not for it; {LEAVE_OUT}");
+            assert!(said.to_string() == expected && said.is::<Usage>(), "{said}");
         }
     }
 

@@ -6,6 +6,8 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -384,8 +386,30 @@ pub(crate) enum Line {
 /// A running program's lines as they come, until it ends. It is ended when this value goes.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    handle: duct::Handle,
+    program: Shared,
     lines: Receiver<Line>,
+}
+
+/// A program that one thread listens to, and another can end.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    handle: Arc<duct::Handle>,
+    /// Its output has ended, so that it is waited for, and its number may become another's.
+    is_over: Arc<AtomicBool>,
+}
+
+impl Shared {
+    fn pid(&self) -> u32 {
+        self.handle.pids().first().copied().unwrap_or_default()
+    }
+
+    /// Ends it, and, where it leads a group of its own, all that it has started.
+    pub(crate) fn end(&self) {
+        if let Some(group) = Pid::from_raw(self.pid() as i32).filter(|_| !self.is_over.load(Ordering::SeqCst)) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.handle.kill();
+    }
 }
 
 impl Lines {
@@ -400,16 +424,21 @@ impl Lines {
         let (sender, lines) = mpsc::channel();
         forward(out, Line::Out, sender.clone());
         forward(err, Line::Err, sender);
-        Ok(Lines { handle, lines })
+        Ok(Lines { program: Shared { handle: Arc::new(handle), is_over: Arc::default() }, lines })
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.handle.pids().first().copied().unwrap_or_default()
+        self.program.pid()
+    }
+
+    pub(crate) fn program(&self) -> Shared {
+        self.program.clone()
     }
 
     /// How it has ended, once it has; none where a signal did that.
     pub(crate) fn code(&self) -> Result<Option<i32>> {
-        Ok(self.handle.wait()?.status.code())
+        self.program.is_over.store(true, Ordering::SeqCst);
+        Ok(self.program.handle.wait()?.status.code())
     }
 }
 
@@ -431,7 +460,9 @@ impl Iterator for Lines {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        let _ = self.handle.kill().and_then(|()| self.handle.wait().map(drop));
+        self.program.is_over.store(true, Ordering::SeqCst);
+        let handle = &self.program.handle;
+        let _ = handle.kill().and_then(|()| handle.wait().map(drop));
     }
 }
 

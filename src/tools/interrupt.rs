@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ static CAME: AtomicU8 = AtomicU8::new(0);
 static HELD: AtomicU32 = AtomicU32::new(0);
 static RELOAD: AtomicBool = AtomicBool::new(false);
 static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+/// What is done before a second signal ends us.
+static LAST: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
 
 /// `timeout` and `systemd` send a signal twice: so much later it is another wish, and ends us at once.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -61,7 +64,7 @@ pub(crate) fn serve(reloads: bool, wake: impl Fn() + Send + 'static) {
                 continue;
             }
             match first {
-                Some(at) if at.elapsed() >= AGAIN => std::process::exit(128 + signal),
+                Some(at) if at.elapsed() >= AGAIN => end_at_once(128 + signal),
                 Some(_) => {}
                 None => {
                     first = Some(Instant::now());
@@ -71,6 +74,18 @@ pub(crate) fn serve(reloads: bool, wake: impl Fn() + Send + 'static) {
             }
         }
     });
+}
+
+/// Does this before a second signal ends us, which waits for nothing.
+pub(crate) fn at_last(act: impl Fn() + Send + 'static) {
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
+}
+
+fn end_at_once(code: i32) -> ! {
+    if let Some(act) = &*LAST.lock().unwrap_or_else(PoisonError::into_inner) {
+        act();
+    }
+    std::process::exit(code)
 }
 
 /// Has a signal told to reload since this was last asked?
