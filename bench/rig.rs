@@ -181,7 +181,7 @@ impl Rig {
 }
 
 /// Seconds that all CPUs together have worked since the machine started.
-fn busy() -> f64 {
+pub(crate) fn busy() -> f64 {
     let stat = fs::read_to_string("/proc/stat").expect("read the CPUs' times");
     let line = stat.lines().next().expect("the line of all CPUs");
     let ticks: Vec<f64> = line.split_whitespace().skip(1).map(|word| word.parse().expect("ticks")).collect();

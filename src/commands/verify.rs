@@ -341,7 +341,7 @@ impl Report<'_> {
         let reasons = self.reasons();
         if dropped > 0 && !reasons.is_empty() {
             let all: Vec<String> = reasons.iter().map(|(reason, n)| format!("{reason} {}", grouped(*n))).collect();
-            let _ = write!(text, " ({})", all.join(", "));
+            let _ = write!(text, " (of the whole session: {})", all.join(", "));
         }
         let _ = write!(text, "\n  {shown} sent = {arrived} received + {} lost", grouped(lost));
         if open > 0 {
