@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
-use crate::collect::now;
+use crate::collect::{now, seconds};
 use crate::usage::{Usage, refuse};
 
 /// Where nothing else is said.
@@ -97,7 +97,7 @@ impl Control {
         }
         let mut document = document();
         document["seconds"] = self.began.elapsed().as_secs_f64().into();
-        document["now"] = (now() as f64 / 1e9).into();
+        document["now"] = seconds(now()).into();
         let text: Arc<str> = format!("{document}\n").into();
         for stream in came {
             if self.on_their_way.load(Ordering::Relaxed) < MOST {

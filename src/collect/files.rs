@@ -2,26 +2,23 @@
 //! last frame, also when the disk is full.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use chrono::format::{Fixed, Item, StrftimeItems};
 use chrono::{DateTime, Local};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::fs::OFlags;
 use signal_hook::consts::SIGXFSZ;
 
 use crate::collect::pcapng::{self, Frame, Statistics};
 use crate::tools::exec::ReaderGone;
-use crate::tools::interrupt;
+use crate::tools::{fifo, interrupt};
 use crate::usage::{Usage, ensure_usage, refuse};
 
 /// So many bytes are written at once.
@@ -30,7 +27,6 @@ const SECOND: u64 = 1_000_000_000;
 /// What a pipe takes at once (pipe(7)), and so long, in milliseconds, room is waited for before signals are looked for.
 const PIPE_BUF: usize = 4096;
 const WHILE: u8 = 100;
-const STEP: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -349,21 +345,11 @@ fn write_to_reader(out: &mut File, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// A pipe is opened once somebody reads it, or not at all where a signal comes first.
+/// A named pipe once somebody reads it, or not at all where a signal comes first.
 fn create(path: &Path) -> Result<File> {
-    let is_fifo = || fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo());
-    if !is_fifo() {
-        return Ok(File::create(path)?);
-    }
-    loop {
-        let nonblocking = OFlags::NONBLOCK.bits() as i32;
-        match OpenOptions::new().write(true).custom_flags(nonblocking).open(path) {
-            Err(err) if err.raw_os_error() == Some(Errno::ENXIO as i32) => {
-                interrupt::check()?;
-                thread::sleep(STEP);
-            }
-            opened => return Ok(opened?),
-        }
+    match fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo()) {
+        true => fifo::opened(path, interrupt::check),
+        false => Ok(File::create(path)?),
     }
 }
 

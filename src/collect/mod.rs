@@ -32,6 +32,11 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_nanos() as u64)
 }
 
+/// The same as told in JSON.
+pub(crate) fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
 /// A frame on its way from the socket to where it is written.
 #[derive(Clone, Copy, Debug)]
 struct Passing {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::collect::decode::{Copy, Fault, Kind, Tap};
+use crate::collect::seconds;
 use crate::collect::sequence::{Counts, Run, Seen, Sequence};
 use crate::datapath::abi::Direction;
 
@@ -121,10 +122,6 @@ pub(crate) struct Numbers {
     pub run: Run,
     /// When that was, in seconds since 1970.
     pub begun: f64,
-}
-
-fn seconds(nanoseconds: u64) -> f64 {
-    nanoseconds as f64 / 1e9
 }
 
 impl Sources {

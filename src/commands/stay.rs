@@ -24,8 +24,6 @@ pub(super) enum Over {
     Silence(Duration),
     /// Of standard output.
     Reader,
-    /// Others have taken it down.
-    Gone,
 }
 
 impl fmt::Display for Over {
@@ -34,7 +32,6 @@ impl fmt::Display for Over {
             Over::Signal => f.write_str("a signal came"),
             Over::Input => f.write_str("standard input has ended"),
             Over::Silence(time) => write!(f, "nothing came on standard input for {} s", time.as_secs()),
-            Over::Gone => f.write_str("it has gone"),
             Over::Reader => f.write_str("nobody could be told that it is up"),
         }
     }
@@ -63,35 +60,38 @@ impl Guest {
     }
 
     /// Waits, and says for what it need not wait any longer.
-    pub(super) fn stay(&self, is_there: impl Fn() -> bool) -> Over {
+    ///
+    /// # Errors
+    /// Others have taken the session down.
+    pub(super) fn stay(&self, name: &str, is_there: impl Fn() -> bool) -> Result<Over> {
         let (mut heard, mut looked, mut looks) = (Instant::now(), Instant::now(), [true; 2]);
         loop {
             let left = self.silence.map_or(LOOK, |silence| silence.saturating_sub(heard.elapsed()).min(LOOK));
             let mut both = [self.signal.as_fd(), self.input.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut both, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Err(Errno::EINTR) => continue,
-                Err(_) => return Over::Input,
+                Err(_) => return Ok(Over::Input),
                 Ok(_) => {}
             }
             let [signal, input] = both.map(|at| at.any().unwrap_or(true));
             if signal {
-                return Over::Signal;
+                return Ok(Over::Signal);
             }
             if input {
                 if self.has_ended() {
-                    return Over::Input;
+                    return Ok(Over::Input);
                 }
                 heard = Instant::now();
             }
             if let Some(silence) = self.silence.filter(|silence| heard.elapsed() >= *silence) {
-                return Over::Silence(silence);
+                return Ok(Over::Silence(silence));
             }
             // Who changes it may have it in hand at one look.
             if looked.elapsed() >= LOOK {
                 (looked, looks) = (Instant::now(), [looks[1], is_there()]);
             }
             if looks == [false; 2] {
-                return Over::Gone;
+                bail!("session {name} has been taken down by others; to have it again: snifctl up");
             }
         }
     }
@@ -113,9 +113,6 @@ impl Guest {
         why: Over,
     ) -> Result<()> {
         let _held = interrupt::hold();
-        if matches!(why, Over::Gone) {
-            bail!("session {name} has been taken down by others; to have it again: snifctl up");
-        }
         let open = Open::to_remove(context)?;
         if begin(&open.home, name).is_some_and(|now| made.is_some_and(|made| now != made)) {
             eprintln!("snifctl: session {name} is another one by now, and stays: {why}");

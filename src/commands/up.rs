@@ -38,7 +38,7 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let begin = stay::begin(&home, &args.name);
     // Who cannot be told is gone.
     let is_there = || stay::begin(&home, &args.name) == begin;
-    let why = if told.is_ok() { guest.stay(is_there) } else { Over::Reader };
+    let why = if told.is_ok() { guest.stay(&args.name, is_there)? } else { Over::Reader };
     guest.leave(context, (&args.name, begin), args.clsact.keep_clsact, why)?;
     told.or_else(|err| if interrupt::is_cause(&err) { Ok(ExitCode::SUCCESS) } else { Err(err) })
 }

@@ -53,7 +53,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let age = end.age.as_secs_f64() + second.took.as_secs_f64();
     let heard_all = arrived.seconds + CLOCKS > age;
     let both = first.as_ref().map(|first| &first.both);
-    let delivered = match first.is_none() && arrived.goes_on(&end.sender, age + CLOCKS) {
+    let delivered = match end.is_single && arrived.goes_on(&end.sender, age + CLOCKS) {
         true => Err(Unclear::GoesOn),
         false => delivered::delivered(&end.sender, both, &second.both, heard_all),
     };

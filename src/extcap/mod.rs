@@ -2,27 +2,28 @@
 //! capture on: what arrives here, which is `collect`, and an interface of another machine, which [`remote`] watches.
 
 mod far;
-mod fifo;
 mod remote;
 mod sentence;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::cli::{self, Cli};
 use crate::collect::decode::Kind;
 use crate::commands;
 use crate::tools::exec::print;
-use crate::tools::notes;
+use crate::tools::{fifo, notes};
 use crate::usage::{Usage, refuse, spelled};
-use fifo::Watch;
 use sentence::{Argument, sentences};
 
 const NAME: &str = "snifctl-extcap";
+/// So long the reader of the pipe is waited for at the end.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The tunnel that stands for all.
 const EVERY: &str = "every";
 
@@ -172,7 +173,6 @@ impl Extcap {
     fn capture(&self, interface: Interface) -> Result<ExitCode> {
         // Wireshark shows whatever is said as an error.
         notes::hush();
-        let watch = Watch::start(self.fifo.as_deref().unwrap_or_default());
         let done = match interface {
             Interface::Collector => {
                 self.ensure_own(interface).map_err(Into::into).and_then(|()| collect(&self.collect()))
@@ -180,7 +180,7 @@ impl Extcap {
             Interface::Remote => remote::capture(self),
         };
         if done.is_err() {
-            watch.await_reader();
+            tell_end(self.fifo.as_deref().unwrap_or_default());
         }
         done
     }
@@ -217,6 +217,16 @@ impl Extcap {
             ("--filter", &self.extcap_capture_filter),
         ])
     }
+}
+
+/// Opens the pipe, perhaps once more, and closes it: tshark goes on for ever where nobody has.
+fn tell_end(path: &str) {
+    let begin = Instant::now();
+    let goes_on = || {
+        ensure!(begin.elapsed() < PATIENCE, "nobody reads");
+        Ok(())
+    };
+    let _ = fifo::opened(Path::new(path), goes_on);
 }
 
 /// The options that are given, as words.

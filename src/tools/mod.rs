@@ -5,6 +5,7 @@ pub(crate) mod bpftool;
 pub(crate) mod clang;
 pub(crate) mod ethtool;
 pub(crate) mod exec;
+pub(crate) mod fifo;
 pub(crate) mod interrupt;
 pub(crate) mod ip;
 pub(crate) mod json;
