@@ -10,11 +10,12 @@ use std::path::Path;
 
 use lab::capture::{Direction, tshark_fields};
 use lab::check::assert_same_frames;
+use lab::collect::answering;
 use lab::decode::{self, Port};
 use lab::frames::{self, Ends, Family, GRE, Ipv4, TCP};
 use lab::order::{Missing, assert_in_order, joined};
 use lab::pairs::{all_pairs, pairs_of_all};
-use lab::{COLLECTOR_IP, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options};
+use lab::{COLLECTOR_IP, COLLECTOR_IP6, COLLECTOR_MAC, Lab, Ns, OUT_IP, OUT_MAC, Options};
 
 /// A tunnel packet's addresses, as snifctl would send it over the out link.
 const TUNNEL: Ends =
@@ -115,7 +116,15 @@ fn tshark_sees_a_bad_checksum() {
 
 #[test]
 fn nothing_passes_a_lab_in_which_nothing_is_sent() {
-    let lab = Lab::new();
+    for addresses in [&[][..], &[COLLECTOR_IP.into(), COLLECTOR_IP6.into()]] {
+        let lab = Lab::new();
+        answering(&lab, addresses);
+        assert_silent(&lab);
+    }
+}
+
+#[track_caller]
+fn assert_silent(lab: &Lab) {
     let mut watched = lab.capture(Ns::Host, "eth0", Direction::Both);
     let mut out = lab.capture(Ns::Host, "out0", Direction::Both);
     let mut collector = lab.capture(Ns::Collector, "col0", Direction::In);

@@ -119,11 +119,12 @@ pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a plain path")
 }
 
-/// Gives the collector's device addresses, so that it takes packets to them.
+/// Gives the collector addresses, so that it takes packets to them. Those of IPv6 are `lo`'s: for one of `col0`'s it would
+/// send reports (MLD) at random times.
 pub(crate) fn answering(lab: &Lab, addresses: &[IpAddr]) {
     let line = |address: &IpAddr| match address {
         IpAddr::V4(address) => format!("address add {address}/32 dev col0"),
-        IpAddr::V6(address) => format!("address add {address}/128 dev col0 nodad"),
+        IpAddr::V6(address) => format!("address add {address}/128 dev lo nodad"),
     };
     lab.ip_batch(Ns::Collector, &addresses.iter().map(line).collect::<Vec<_>>().join("\n"));
     lab.collector(&["sysctl", "-qw", "net.ipv4.conf.col0.rp_filter=0", "net.ipv4.conf.all.rp_filter=0"]);
