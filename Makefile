@@ -54,8 +54,8 @@ test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 soak: deps bpf ## the full matrices and long runs, half an hour at most (needs root)
 	$(CARGO) test --locked --test soak
 	SNIFCTL_FUZZ=10000000 $(CARGO) test --locked --bin snifctl no_bytes_whatever
-	SNIFCTL_NAMESPACES=1000 $(CARGO) test --locked --test namespaces
-	SNIFCTL_PODS=100 $(CARGO) test --locked --test pods come_together
+	SNIFCTL_NAMESPACES=1000 $(CARGO) test --locked --test sandbox namespaces::
+	SNIFCTL_PODS=100 $(CARGO) test --locked --test sandbox pods::pods_that_come_together
 
 KERNELS ?=
 KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod cpio xz-utils zstd wireguard-tools

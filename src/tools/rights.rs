@@ -1,5 +1,5 @@
 //! What this process may do: its capabilities, and what cannot be done without each. Being user 0 is not enough: a container
-//! or a unit can take capabilities away. `docs/rights.md` has the table, `tests/rights.rs` measures it.
+//! or a unit can take capabilities away. `docs/rights.md` has the table, `tests/sandbox/rights.rs` measures it.
 
 use std::fmt;
 use std::fs;

@@ -1,0 +1,217 @@
+//! `verify` with `collect --control`: the law over both machines, with every loss where it was.
+
+use crate::lab::collect::Collector;
+use crate::lab::frames::{self, Ends};
+use crate::lab::judge::Said;
+use crate::lab::{COLLECTOR_IP, Lab, Ns, Options, signal};
+use serde_json::Value;
+
+/// A collector whose counters can be asked for.
+fn counting(lab: &Lab, more: &[&str]) -> Collector {
+    Collector::start(lab, &[&["-w", "/dev/null", "--control", &COLLECTOR_IP.to_string()], more].concat())
+}
+
+/// The collector's device answers at its address.
+fn lab() -> Lab {
+    let lab = Lab::with(Options { out_mtu: 1700, ..Options::default() });
+    lab.ip_batch(Ns::Collector, &format!("address replace {COLLECTOR_IP}/24 dev col0"));
+    lab
+}
+
+fn up(lab: &Lab, tunnel: &[&str]) {
+    let remote = COLLECTOR_IP.to_string();
+    lab.said(&[&["up", "eth0", "--remote", &remote, "--tunnel"], tunnel].concat()).quietly_ok();
+}
+
+fn verify(lab: &Lab, more: &[&str]) -> Said {
+    lab.said(&[&["verify", "--remote", &COLLECTOR_IP.to_string()], more].concat())
+}
+
+/// The same as JSON, and whether it was content.
+fn verified(lab: &Lab, more: &[&str]) -> (Value, bool) {
+    let said = verify(lab, &[&["--json"], more].concat());
+    let value = serde_json::from_str(&said.stdout).unwrap_or_else(|err| panic!("{err}: {said:?}"));
+    (value, said.status.success())
+}
+
+fn pass(lab: &Lab, count: u32) {
+    lab.send(Ns::Peer, "peer0", &frames::series(&Ends::PEER_TO_HOST, count));
+    lab.send(Ns::Host, "eth0", &frames::series(&Ends::HOST_TO_PEER, 2 * count));
+}
+
+/// What becomes of packets towards the collector.
+fn on_the_way(lab: &Lab, statement: &str) {
+    lab.collector(&["nft", "add table netdev way"]);
+    lab.collector(&["nft", "add chain netdev way in { type filter hook ingress device col0 priority 0 ; }"]);
+    lab.collector(&["nft", &format!("add rule netdev way in {statement}")]);
+}
+
+fn free_the_way(lab: &Lab) {
+    lab.collector(&["nft", "delete table netdev way"]);
+}
+
+#[track_caller]
+fn assert_counts(value: &Value, expected: [u64; 6]) {
+    let names = ["copied", "sent", "dropped", "received", "lost", "open"];
+    let got = names.map(|name| value[name].as_u64().unwrap_or_else(|| panic!("{name} in {value:#}")));
+    assert_eq!(got, expected, "{names:?} in {value:#}");
+}
+
+/// Of each tap: sent, received, lost.
+fn taps(value: &Value) -> Vec<String> {
+    let rows = value["taps"].as_array().expect("a list").iter();
+    let row = |tap: &Value| {
+        let [interface, direction] = ["interface", "direction"].map(|key| tap[key].as_str().expect("a word"));
+        format!("{interface} {direction} {} {} {}", tap["sent"], tap["received"], tap["lost"])
+    };
+    rows.map(row).collect()
+}
+
+#[test]
+fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
+    let lab = lab();
+    let collector = counting(&lab, &[]);
+    up(&lab, &["geneve", "--tell", "--id", "7"]);
+    pass(&lab, 31);
+    let (all, is_whole) = verified(&lab, &[]);
+    assert_counts(&all, [93, 93, 0, 93, 0, 0]);
+    assert_eq!(taps(&all), ["eth0 ingress 31 31 0", "eth0 egress 62 62 0"]);
+    assert!(is_whole && all["numbered"] == true, "{all:#}");
+
+    // Lost on the way: those of outgoing frames, as Geneve's option says (slot 1, 24 bytes into the UDP header's packet).
+    on_the_way(&lab, "udp dport 6081 @th,160,16 1 drop");
+    pass(&lab, 10);
+    free_the_way(&lab);
+    let (some, is_whole) = verified(&lab, &[]);
+    assert_counts(&some, [123, 123, 0, 103, 20, 0]);
+    assert_eq!(taps(&some), ["eth0 ingress 41 41 0", "eth0 egress 82 62 20"]);
+    assert!(!is_whole, "{some:#}");
+    pass(&lab, 10);
+    let said = verify(&lab, &[]);
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    for line in ["153 copied = 153 sent + 0 dropped here", "153 sent = 133 received + 20 lost", "eth0  egress"] {
+        assert!(said.stdout.contains(line), "{line} in {said:#?}");
+    }
+
+    // A session of the same kind comes after it: the collector knows its numbers from those before.
+    lab.said(&["down"]).ok();
+    up(&lab, &["geneve", "--tell", "--id", "7"]);
+    pass(&lab, 31);
+    let (again, _) = verified(&lab, &[]);
+    assert_counts(&again, [93, 93, 0, 93, 0, 0]);
+
+    // Nothing comes of the next one: what it has of those before is not taken for that. Then its numbers go on from there.
+    lab.said(&["down"]).ok();
+    up(&lab, &["geneve", "--tell", "--id", "7"]);
+    on_the_way(&lab, "udp dport 6081 drop");
+    pass(&lab, 31);
+    free_the_way(&lab);
+    let (none, is_whole) = verified(&lab, &[]);
+    assert_counts(&none, [93, 93, 0, 0, 93, 0]);
+    assert!(!is_whole);
+    pass(&lab, 1);
+    verify(&lab, &[]).refused(1, "counts on from a session before this one", "--interval 10s");
+    drop(collector);
+
+    // A collector that came later judges what it can know; so does one look after another.
+    let collector = counting(&lab, &[]);
+    verify(&lab, &[]).refused(1, "has heard nothing of the session", "--interval 10s");
+    pass(&lab, 5);
+    let (later, _) = verified(&lab, &[]);
+    assert_counts(&later, [15, 15, 0, 15, 0, 0]);
+    let (silent, _) = verified(&lab, &["--interval", "100ms"]);
+    assert_counts(&silent, [0; 6]);
+    drop(collector);
+    verify(&lab, &[]).refused(1, &format!("no collector answers at {COLLECTOR_IP}:9811"), "-w day.pcapng");
+}
+
+#[test]
+fn numbers_of_all_copies_together_tell_what_is_lost_and_what_was_dropped_here() {
+    let lab = lab();
+    let _collector = counting(&lab, &["--egress-id", "8"]);
+    up(&lab, &["gre", "--sequence", "--id", "7", "--egress-id", "8", "--oversize", "drop"]);
+    pass(&lab, 31);
+    on_the_way(&lab, "ip protocol gre counter drop");
+    pass(&lab, 3);
+    free_the_way(&lab);
+    // Some that do not fit are counted here with their reason.
+    let large = frames::jumbo(&Ends::HOST_TO_PEER, 1, 1514);
+    lab.host(&["ip", "link", "set", "out0", "mtu", "1400"]);
+    lab.said(&["sync"]).ok();
+    lab.send(Ns::Host, "eth0", &[large.clone(), large]);
+    pass(&lab, 1);
+    let (all, is_whole) = verified(&lab, &[]);
+    assert_counts(&all, [107, 105, 2, 96, 9, 0]);
+    assert!(all["drops"]["oversize"] == 2 && !is_whole, "{all:#}");
+    assert_eq!(all["taps"], serde_json::json!([]));
+}
+
+#[test]
+fn counts_alone_are_compared_where_copies_have_no_numbers() {
+    let lab = lab();
+    up(&lab, &["vxlan"]);
+    let _collector = counting(&lab, &[]);
+    verify(&lab, &[]).refused(1, "less than the session sends", "--interval 10s");
+    lab.said(&["down"]).ok();
+    up(&lab, &["vxlan"]);
+    pass(&lab, 31);
+    let (all, is_whole) = verified(&lab, &[]);
+    assert_counts(&all, [93, 93, 0, 93, 0, 0]);
+    assert!(is_whole && all["numbered"] == false, "{all:#}");
+    on_the_way(&lab, "udp dport 4789 drop");
+    pass(&lab, 2);
+    free_the_way(&lab);
+    let (some, is_whole) = verified(&lab, &[]);
+    assert_counts(&some, [99, 99, 0, 93, 6, 0]);
+    assert!(!is_whole);
+    lab.said(&["down"]).ok();
+    up(&lab, &["vxlan"]);
+    let (none, is_whole) = verified(&lab, &[]);
+    assert_counts(&none, [0; 6]);
+    assert!(is_whole);
+    on_the_way(&lab, "udp dport 4789 drop");
+    pass(&lab, 2);
+    free_the_way(&lab);
+    let (lost, is_whole) = verified(&lab, &[]);
+    assert_counts(&lost, [6, 6, 0, 0, 6, 0]);
+    assert!(!is_whole);
+    pass(&lab, 1);
+    verify(&lab, &[]).refused(1, "counts on from a session before this one", "--interval 10s");
+    verify(&lab, &["--control", "collector"]).refused(2, "--control", "10.0.0.7:9811");
+    lab.said(&["verify", "--remote", "192.0.2.1"]).refused(
+        1,
+        "is no remote of session default",
+        &COLLECTOR_IP.to_string(),
+    );
+}
+
+#[test]
+fn copies_that_the_collectors_full_queue_dropped_are_told_while_it_stands_still() {
+    let lab = lab();
+    let collector = counting(&lab, &["--tunnel", "geneve", "--listen", &COLLECTOR_IP.to_string()]);
+    up(&lab, &["geneve", "--tell"]);
+    pass(&lab, 31);
+    signal(collector.id(), "STOP");
+    // More than 64 MiB of queue.
+    let many: Vec<Vec<u8>> = (0..70_000).map(|n| frames::jumbo(&Ends::PEER_TO_HOST, n, 1400)).collect();
+    lab.send(Ns::Peer, "peer0", &many);
+    lab.wait_until_received();
+    signal(collector.id(), "CONT");
+    let (all, is_whole) = verified(&lab, &[]);
+    let number = |name: &str| all[name].as_u64().expect("a number");
+    assert_eq!((number("sent"), number("dropped")), (70_093, 0), "{all:#}");
+    assert!(number("lost") > 0 && number("lost") == number("collector_dropped") && !is_whole, "{all:#}");
+}
+
+#[test]
+fn the_counters_are_told_to_whoever_asks_and_nothing_is_read() {
+    let lab = lab();
+    let _collector = counting(&lab, &[]);
+    let at = format!("TCP:{COLLECTOR_IP}:9811");
+    for _ in 0..20 {
+        let said = lab.host(&["socat", "-T", "5", "SYSTEM:echo down; echo '{}'; cat >&2", &at]);
+        let value: Value = serde_json::from_slice(&said.stderr).expect("JSON");
+        assert!(value["seconds"].as_f64().expect("a number") > 0.0, "{value:#}");
+        assert_eq!(value["streams"], serde_json::json!([]));
+    }
+}
