@@ -48,6 +48,8 @@ demo-picture: deps build ## docs/demo.svg, from a run of the demo (needs root)
 	target/release/snifctl demo > target/demo.txt
 	docs/demo.sh < target/demo.txt > docs/demo.svg
 
+# Tests wait for tools and packets a good part of their time.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
 test: deps bpf ## every test, on the real kernel in sandboxes (needs root)
 	$(CARGO) test --locked --no-fail-fast
 
