@@ -95,19 +95,22 @@ static __always_inline bool within_rate(struct config *cfg, __u64 bytes, __u32 p
 #endif
 }
 
-/* What `counter`, one of a remote's, was before `count` was added. */
-static __always_inline __u32 fetch_add(struct remote_state *state, __u32 *counter, __u32 count)
+/* What `counter`, one of those of the remote in this slot, was before `count` was added. */
+static __always_inline __u32 fetch_add(__u32 slot, __u32 *counter, __u32 count)
 {
 #ifdef NO_ATOMIC_FETCH
+	struct remote_state *state = bpf_map_lookup_elem(&remote_state, &slot);
 	__u32 before;
 
+	if (!state)
+		return 0;
 	bpf_spin_lock(&state->lock);
 	before = *counter;
 	*counter = before + count;
 	bpf_spin_unlock(&state->lock);
 	return before;
 #else
-	(void)state;
+	(void)slot;
 	return __sync_fetch_and_add(counter, count);
 #endif
 }
@@ -120,7 +123,7 @@ static __always_inline __u32 take_ids(struct remote *remote, __u32 slot, __u32 c
 	if (remote->flags & REMOTE_DF)
 		return 0;
 	state = bpf_map_lookup_elem(&remote_state, &slot);
-	return state ? fetch_add(state, &state->ip_id, count) : 0;
+	return state ? fetch_add(slot, &state->ip_id, count) : 0;
 }
 
 /* ---- the outer header ---- */
@@ -228,13 +231,12 @@ static __always_inline struct sequences *far_numbers(__u32 tap)
 static __always_inline __u32 take_number(struct copy *copy)
 {
 	__u32 tap = copy->tap, slot = copy->remote & (MAX_REMOTES - 1);
-	struct remote_state *state = bpf_map_lookup_elem(&remote_state, &slot);
 	struct sequences *numbers = bpf_map_lookup_elem(&sequences, &tap);
 
 	if (!numbers)
 		numbers = far_numbers(tap);
 	OPAQUE(slot);
-	return state && numbers ? fetch_add(state, &numbers->next[slot & (MAX_REMOTES - 1)], 1) : 0;
+	return numbers ? fetch_add(slot, &numbers->next[slot & (MAX_REMOTES - 1)], 1) : 0;
 }
 
 _Static_assert(sizeof(struct tell) == 20, "as the option's header says");
@@ -310,7 +312,7 @@ static __always_inline void fill_tunnel(struct __sk_buff *skb, struct scratch *r
 		fill_udp(outer, remote, copy, told);
 	if (HAS_SEQUENCE && remote->sequence_at) {
 		state = bpf_map_lookup_elem(&remote_state, &copy->remote);
-		put32(outer, remote->sequence_at, state ? fetch_add(state, &state->sequence, 1) : 0);
+		put32(outer, remote->sequence_at, state ? fetch_add(copy->remote, &state->sequence, 1) : 0);
 	}
 	if (HAS_ERSPAN && remote->vlan_at)
 		fill_vlan(skb, room, remote, copy);
