@@ -133,6 +133,22 @@ pub(crate) struct Copy<'a> {
     pub frame: &'a [u8],
 }
 
+impl Copy<'_> {
+    /// By which copies with one sequence number are known to be one: of the time, the length and the headers.
+    pub(crate) fn print(&self) -> u32 {
+        let seed = self.time.unwrap_or(0) ^ (self.frame.len() as u64) << 48;
+        let print = self.frame[..self.frame.len().min(PRINTED)].chunks(8).fold(seed, |print, bytes| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            (print.rotate_left(29) ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        (print >> 32) as u32
+    }
+}
+
+/// Bytes that [`Copy::print`] looks at: IP ids, sequence numbers and checksums are among them.
+const PRINTED: usize = 128;
+
 type Result<T> = std::result::Result<T, Fault>;
 
 /// RFC 2784, RFC 2890.

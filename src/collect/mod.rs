@@ -12,6 +12,7 @@ pub(crate) mod sequence;
 pub(crate) mod source;
 pub(crate) mod tap;
 
+use std::collections::HashSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -24,7 +25,7 @@ use crate::collect::pcapng::Frame;
 use crate::collect::receive::Received;
 use crate::collect::reorder::{Place, Waiting};
 use crate::collect::sequence::Seen;
-use crate::collect::source::Sources;
+use crate::collect::source::{Number, Sources};
 use crate::collect::tap::Tap;
 
 /// Nanoseconds since 1970.
@@ -42,9 +43,7 @@ pub(crate) fn seconds(nanoseconds: u64) -> f64 {
 struct Passing {
     stream: usize,
     time: u64,
-    number: Option<u32>,
-    /// Its sequence begins again.
-    begins: bool,
+    number: Option<Number>,
     wire: u32,
 }
 
@@ -91,17 +90,14 @@ impl Flow {
         let wire = wire_bytes(&copy);
         let is_wanted = self.is_wanted(stream, seen, &copy, wire, time);
         let shown = if self.by_capture { copy.time.unwrap_or(time) } else { time };
-        let passing = Passing { stream, time: shown, number: copy.sequence, begins: seen == Some(Seen::Again), wire };
+        let passing = Passing { stream, time: shown, number: self.sources.numbered(stream, copy.sequence), wire };
         let Some(waiting) = &mut self.waiting else {
             return self.pass(&passing, is_wanted.then_some(copy.frame), time);
         };
-        let place = match (self.by_capture, copy.sequence.zip(self.sources.domain(stream))) {
-            (true, _) => Place::Time(shown),
-            (false, Some((number, domain))) => {
-                let (epoch, late) = (self.sources.restarts(stream), seen == Some(Seen::Late));
-                Place::Number { domain, epoch, number, late }
-            }
-            (false, None) => Place::Last,
+        let place = match passing.number {
+            _ if self.by_capture => Place::Time(shown),
+            Some(number) => Place::Number { number, late: seen == Some(Seen::Late) },
+            None => Place::Last,
         };
         waiting.push(time, place, (passing, is_wanted.then(|| copy.frame.to_vec())));
         Ok(true)
@@ -136,8 +132,16 @@ impl Flow {
         if self.left == Some(0) {
             return Ok(false);
         }
-        let Passing { stream, time, number, begins, wire } = *passing;
-        let gap = self.sources.gap(stream, number, bytes.is_some(), begins);
+        let Passing { stream, time, number, wire } = *passing;
+        let waiting = &self.waiting;
+        let gap = number.map_or(0, |number| {
+            self.sources.gap(number, bytes.is_some(), |last| {
+                let wait = waiting.iter().flat_map(Waiting::iter).filter_map(|(other, _)| other.number);
+                let between = Number { number: last, ..number }.behind(number).unwrap_or(0);
+                let waits = |other: Number| other.behind(number).is_some_and(|behind| (1..between).contains(&behind));
+                wait.filter(|other| waits(*other)).map(|other| other.number).collect::<HashSet<_>>().len() as u64
+            })
+        });
         let Some(bytes) = bytes else { return Ok(true) };
         let key = self.sources.get(stream).key;
         if let Some(output) = &mut self.output {

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::collect::source::Number;
+
 /// So many wait at most: memory is not endless, and a frame can have 64 KB.
 const MOST: usize = 1 << 18;
 
@@ -10,8 +12,8 @@ const MOST: usize = 1 << 18;
 pub(crate) enum Place {
     /// Behind all that have come before.
     Last,
-    /// By the numbers of one sequence, until it begins again (`epoch`). Only one that is `late` overtakes others.
-    Number { domain: usize, epoch: u64, number: u32, late: bool },
+    /// By the numbers of one sequence. Only one that is `late` overtakes others.
+    Number { number: Number, late: bool },
     /// By time, among all sources.
     Time(u64),
 }
@@ -21,10 +23,9 @@ impl Place {
     fn precedes(self, other: Place) -> Option<bool> {
         match (self, other) {
             (Place::Time(ours), Place::Time(theirs)) => Some(ours < theirs),
-            (
-                Place::Number { domain, epoch, number, late },
-                Place::Number { domain: other, epoch: then, number: theirs, .. },
-            ) if (domain, epoch) == (other, then) => Some(late && (1..1 << 31).contains(&theirs.wrapping_sub(number))),
+            (Place::Number { number, late }, Place::Number { number: theirs, .. }) => {
+                number.behind(theirs).map(|behind| late && (1..1 << 31).contains(&behind))
+            }
             _ => None,
         }
     }
@@ -66,6 +67,11 @@ impl<T> Waiting<T> {
         at
     }
 
+    /// Those that wait.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.queue.iter().map(|(_, _, value)| value)
+    }
+
     /// The next one that has waited long enough, or, with `all`, the next one. Nobody waits longer because the clock was
     /// set back.
     pub(crate) fn pop(&mut self, now: u64, all: bool) -> Option<T> {
@@ -82,8 +88,8 @@ mod tests {
     #[test]
     fn late_ones_take_their_place_and_others_keep_theirs() {
         let mut waiting = Waiting::new(10);
-        let number = |domain, number| Place::Number { domain, epoch: 0, number, late: false };
-        let after = |domain, number| Place::Number { domain, epoch: 0, number, late: true };
+        let place = |late| move |domain, number| Place::Number { number: Number { domain, epoch: 0, number }, late };
+        let (number, after) = (place(false), place(true));
         let all = [(number(0, 1), "a1"), (number(1, 7), "b7"), (number(0, 3), "a3"), (Place::Last, "x")];
         let late = [(after(0, 2), "a2"), (after(1, 6), "b6"), (after(1, u32::MAX), "before"), (number(0, 4), "a4")];
         for (n, (place, name)) in (0..).zip(all.into_iter().chain(late)) {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::collect::decode::{Copy, Fault, Kind, Tap};
 use crate::collect::seconds;
-use crate::collect::sequence::{Counts, Run, Seen, Sequence};
+use crate::collect::sequence::{Arrival, Counts, Run, Seen, Sequence};
 use crate::datapath::abi::Direction;
 
 /// So many streams are told apart; anyone can send, and memory is not endless.
@@ -64,11 +64,27 @@ pub(crate) struct Stream {
     domain: Option<usize>,
 }
 
-/// A sequence, and what was written of it last.
+/// A number among those of one sequence, until it begins again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Number {
+    pub domain: usize,
+    pub epoch: u64,
+    pub number: u32,
+}
+
+impl Number {
+    /// How far it is behind another one, where they can be compared.
+    pub(crate) fn behind(self, other: Number) -> Option<u32> {
+        let behind = other.number.wrapping_sub(self.number);
+        ((self.domain, self.epoch) == (other.domain, other.epoch)).then_some(behind)
+    }
+}
+
+/// A sequence, and what was written of it last: in this epoch, and in the one before, which may go on.
 #[derive(Debug)]
 struct Numbered {
     sequence: Sequence,
-    written: Option<u32>,
+    written: [Option<Number>; 2],
     /// Frames that are missing before the next one that is written.
     gap: u64,
 }
@@ -142,7 +158,9 @@ impl Sources {
         stream.bytes += copy.frame.len() as u64;
         stream.cut += u64::from(copy.cut);
         let numbered = stream.domain.map(|at| &mut self.numbered[at]);
-        let seen = numbered.zip(copy.sequence).map(|(numbered, number)| numbered.sequence.arrive(number, now));
+        let seen = numbered.zip(copy.sequence).map(|(numbered, number)| {
+            numbered.sequence.arrive(Arrival { number, print: copy.print(), taken: copy.time, now })
+        });
         Some((at, seen))
     }
 
@@ -173,7 +191,7 @@ impl Sources {
             let next = self.numbered.len();
             let at = *self.domains.entry(domain).or_insert(next);
             if at == next {
-                self.numbered.push(Numbered { sequence: Sequence::new(), written: None, gap: 0 });
+                self.numbered.push(Numbered { sequence: Sequence::new(), written: [None; 2], gap: 0 });
             }
             at
         });
@@ -200,27 +218,27 @@ impl Sources {
         &mut self.streams[at]
     }
 
-    /// Whose sequence numbers this stream's copies.
-    pub(crate) fn domain(&self, at: usize) -> Option<usize> {
-        self.streams[at].domain
+    /// Where this number of a stream is: numbers of one sequence can be compared until it begins again.
+    pub(crate) fn numbered(&self, at: usize, number: Option<u32>) -> Option<Number> {
+        let domain = self.streams[at].domain?;
+        Some(Number { domain, epoch: self.numbered[domain].sequence.epoch, number: number? })
     }
 
-    /// How often its sequence has begun again.
-    pub(crate) fn restarts(&self, at: usize) -> u64 {
-        self.streams[at].domain.map_or(0, |at| self.numbered[at].sequence.counts.restarts)
-    }
-
-    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it; `begins`
-    /// says that its sequence has begun again.
-    pub(crate) fn gap(&mut self, stream: usize, number: Option<u32>, written: bool, begins: bool) -> u64 {
-        let Some((numbered, number)) = self.streams[stream].domain.map(|at| &mut self.numbered[at]).zip(number) else {
-            return 0;
-        };
-        let ahead = numbered.written.filter(|_| !begins).map_or(1, |last| number.wrapping_sub(last));
+    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it. `come`
+    /// says how many that lie between one and this are there, but leave later.
+    pub(crate) fn gap(&mut self, number: Number, written: bool, come: impl FnOnce(u32) -> u64) -> u64 {
+        let numbered = &mut self.numbered[number.domain];
+        let last = numbered.written.into_iter().flatten().find(|last| last.epoch == number.epoch);
+        let ahead = last.map_or(1, |last| number.number.wrapping_sub(last.number));
         // A late one leaves the place where it is.
         if (1..0x0100_0000).contains(&ahead) {
-            numbered.gap += u64::from(ahead - 1);
-            numbered.written = Some(number);
+            let between = u64::from(ahead - 1);
+            let come = if between > 0 { come(number.number.wrapping_sub(ahead)) } else { 0 };
+            numbered.gap += between.saturating_sub(come);
+            if numbered.written[0].is_some_and(|last| last.epoch != number.epoch) {
+                numbered.written[1] = numbered.written[0];
+            }
+            numbered.written[0] = Some(number);
         }
         if written { std::mem::take(&mut numbered.gap) } else { 0 }
     }
