@@ -121,6 +121,12 @@ fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
     assert_counts(&later, [15, 15, 0, 15, 0, 0]);
     let (silent, _) = verified(&lab, &["--interval", "100ms"]);
     assert_counts(&silent, [0; 6]);
+    // The next session's numbers are lower than any that it has heard.
+    lab.said(&["down"]).ok();
+    up(&lab, &["geneve", "--tell", "--id", "7"]);
+    pass(&lab, 3);
+    let (lower, _) = verified(&lab, &[]);
+    assert_counts(&lower, [9, 9, 0, 9, 0, 0]);
     drop(collector);
     verify(&lab, &[]).refused(1, &format!("no collector answers at {COLLECTOR_IP}:9811"), "-w day.pcapng");
 }
@@ -144,6 +150,24 @@ fn numbers_of_all_copies_together_tell_what_is_lost_and_what_was_dropped_here() 
     assert_counts(&all, [107, 105, 2, 96, 9, 0]);
     assert!(all["drops"]["oversize"] == 2 && !is_whole, "{all:#}");
     assert_eq!(all["taps"], serde_json::json!([]));
+}
+
+/// Sessions before which the collector has heard others, of which it did not hear the first copies, or only one.
+#[test]
+fn a_session_that_begins_again_is_told_from_the_one_before_by_its_copies() {
+    for tunnel in [&["erspan2"][..], &["gre", "--sequence"]] {
+        let lab = lab();
+        up(&lab, tunnel);
+        pass(&lab, 20);
+        let _collector = counting(&lab, &[]);
+        for count in [5, 10, 1, 2] {
+            pass(&lab, count);
+            let (all, is_whole) = verified(&lab, &[]);
+            assert_eq!((&all["lost"], is_whole), (&0.into(), true), "{tunnel:?} {count}: {all:#}");
+            lab.said(&["down"]).ok();
+            up(&lab, tunnel);
+        }
+    }
 }
 
 #[test]
