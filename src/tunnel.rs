@@ -226,9 +226,35 @@ impl Tunnel {
         }
     }
 
-    /// The ids in headers, by direction.
-    pub(crate) fn ids(&self) -> [u32; 2] {
-        [Direction::Ingress, Direction::Egress].map(|direction| self.id_or_one(direction))
+    /// What a collector knows copies by, by direction; none where the header has no id.
+    pub(crate) fn known_by(&self) -> [Option<u32>; 2] {
+        let is_always = self.kind != Kind::Gre && self.facts().largest_id.is_some();
+        [Direction::Ingress, Direction::Egress].map(|direction| match is_always {
+            true => Some(self.id_or_one(direction)),
+            false => self.id_of(direction),
+        })
+    }
+
+    /// Does a collector take the copies of both, from one address, for those of one sender?
+    pub(crate) fn is_one_with(&self, other: &Tunnel) -> bool {
+        let theirs = other.known_by();
+        let is_same = (self.kind, self.udp_port()) == (other.kind, other.udp_port());
+        is_same && self.known_by().iter().any(|id| theirs.contains(id))
+    }
+
+    /// What makes it another one than these to a collector.
+    pub(crate) fn apart_from(&self, others: &[&Tunnel]) -> String {
+        let is_free = |id: &u32| others.iter().all(|other| !other.known_by().contains(&Some(*id)));
+        let id = (9..).find(is_free).unwrap_or_default();
+        match self.facts().largest_id {
+            Some(_) => format!("--id {id}"),
+            None => format!("--tunnel {} --id {id}", spelled(Kind::Erspan2)),
+        }
+    }
+
+    /// Does each copy have a number?
+    pub(crate) fn has_numbers(&self) -> bool {
+        self.tell || self.is_numbered()
     }
 
     /// Are all copies to a remote numbered together?

@@ -21,6 +21,7 @@ use crate::session::counted::{self, Counted, Known};
 use crate::session::delivered::{self, Arrived, Both, Delivered, Numbers, Sender, Sent, Unclear};
 use crate::session::engine::{Context, Open};
 use crate::session::law::{self, Look};
+use crate::session::rivals::{self, Copies};
 use crate::session::there::{self, Rows};
 use crate::tools::exec::print;
 use crate::tools::interrupt;
@@ -113,13 +114,13 @@ impl End {
             bail!("--remote {} has no route, so nothing is sent there; see: snifctl status --name {name}", args.remote);
         };
         let tunnel = &stored.request.options.tunnel;
+        ensure_alone(&open, &name, &Copies { tunnel: *tunnel, source, remote: args.remote })?;
         let both = [Direction::Ingress, Direction::Egress];
         let slots = stored.interfaces.iter().flat_map(|(interface, place)| {
             let shown = there.link(place.ifindex).map_or(interface, |link| &link.ifname).clone();
             both.map(|direction| (place.slot(direction), (shown.clone(), direction.hook())))
         });
-        let ids = tunnel.ids();
-        let sender = Sender { source, tunnel: spelled(tunnel.kind), ids: ids.into() };
+        let sender = Sender { source, tunnel: spelled(tunnel.kind), ids: tunnel.known_by().into() };
         Ok(End {
             remote: args.remote,
             slot,
@@ -222,10 +223,17 @@ impl End {
             ),
             Unclear::Apart => anyhow!(
                 "the collector takes the two ids of the session for two senders; start it with: --egress-id {}",
-                self.sender.ids.last().copied().unwrap_or_default()
+                self.sender.ids.last().copied().flatten().unwrap_or_default()
             ),
         }
     }
+}
+
+/// No other session's copies are taken for these. Those that tell their taps are told from those that do not.
+fn ensure_alone(open: &Open, name: &str, copies: &Copies) -> Result<()> {
+    let rivals = rivals::of(open, name, std::slice::from_ref(copies))?;
+    let in_the_way = rivals.iter().find(|rival| rival.is_numbered || !copies.tunnel.tell);
+    in_the_way.map_or(Ok(()), |rival| bail!(rival.refusal(name)))
 }
 
 /// What somebody says until they hang up.

@@ -81,8 +81,8 @@ impl Stream {
 pub(crate) struct Sender {
     pub source: IpAddr,
     pub tunnel: String,
-    /// By direction; as far as the tunnel has them.
-    pub ids: Vec<u32>,
+    /// By direction; none where the tunnel has none.
+    pub ids: Vec<Option<u32>>,
 }
 
 impl Sender {
@@ -90,7 +90,7 @@ impl Sender {
     pub(crate) fn own<'a>(&'a self, arrived: &'a Arrived) -> impl Iterator<Item = &'a Stream> {
         arrived.streams.iter().filter(|stream| {
             let is_same = stream.source == self.source && stream.tunnel == self.tunnel;
-            is_same && stream.id.is_none_or(|id| self.ids.contains(&id))
+            is_same && self.ids.contains(&stream.id)
         })
     }
 }

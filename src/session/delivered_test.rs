@@ -3,7 +3,7 @@ use super::*;
 const SOURCE: [u8; 4] = [10, 0, 0, 5];
 
 fn sender() -> Sender {
-    Sender { source: SOURCE.into(), tunnel: "gre".into(), ids: vec![7, 8] }
+    Sender { source: SOURCE.into(), tunnel: "gre".into(), ids: vec![Some(7), Some(8)] }
 }
 
 fn stream(received: u64, run: Option<(u32, u32, u64)>) -> Stream {

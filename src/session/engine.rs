@@ -23,6 +23,7 @@ use crate::session::machine::Machine;
 use crate::session::pattern;
 use crate::session::relay;
 use crate::session::resolve::{self, Asked, RemoteRoute, Resolved, Warning};
+use crate::session::rivals::{self, Copies};
 use crate::session::stored::Stored;
 use crate::session::there::There;
 use crate::session::upgrade;
@@ -350,6 +351,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
         is_once: true,
     });
     let hidden = hidden(open, &there, &wanted, &edit.scope.asked.interfaces);
+    let rivals = rivals(open, &there, &edit, &resolved);
     let mut executor = Executor::new(runner, &open.home, &there.name, initial(&there));
     executor.compiling = compiling;
     if let Err(err) = executor.carry_out(&changes) {
@@ -385,7 +387,7 @@ fn attempt(open: &Open, mut there: There, mut edit: Edit, compiling: Option<(Sou
             next.into_iter().filter(|change| !change.acts.is_empty()).map(|change| Change::silent(change.acts)),
         );
     }
-    let warnings = resolved.warnings.into_iter().chain(bypassed).chain(queues).chain(hidden).collect();
+    let warnings = resolved.warnings.into_iter().chain(bypassed).chain(queues).chain(hidden).chain(rivals).collect();
     Ok(Done { changes, warnings, headers, pending: open.machine.elsewhere.pending.clone() })
 }
 
@@ -710,6 +712,20 @@ fn flows(resolved: &Resolved, edit: &Edit) -> Vec<Flow> {
         Some(Flow { source: route.outer.source, remote: *remote, out, port: tunnel.udp_port() })
     };
     new.filter_map(flow).collect()
+}
+
+/// Other sessions whose numbers a collector takes for these, where that is new.
+fn rivals(open: &Open, there: &There, edit: &Edit, resolved: &Resolved) -> Vec<Warning> {
+    let tunnel = edit.request.options.tunnel;
+    let is_same = there.stored.as_ref().is_ok_and(|stored| stored.request.options.tunnel == tunnel);
+    let is_new = |remote: &IpAddr| tunnel.has_numbers() && (!is_same || edit.scope.asked.new.contains(remote));
+    let new = resolved.remotes.iter().filter(|(remote, route)| is_new(remote) && route.out.is_some());
+    let copies: Vec<Copies> =
+        new.map(|(remote, route)| Copies { tunnel, source: route.outer.source, remote: *remote }).collect();
+    // That they cannot be read hinders nothing.
+    let found =
+        rivals::of(open, &there.name, &copies).unwrap_or_default().into_iter().filter(|rival| rival.is_numbered);
+    found.map(|rival| Warning { remote: None, text: rival.warning(), is_of_now: true, is_once: true }).collect()
 }
 
 /// So many of them are told one by one.

@@ -30,6 +30,7 @@ pub(crate) mod probe;
 pub(crate) mod refs;
 pub(crate) mod relay;
 pub(crate) mod resolve;
+pub(crate) mod rivals;
 pub(crate) mod stack;
 pub(crate) mod stats;
 pub(crate) mod stored;

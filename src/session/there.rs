@@ -170,6 +170,21 @@ impl There {
         Ok(there)
     }
 
+    /// What sessions are asked for, and where they send: one bpftool for all of them.
+    pub(crate) fn read_requests(runner: &Runner, home: &Home, names: &[String], links: &[Link]) -> Result<Vec<There>> {
+        const MAPS: [Map; 3] = [Map::Config, Map::Remotes, Map::Request];
+        let all = names.iter().map(|name| There::named(runner, home, name, links));
+        let mut all = all.collect::<Result<Vec<There>>>()?;
+        let pins = all.iter().flat_map(|there| MAPS.map(|map| there.dir.join("maps").join(map.name())));
+        let lines: Vec<String> = pins.map(|pin| bpftool::dump_question(&pin)).collect();
+        let answers = ask_each(runner, &lines)?;
+        for (there, dumps) in all.iter_mut().zip(answers.chunks(MAPS.len())) {
+            there.rows = MAPS.iter().zip(dumps).filter_map(|(map, dump)| Some((*map, rows(dump)?))).collect();
+            there.decode();
+        }
+        Ok(all)
+    }
+
     fn named(runner: &Runner, home: &Home, name: &str, links: &[Link]) -> Result<There> {
         let dir = home.session(name);
         let (building, ending) = (home.building(name), home.ending(name));

@@ -3,7 +3,7 @@
 use crate::lab::collect::Collector;
 use crate::lab::frames::{self, Ends};
 use crate::lab::judge::Said;
-use crate::lab::{COLLECTOR_IP, Lab, Ns, Options, signal};
+use crate::lab::{COLLECTOR_IP, Lab, Ns, OUT_IP, Options, signal};
 use serde_json::Value;
 
 /// A collector whose counters can be asked for.
@@ -238,4 +238,57 @@ fn the_counters_are_told_to_whoever_asks_and_nothing_is_read() {
         assert!(value["seconds"].as_f64().expect("a number") > 0.0, "{value:#}");
         assert_eq!(value["streams"], serde_json::json!([]));
     }
+}
+
+#[test]
+fn sessions_that_a_collector_takes_for_one_are_warned_of_and_not_verified() {
+    let lab = lab();
+    let collector = counting(&lab, &[]);
+    let other = "198.51.100.77";
+    lab.ip_batch(Ns::Collector, &format!("address add {other}/24 dev col0"));
+    let start = |name: &str, remote: &str, tunnel: &[&str]| {
+        lab.said(&[&["up", "eth0", "--name", name, "--remote", remote, "--tunnel"], tunnel].concat())
+    };
+    let at = COLLECTOR_IP.to_string();
+    up(&lab, &["geneve", "--tell"]);
+    let same = format!("session default sends to {at} with the same id, too (geneve from {OUT_IP})");
+    start("second", &at, &["geneve", "--tell"]).ok_noting(&format!("snifctl: {same}"));
+    pass(&lab, 31);
+    let refused = |name: &str, rival: &str, ends: &str| {
+        let names = format!("session {rival} sends to {at} with the same id as session {name} (");
+        verify(&lab, &["--name", name]).refused(1, &names, ends);
+    };
+    refused("default", "second", "give one of them another id: --id 9");
+    refused("second", "default", "give one of them another id: --id 9");
+    // What it says works.
+    lab.said(&["down", "--all"]).quietly_ok();
+    drop(collector);
+    let _collector = counting(&lab, &[]);
+    up(&lab, &["geneve", "--tell"]);
+    start("second", &at, &["geneve", "--tell", "--id", "9"]).quietly_ok();
+    pass(&lab, 31);
+    for name in ["default", "second"] {
+        assert_counts(&verified(&lab, &["--name", name]).0, [93, 93, 0, 93, 0, 0]);
+    }
+    // Another request, and another remote, can make such a pair, too. Another tunnel, id or address does not.
+    let said = start("second", &at, &["geneve", "--tell", "--replace"]).ok();
+    assert!(said.stderr.lines().last().is_some_and(|line| line.contains(&same)), "{said:#?}");
+    lab.said(&["sync", "--all"]).quietly_ok();
+    start("third", other, &["geneve", "--tell"]).quietly_ok();
+    lab.said(&["down", "--name", "second"]).quietly_ok();
+    lab.said(&["remote", "add", &at, "--name", "third"]).ok_noting(&same);
+    lab.said(&["down", "--name", "third"]).quietly_ok();
+    start("second", &at, &["erspan2"]).quietly_ok();
+    start("third", &at, &["gre", "--sequence"]).quietly_ok();
+    let erspan = format!("session second sends to {at} with the same id, too (erspan2 from ");
+    start("fourth", &at, &["erspan2", "--id", "7", "--egress-id", "1"]).ok_noting(&erspan);
+    refused("fourth", "second", "--id 9");
+    // Copies without numbers are in the way, too, except of those that tell their taps.
+    start("fifth", &at, &["gre"]).quietly_ok();
+    start("sixth", &at, &["geneve"]).quietly_ok();
+    pass(&lab, 31);
+    refused("fifth", "third", "--id 9");
+    refused("third", "fifth", "--id 9");
+    refused("sixth", "default", "--id 9");
+    assert_counts(&verified(&lab, &["--name", "default"]).0, [186, 186, 0, 186, 0, 0]);
 }
