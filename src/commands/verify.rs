@@ -1,7 +1,7 @@
 //! `verify`: the law over both machines: what is copied is sent or dropped here, and what is sent has arrived or is lost.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -31,9 +31,8 @@ use crate::usage::spelled;
 const SETTLE: Duration = Duration::from_secs(2);
 /// So often the collector is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(50);
+/// So long its whole answer may take, and so often signals are looked for.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// So long all of it may take, and so often signals are looked for.
-const WHOLE_ANSWER: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(200);
 /// An answer of 16,384 streams is shorter.
 const MOST_BYTES: u64 = 32 << 20;
@@ -187,13 +186,18 @@ impl End {
 
     fn ask(&self) -> Result<Arrived> {
         let at = self.control;
-        let text = read(at).map_err(|err| {
-            if interrupt::is_cause(&err) {
-                return err;
-            }
-            let start = format!("snifctl collect --control {} -w day.pcapng", at.ip());
-            anyhow!("no collector answers at {at} ({err}); start one there: {start}")
-        })?;
+        let (until, start) =
+            (Instant::now() + ANSWER_TIME, format!("snifctl collect --control {} -w day.pcapng", at.ip()));
+        let nobody = |err: &dyn Display| anyhow!("no collector answers at {at} ({err}); start one there: {start}");
+        let stream = TcpStream::connect_timeout(&at, ANSWER_TIME).map_err(|err| nobody(&err))?;
+        let text = read(stream, until).map_err(|err| if interrupt::is_cause(&err) { err } else { nobody(&err) })?;
+        let Some(text) = text else {
+            bail!(
+                "--control {at} accepted and did not answer within {} s, so it is no collector, or one that stands still; \
+                 start one there: {start}",
+                ANSWER_TIME.as_secs()
+            );
+        };
         let arrived: Arrived = serde_json::from_str(&text).map_err(|_| {
             anyhow!("--control {at} does not answer as a collector of snifctl does; see there: snifctl collect --help")
         })?;
@@ -236,25 +240,21 @@ fn ensure_alone(open: &Open, name: &str, copies: &Copies) -> Result<()> {
     in_the_way.map_or(Ok(()), |rival| bail!(rival.refusal(name)))
 }
 
-/// What somebody says until they hang up.
-fn read(at: SocketAddr) -> Result<String> {
-    let stream = TcpStream::connect_timeout(&at, ANSWER_TIME)?;
-    stream.set_read_timeout(Some(STEP))?;
-    let (mut stream, mut text) = (stream.take(MOST_BYTES), Vec::new());
-    let (begin, mut heard, mut piece) = (Instant::now(), Instant::now(), vec![0; 1 << 16]);
+/// What somebody says until they hang up; `None` where time is up before.
+fn read(stream: TcpStream, until: Instant) -> Result<Option<String>> {
+    let (mut stream, mut text, mut piece) = (stream.take(MOST_BYTES), Vec::new(), vec![0; 1 << 16]);
     loop {
         interrupt::check()?;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        stream.get_ref().set_read_timeout(Some(left.min(STEP)))?;
         match stream.read(&mut piece) {
-            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
-            Ok(n) => {
-                text.extend_from_slice(&piece[..n]);
-                heard = Instant::now();
-            }
+            Ok(0) => return Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+            Ok(n) => text.extend_from_slice(&piece[..n]),
             Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
             Err(err) => return Err(err.into()),
-        }
-        if heard.elapsed() > ANSWER_TIME || begin.elapsed() > WHOLE_ANSWER {
-            bail!("it does not end its answer");
         }
     }
 }

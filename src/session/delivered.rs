@@ -35,14 +35,12 @@ pub(crate) enum Numbers {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Arrived {
     /// How long it has been receiving.
-    #[serde(default)]
     pub seconds: f64,
     /// When it answered, in seconds since 1970, by its clock.
     pub now: Option<f64>,
     /// Packets that found its queue full, whoever sent them.
     #[serde(default)]
     pub dropped: u64,
-    #[serde(default)]
     pub streams: Vec<Stream>,
 }
 

@@ -1,9 +1,13 @@
 //! `verify` with `collect --control`: the law over both machines, with every loss where it was.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
 use crate::lab::collect::Collector;
 use crate::lab::frames::{self, Ends};
 use crate::lab::judge::Said;
-use crate::lab::{COLLECTOR_IP, Lab, Ns, OUT_IP, Options, signal};
+use crate::lab::traffic::Background;
+use crate::lab::{COLLECTOR_IP, Lab, Ns, OUT_IP, Options, PATIENCE, poll, signal};
 use serde_json::Value;
 
 /// A collector whose counters can be asked for.
@@ -291,4 +295,38 @@ fn sessions_that_a_collector_takes_for_one_are_warned_of_and_not_verified() {
     refused("third", "fifth", "--id 9");
     refused("sixth", "default", "--id 9");
     assert_counts(&verified(&lab, &["--name", "default"]).0, [186, 186, 0, 186, 0, 0]);
+}
+
+/// Answers whoever connects to the collector's control, by an address of socat's.
+fn who_answers(lab: &Lab, by: &str) -> Background {
+    let listen = format!("TCP-LISTEN:9811,bind={COLLECTOR_IP},reuseaddr,fork");
+    let server = lab.background(Ns::Collector, &["socat", "-U", &listen, by]);
+    let listens = || lab.collector(&["ss", "-Hltn", "sport = :9811"]).stdout;
+    assert!(poll(PATIENCE, || (!listens().is_empty()).then_some(())).is_some(), "socat listens");
+    server
+}
+
+#[test]
+fn who_is_no_collector_is_told_from_one_that_is_not_there() {
+    let lab = lab();
+    up(&lab, &["geneve", "--tell"]);
+    pass(&lab, 1);
+    let at = format!("{COLLECTOR_IP}:9811");
+    let file = lab.fresh_path("answer");
+    for said in ["{}", "[]", r#"{"seconds":1}"#, r#"{"streams":[]}"#, "hello", ""] {
+        fs::write(&file, said).expect("write the answer");
+        let _server = who_answers(&lab, &format!("OPEN:{},rdonly", file.display()));
+        let names = format!("--control {at} does not answer as a collector of snifctl does");
+        verify(&lab, &[]).refused(1, &names, "see there: snifctl collect --help");
+    }
+    let silent = format!("--control {at} accepted and did not answer within 5 s");
+    let server = who_answers(&lab, "SYSTEM:while printf x; do sleep 0.5; done");
+    let begin = Instant::now();
+    verify(&lab, &[]).refused(1, &silent, "-w day.pcapng");
+    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
+    drop(server);
+    let collector = counting(&lab, &[]);
+    signal(collector.id(), "STOP");
+    verify(&lab, &[]).refused(1, &silent, "-w day.pcapng");
+    signal(collector.id(), "CONT");
 }
