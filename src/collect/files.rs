@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use chrono::format::{Fixed, Item, StrftimeItems};
@@ -17,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::SIGXFSZ;
 
 use crate::collect::pcapng::{self, Frame, Statistics};
+use crate::output::text::were;
 use crate::tools::exec::ReaderGone;
 use crate::tools::{fifo, interrupt};
 use crate::usage::{Usage, ensure_usage, refuse};
@@ -27,6 +29,10 @@ const SECOND: u64 = 1_000_000_000;
 /// What a pipe takes at once (pipe(7)), and so long, in milliseconds, room is waited for before signals are looked for.
 const PIPE_BUF: usize = 4096;
 const WHILE: u8 = 100;
+/// After a signal a pipe's reader is waited for while he takes something within the first time; but not beyond the second,
+/// as who has sent the signal waits, too.
+const STILL: Duration = Duration::from_secs(2);
+pub(crate) const AT_MOST: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -109,6 +115,9 @@ pub(crate) enum Next {
 pub(crate) struct Output {
     plan: Plan,
     target: Target,
+    reader: Reader,
+    /// Frames that the pipe's reader has not taken, and why, once he is not waited for any more.
+    untaken: Option<(u64, &'static str)>,
     buffer: Vec<u8>,
     /// Bytes that the file has.
     written: u64,
@@ -129,7 +138,21 @@ impl Output {
         let target = open(&plan, 0, now)?;
         let (buffer, interfaces) = (Vec::with_capacity(2 * BUFFER), HashMap::new());
         let (written, number, named, begun, periods, frames) = (0, 0, now, now, 0, 0);
-        let mut output = Output { plan, target, buffer, written, interfaces, number, named, begun, periods, frames };
+        let (reader, untaken) = (Reader::new(), None);
+        let mut output = Output {
+            plan,
+            target,
+            reader,
+            untaken,
+            buffer,
+            written,
+            interfaces,
+            number,
+            named,
+            begun,
+            periods,
+            frames,
+        };
         output.begin();
         output.flush()?;
         Ok(output)
@@ -161,8 +184,12 @@ impl Output {
         frame: &Frame,
         now: u64,
     ) -> Result<Next> {
-        if self.rotate_if_due(now)? == Next::Done {
+        if self.untaken.is_none() && self.rotate_if_due(now)? == Next::Done {
             return Ok(Next::Done);
+        }
+        if let Some((untaken, _)) = &mut self.untaken {
+            *untaken += 1;
+            return Ok(Next::Goes);
         }
         self.frames += 1;
         match self.plan.format {
@@ -203,8 +230,11 @@ impl Output {
         Ok(Next::Goes)
     }
 
-    /// SIGHUP: another file, of the same name where the old one has been moved away.
+    /// SIGHUP: another file, of the same name where the old one has been moved away. A pipe goes on.
     pub(crate) fn rotate(&mut self, now: u64) -> Result<()> {
+        if self.is_pipe() {
+            return Ok(());
+        }
         let Target::File(file, path) = &self.target else { return Ok(()) };
         let same = |there: fs::Metadata| {
             file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
@@ -232,15 +262,32 @@ impl Output {
     }
 
     fn next(&mut self) -> Result<()> {
-        self.finish()?;
+        self.end()?;
+        if self.untaken.is_some() {
+            return Ok(());
+        }
         self.target = open(&self.plan, self.number, self.named)?;
         self.written = 0;
         self.begin();
         Ok(())
     }
 
-    /// What ends a file: statistics of its interfaces.
+    /// The end of all.
+    ///
+    /// # Errors
+    /// The pipe's reader has not taken everything.
     pub(crate) fn finish(&mut self) -> Result<()> {
+        self.end()?;
+        let Some((untaken, why)) = self.untaken else { return Ok(()) };
+        let what = match untaken {
+            0 => "the statistics behind the frames were".into(),
+            _ => were(untaken, "frame"),
+        };
+        bail!("the reader of -w {} {why}: {what} not written", self.plan.path)
+    }
+
+    /// What ends a file: statistics of its interfaces.
+    fn end(&mut self) -> Result<()> {
         let mut interfaces: Vec<Interface> = self.interfaces.drain().map(|(_, interface)| interface).collect();
         interfaces.sort_by_key(|interface| interface.number);
         for Interface { number, statistics } in interfaces {
@@ -252,6 +299,10 @@ impl Output {
     /// # Errors
     /// [`ReaderGone`] where the pipe's reader has closed it. Where a disk is full, the file ends with its last whole frame.
     pub(crate) fn flush(&mut self) -> Result<()> {
+        if self.untaken.is_some() {
+            self.buffer.clear();
+            return Ok(());
+        }
         if self.buffer.is_empty() {
             return self.ensure_read();
         }
@@ -260,7 +311,7 @@ impl Output {
         while done < self.buffer.len() && failed.is_none() {
             let (Target::Pipe(out) | Target::File(out, _)) = &mut self.target;
             let rest = &self.buffer[done..];
-            let written = if is_pipe { write_to_reader(out, rest) } else { out.write(rest) };
+            let written = if is_pipe { self.reader.give(out, rest) } else { out.write(rest) };
             match written {
                 Ok(0) => failed = Some(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
@@ -280,10 +331,9 @@ impl Output {
         match &self.target {
             _ if err.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
             _ if is_pipe && err.kind() == io::ErrorKind::TimedOut => {
-                bail!(
-                    "the reader of -w {} takes no more: {cut} frames and those behind them were not written",
-                    self.plan.path
-                )
+                // What comes is counted from now on.
+                self.untaken = Some((cut, if self.reader.is_still() { "takes no more" } else { "is too slow" }));
+                Ok(())
             }
             Target::Pipe(_) => bail!("cannot write to standard output: {err}"),
             Target::File(file, path) => {
@@ -329,19 +379,48 @@ impl Output {
     }
 }
 
-/// Writes some bytes once there is room for them; a pipe that says so takes PIPE_BUF of them at once.
-///
-/// # Errors
-/// `TimedOut` where there is none for a while, and a signal has come.
-fn write_to_reader(out: &mut File, bytes: &[u8]) -> io::Result<usize> {
-    loop {
-        let mut room = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut room, PollTimeout::from(WHILE)) {
-            Ok(0) if interrupt::code().is_some() => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return out.write(&bytes[..bytes.len().min(PIPE_BUF)]),
-            Err(err) => return Err(err.into()),
+/// Who reads a pipe.
+struct Reader {
+    /// When he has taken something last, and since when we know of a signal.
+    took: Instant,
+    signalled: Option<Instant>,
+}
+
+impl Reader {
+    fn new() -> Reader {
+        Reader { took: Instant::now(), signalled: None }
+    }
+
+    /// Writes some bytes once there is room for them; a pipe that says so takes PIPE_BUF of them at once.
+    ///
+    /// # Errors
+    /// `TimedOut` where a signal has come, and he is not waited for any longer.
+    fn give(&mut self, out: &mut File, bytes: &[u8]) -> io::Result<usize> {
+        while !self.is_over() {
+            let mut room = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut room, PollTimeout::from(WHILE)) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => {
+                    let written = out.write(&bytes[..bytes.len().min(PIPE_BUF)])?;
+                    self.took = Instant::now();
+                    return Ok(written);
+                }
+                Err(err) => return Err(err.into()),
+            }
         }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    fn is_over(&mut self) -> bool {
+        if self.signalled.is_none() && interrupt::code().is_some() {
+            self.signalled = Some(Instant::now());
+        }
+        self.signalled.is_some_and(|since| since.elapsed() >= AT_MOST) || self.is_still()
+    }
+
+    /// Has he taken nothing for a while since the signal?
+    fn is_still(&self) -> bool {
+        self.signalled.is_some_and(|since| since.max(self.took).elapsed() >= STILL)
     }
 }
 

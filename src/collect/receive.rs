@@ -161,6 +161,9 @@ impl Receiver {
         match socket.bind(&SocketAddr::new(address, port).into()) {
             Err(err) if err.kind() == io::ErrorKind::AddrInUse => return Err(taken(runner, port).into()),
             Err(err) if err.kind() == io::ErrorKind::AddrNotAvailable => return Err(elsewhere(address)),
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => bail!(
+                "--port {port} needs root or CAP_NET_BIND_SERVICE; try: sudo snifctl collect, or another port: --port 8472"
+            ),
             done => done.with_context(|| format!("UDP port {port} of {address} cannot be had"))?,
         }
         if address.is_ipv4() {
@@ -343,10 +346,11 @@ impl std::error::Error for Taken {}
 
 fn taken(runner: &Runner, port: u16) -> Taken {
     let links = ip::links(runner).unwrap_or_default();
+    // A device that is down holds no socket.
     let has_port = |link: &&ip::Link| {
         let told = &link.linkinfo.info_data["port"];
         let told = told.as_u64().or_else(|| told.as_str()?.parse().ok());
-        told == Some(port.into()) && port_kinds(link.kind())
+        link.is_up() && told == Some(port.into()) && port_kinds(link.kind())
     };
     Taken(match links.iter().find(has_port) {
         Some(link) => format!(
@@ -371,7 +375,8 @@ pub(crate) fn become_user(name: &str) -> Result<()> {
     let user = User::from_name(name).with_context(|| format!("-Z {name} cannot be looked up"))?;
     let Some(user) = user else { bail!("-Z {name} is no user of this machine; see: getent passwd") };
     let become_it = || setgroups(&[user.gid]).and_then(|()| setgid(user.gid)).and_then(|()| setuid(user.uid));
-    become_it().with_context(|| format!("-Z {name} needs root; leave it out"))
+    become_it()
+        .map_err(|err| anyhow!("-Z {name} needs root ({err}); leave it out, or try: sudo snifctl collect -Z {name}"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `--to`: frames as the received traffic of a tap device, for sensors that know no tunnels.
 
+use std::fs;
 use std::io;
+use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
@@ -33,24 +35,7 @@ impl Tap {
             )
         })?;
         if there.is_none() {
-            // It is there to be read: it has no addresses, answers nobody, and says nothing itself.
-            let mtu = MTU.to_string();
-            let words = [
-                "link",
-                "set",
-                "dev",
-                name,
-                "mtu",
-                &mtu,
-                "arp",
-                "off",
-                "multicast",
-                "off",
-                "addrgenmode",
-                "none",
-                "up",
-            ];
-            runner.write(&Cmd::new("ip", words))?;
+            quiet(runner, name)?;
         }
         Ok(Tap { device, name: name.into(), frames: 0, refused: 0 })
     }
@@ -62,6 +47,35 @@ impl Tap {
             Err(_) => self.refused += 1,
         }
         Ok(())
+    }
+}
+
+/// Brings it up to be read: it has no addresses, answers nobody, and says nothing itself. So no frame, as a mirrored
+/// router advertisement, is one for this machine.
+fn quiet(runner: &Runner, name: &str) -> Result<()> {
+    let (mtu, dir) = (MTU.to_string(), Path::new("/proc/sys/net/ipv6/conf").join(name));
+    let mut words = vec!["link", "set", "dev", name, "mtu", &mtu, "arp", "off", "multicast", "off"];
+    if dir.exists() {
+        without_ipv6(name, &dir.join("disable_ipv6"));
+        words.extend(["addrgenmode", "none"]);
+    }
+    runner.write(&Cmd::new("ip", words))?;
+    // By itself: one message with both would bring it up first.
+    runner.write(&Cmd::new("ip", ["link", "set", "dev", name, "up"]))?;
+    Ok(())
+}
+
+/// In a container /proc/sys may be read-only.
+fn without_ipv6(name: &str, switch: &Path) {
+    let is_off = || fs::read_to_string(switch).is_ok_and(|text| text.trim() == "1");
+    if let Err(err) = fs::write(switch, "1")
+        && !is_off()
+    {
+        eprintln!(
+            "snifctl: --to {name} has IPv6, as {} cannot be written ({err}), so a mirrored router advertisement may give \
+             this machine a route; try: docker run --sysctl net.ipv6.conf.default.disable_ipv6=1",
+            switch.display()
+        );
     }
 }
 

@@ -14,12 +14,13 @@ use crate::collect::classic::Program;
 use crate::collect::control::{Control, Place};
 use crate::collect::decode::Kind;
 use crate::collect::dedup::Recent;
-use crate::collect::files::{Format, Output, Plan};
+use crate::collect::files::{AT_MOST, Format, Output, Plan};
 use crate::collect::receive::{Ears, Receiver, become_user, port_of};
 use crate::collect::source::{Row, Sources};
 use crate::collect::tap::{self, Tap};
 use crate::collect::{Flow, now};
-use crate::output::{json as out, text};
+use crate::output::json as out;
+use crate::output::text::{self, were};
 use crate::tools::exec::{ReaderGone, Runner, print};
 use crate::tools::interrupt;
 use crate::usage::{Usage, ensure_usage, number, refuse};
@@ -28,7 +29,7 @@ use crate::usage::{Usage, ensure_usage, number, refuse};
 const TICK: Duration = Duration::from_millis(100);
 /// So long packets may wait in the kernel where only a file is written.
 const NAP: Duration = Duration::from_millis(1);
-/// So long what has come is still taken in at the end.
+/// So long what has come is still taken in at the end, besides what a slow reader takes.
 const DRAIN: Duration = Duration::from_secs(3);
 const MILLISECOND: u64 = 1_000_000;
 const MEGABYTE: u64 = 1_000_000;
@@ -202,7 +203,7 @@ fn drained(receiver: &mut Receiver, flow: &mut Flow, done: Result<()>) -> Result
 fn drain(receiver: &mut Receiver, flow: &mut Flow) -> Result<()> {
     let (end, begin) = (now(), Instant::now());
     let mut has_more = interrupt::code().is_some();
-    while has_more && begin.elapsed() < DRAIN {
+    while has_more && begin.elapsed() < AT_MOST + DRAIN {
         has_more = false;
         receiver.receive(Duration::ZERO, |received| {
             let is_in_time = received.time <= end;
@@ -319,10 +320,6 @@ fn table(flow: &Flow) -> String {
         let _ = writeln!(text, "  {} refused by the tap device: is it up?", were(tap.refused, "frame"));
     }
     text
-}
-
-fn were(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what} was") } else { format!("{count} {what}s were") }
 }
 
 fn row(row: &Row) -> Vec<String> {

@@ -71,18 +71,29 @@ fn joined(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What is run there: words of shell lines.
+#[derive(Clone, Debug)]
+pub(super) struct Words {
+    pub program: String,
+    /// Of the session.
+    pub name: String,
+    pub up: Vec<String>,
+    pub down: Vec<String>,
+}
+
 /// How it ended.
 #[derive(Debug)]
 struct Ended {
     code: Option<i32>,
+    /// It had said that the session is up.
+    was_up: bool,
     /// What came on standard error, by lines.
     said: Vec<String>,
 }
 
 pub(super) struct Far {
     host: Host,
-    /// What is run there.
-    program: String,
+    words: Words,
     /// As long as it is there, so is the session.
     life: Option<Sender<()>>,
     ended: Receiver<Ended>,
@@ -91,10 +102,10 @@ pub(super) struct Far {
 }
 
 impl Far {
-    /// Starts these words there. If they end by themselves, so does our work.
-    pub(super) fn start(host: &Host, program: &str, words: &[String]) -> Result<Far> {
+    /// Starts `up` there. If it ends by itself, so does our work.
+    pub(super) fn start(host: &Host, words: &Words) -> Result<Far> {
         // There it is read by a shell.
-        let line = words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
+        let line = line(&words.up);
         // However we end, ssh does not stay.
         let call = host.ssh(&["--".into(), host.destination.clone(), line]).mortal();
         let (lines, input) = Runner::default().talk(&call)?;
@@ -107,7 +118,7 @@ impl Far {
             let _ = sender.send(listen(lines, &begun));
             interrupt::end();
         });
-        Ok(Far { host: host.clone(), program: program.into(), life: Some(life), ended, ssh, has_begun })
+        Ok(Far { host: host.clone(), words: words.clone(), life: Some(life), ended, ssh, has_begun })
     }
 
     /// Takes the session down.
@@ -116,12 +127,12 @@ impl Far {
     /// Where it had ended before, or does not end well.
     pub(super) fn end(mut self) -> Result<()> {
         if let Ok(ended) = self.ended.try_recv() {
-            return Err(self.host.reason(&self.program, ended));
+            return Err(self.host.reason(&self.words, ended));
         }
         drop(self.life.take());
         match self.ended.recv_timeout(GRACE) {
             Ok(Ended { code: Some(0), .. }) => Ok(()),
-            Ok(ended) => Err(self.host.reason(&self.program, ended)),
+            Ok(ended) => Err(self.host.reason(&self.words, ended)),
             Err(_) => Err(self.given_up()),
         }
     }
@@ -133,7 +144,7 @@ impl Far {
         let host = &self.host.destination;
         match self.has_begun.load(Ordering::SeqCst) {
             true => anyhow!("{host} does not answer; the session there ends after {} s", SILENCE.as_secs()),
-            false => anyhow!("ssh to {host} did not get through; {}", self.host.by_hand(&self.program)),
+            false => anyhow!("ssh to {host} did not get through; {}", self.host.by_hand(&self.words.program)),
         }
     }
 }
@@ -149,8 +160,9 @@ fn beat(mut input: PipeWriter, living: &Receiver<()>) {
 
 /// The lines of standard error, until the end. `has_begun`: the program there has said something.
 fn listen(mut lines: Lines, has_begun: &AtomicBool) -> Ended {
-    let mut said = Vec::new();
+    let (mut said, mut was_up) = (Vec::new(), false);
     for line in lines.by_ref() {
+        was_up |= matches!(line, Line::Out(_));
         let text = match line {
             Line::Out(_) => None,
             Line::Err(text) => Some(text.trim().to_string()),
@@ -160,7 +172,11 @@ fn listen(mut lines: Lines, has_begun: &AtomicBool) -> Ended {
         }
         said.extend(text.filter(|text| !text.is_empty()));
     }
-    Ended { code: lines.code().unwrap_or_default(), said }
+    Ended { code: lines.code().unwrap_or_default(), was_up, said }
+}
+
+fn line(words: &[String]) -> String {
+    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Is a line the program's there, and not ssh's?
@@ -170,9 +186,10 @@ fn is_from_there(line: &str) -> bool {
 
 impl Host {
     /// One line for it.
-    fn reason(&self, program: &str, ended: Ended) -> anyhow::Error {
-        let Ended { code, said } = ended;
-        let (host, by_hand) = (&self.destination, self.by_hand(program));
+    fn reason(&self, words: &Words, ended: Ended) -> anyhow::Error {
+        let Ended { code, was_up, said } = ended;
+        let (host, program) = (&self.destination, &words.program);
+        let by_hand = if was_up { self.down_by_hand(words) } else { self.by_hand(program) };
         let last = said.last().map(String::as_str).unwrap_or("it says no reason");
         match code {
             None => anyhow!("ssh to {host} was ended by a signal"),
@@ -181,8 +198,17 @@ impl Host {
                 None => anyhow!("ssh to {host} failed; {by_hand}"),
             },
             Some(NOT_FOUND) => anyhow!("{host} does not find it: {last}; try: --remote-snifctl /usr/local/bin/snifctl"),
+            // By a signal, as the shell there tells it.
+            Some(code) if was_up && code > 128 => anyhow!("{host}: {program} ended with {code}; {by_hand}"),
             Some(_) => anyhow!("{host}: {}", last.strip_prefix("snifctl: ").unwrap_or(last)),
         }
+    }
+
+    /// Who is killed there takes nothing down.
+    fn down_by_hand(&self, words: &Words) -> String {
+        let ssh = ["ssh".to_string()].into_iter().chain(self.options.iter().cloned());
+        let ssh: Vec<String> = ssh.chain([self.destination.clone()]).collect();
+        format!("session {} may still be up there; try: {} {}", words.name, line(&ssh), line(&words.down))
     }
 
     fn by_hand(&self, program: &str) -> String {
@@ -204,9 +230,10 @@ mod tests {
     #[test]
     fn what_went_wrong_there_is_one_line() {
         let host = Host { destination: "me@web1".into(), options: Vec::new() };
+        let words = words();
         let reason = |code, said: &[&str]| {
             let said = said.iter().map(|line| line.to_string()).collect();
-            host.reason("snifctl", Ended { code, said }).to_string()
+            host.reason(&words, Ended { code, was_up: false, said }).to_string()
         };
         let by_hand = "try: ssh me@web1 snifctl --version";
         let refused = "ssh: connect to host web1 port 22: Connection refused";
@@ -224,5 +251,23 @@ mod tests {
         assert_eq!(reason(Some(1), &said), "me@web1: interface \"eth7\" does not exist; see: ip -br link");
         assert_eq!(reason(Some(1), &["sudo: a password is required"]), "me@web1: sudo: a password is required");
         assert_eq!(reason(None, &[]), "ssh to me@web1 was ended by a signal");
+    }
+
+    fn words() -> Words {
+        let words = |line: &str| line.split(' ').map(String::from).collect();
+        let [up, down] = ["up eth0", "sudo -n snifctl down --name extcap-7"].map(words);
+        Words { program: "snifctl".into(), name: "extcap-7".into(), up, down }
+    }
+
+    #[test]
+    fn once_a_session_was_up_it_is_said_how_it_goes_down() {
+        let options = ["-p", "2222", "-o", "ProxyCommand=nc %h %p"].map(String::from).to_vec();
+        let host = Host { destination: "me@web1".into(), options };
+        let down = "ssh -p 2222 -o 'ProxyCommand=nc %h %p' me@web1 sudo -n snifctl down --name extcap-7";
+        let hint = format!("session extcap-7 may still be up there; try: {down}");
+        for (code, begin) in [(255, "ssh to me@web1 failed"), (137, "me@web1: snifctl ended with 137")] {
+            let ended = Ended { code: Some(code), was_up: true, said: Vec::new() };
+            assert_eq!(host.reason(&words(), ended).to_string(), format!("{begin}; {hint}"));
+        }
     }
 }

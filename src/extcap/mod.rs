@@ -17,7 +17,7 @@ use crate::cli::{self, Cli};
 use crate::collect::decode::Kind;
 use crate::commands;
 use crate::tools::exec::print;
-use crate::tools::{fifo, notes};
+use crate::tools::{fifo, interrupt, notes};
 use crate::usage::{Usage, refuse, spelled};
 use sentence::{Argument, sentences};
 
@@ -173,6 +173,8 @@ impl Extcap {
     fn capture(&self, interface: Interface) -> Result<ExitCode> {
         // Wireshark shows whatever is said as an error.
         notes::hush();
+        // Of its pipe there is no second one: who hangs up has gone.
+        interrupt::end_on_hangup();
         let done = match interface {
             Interface::Collector => {
                 self.ensure_own(interface).map_err(Into::into).and_then(|()| collect(&self.collect()))

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow};
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::extcap::far::{Far, Host, SILENCE};
+use crate::extcap::far::{Far, Host, SILENCE, Words};
 use crate::extcap::sentence::{Argument, sentences};
 use crate::extcap::{Extcap, Interface, collect, given, words_of};
 use crate::usage::{Usage, ensure_usage, number, refuse, spelled};
@@ -160,9 +160,7 @@ pub(super) fn config() -> String {
 #[derive(Debug)]
 struct Plan {
     host: Host,
-    program: String,
-    /// What is run there.
-    up: Vec<String>,
+    there: Words,
     /// The options of `collect` here.
     collect: Vec<String>,
 }
@@ -178,7 +176,7 @@ struct Target {
 /// Captures, until a signal comes, the reader goes, or the session there ends.
 pub(super) fn capture(extcap: &Extcap) -> Result<ExitCode> {
     let plan = Plan::of(extcap)?;
-    let far = Far::start(&plan.host, &plan.program, &plan.up)?;
+    let far = Far::start(&plan.host, &plan.there)?;
     let done = collect(&plan.collect);
     let ended = far.end();
     // Who has been refused here needs not hear of the session there.
@@ -198,10 +196,12 @@ impl Plan {
         let filter = filter(given(&extcap.extcap_capture_filter), excluded);
         let program = given(&wanted.remote_snifctl).unwrap_or("snifctl").to_string();
         let sudo: &[&str] = if wanted.remote_sudo { &["sudo", "-n"] } else { &[] };
-        let up = [program.as_str(), "up"].into_iter().chain(tunnel.up().iter().copied());
-        let mut up: Vec<String> = sudo.iter().copied().chain(up).map(String::from).collect();
+        let call = |verb| sudo.iter().copied().chain([program.as_str(), verb]);
+        let mut up: Vec<String> = call("up").chain(tunnel.up().iter().copied()).map(String::from).collect();
+        let name = name();
+        let down = call("down").chain(["--name", &name]).map(String::from).collect();
         let (address, port) = (target.address.to_string(), target.port.to_string());
-        let flags = ["--name", &name(), "--remote", &address, "--port", &port].map(String::from);
+        let flags = ["--name", &name, "--remote", &address, "--port", &port].map(String::from);
         up.extend(flags);
         up.push(format!("--while-stdin={}", SILENCE.as_secs()));
         // Without rights we receive UDP over IPv6 with a checksum alone.
@@ -210,7 +210,8 @@ impl Plan {
         up.extend(wanted.more(&up)?);
         up.push("--".into());
         up.extend(interfaces);
-        Ok(Plan { host, program, up, collect: target.collect(extcap, tunnel) })
+        let there = Words { program, name, up, down };
+        Ok(Plan { host, there, collect: target.collect(extcap, tunnel) })
     }
 }
 
@@ -381,12 +382,15 @@ mod tests {
     /// A plan, but for its name.
     fn plan(more: &[&str]) -> [String; 3] {
         let plan = Plan::of(&extcap(more)).unwrap();
-        let at = plan.up.iter().position(|word| word == "--name").unwrap();
-        let mut up = plan.up.clone();
+        let at = plan.there.up.iter().position(|word| word == "--name").unwrap();
+        let mut up = plan.there.up.clone();
         assert!(up.remove(at + 1).starts_with("extcap-"));
-        let program = plan.up.iter().position(|word| word == "up").unwrap();
-        let as_words = ["snifctl".to_string()].into_iter().chain(plan.up[program..].iter().cloned());
+        let program = plan.there.up.iter().position(|word| word == "up").unwrap();
+        let as_words = ["snifctl".to_string()].into_iter().chain(plan.there.up[program..].iter().cloned());
         assert!(Cli::try_parse_from(as_words).is_ok(), "{up:?}");
+        assert_eq!(plan.there.down[..program], plan.there.up[..program]);
+        let down = ["snifctl".to_string()].into_iter().chain(plan.there.down[program..].iter().cloned());
+        assert!(Cli::try_parse_from(down).is_ok(), "{:?}", plan.there.down);
         let collect = ["snifctl", "collect"].into_iter().chain(plan.collect.iter().map(String::as_str));
         assert!(Cli::try_parse_from(collect).is_ok(), "{:?}", plan.collect);
         [plan.host.options, up, plan.collect].map(|words| words.join(" "))

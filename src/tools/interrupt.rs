@@ -15,6 +15,7 @@ static CAME: AtomicU8 = AtomicU8::new(0);
 /// How many are at work that must not be broken off.
 static HELD: AtomicU32 = AtomicU32::new(0);
 static RELOAD: AtomicBool = AtomicBool::new(false);
+static HANGUP_ENDS: AtomicBool = AtomicBool::new(false);
 static IS_WATCHED: AtomicBool = AtomicBool::new(false);
 /// What is done before a second signal ends us.
 static LAST: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
@@ -58,7 +59,7 @@ pub(crate) fn serve(reloads: bool, wake: impl Fn() + Send + 'static) {
     std::thread::spawn(move || {
         let mut first: Option<Instant> = None;
         for signal in signals.forever() {
-            if reloads && signal == SIGHUP {
+            if reloads && signal == SIGHUP && !HANGUP_ENDS.load(Ordering::SeqCst) {
                 RELOAD.store(true, Ordering::SeqCst);
                 wake();
                 continue;
@@ -74,6 +75,11 @@ pub(crate) fn serve(reloads: bool, wake: impl Fn() + Send + 'static) {
             }
         }
     });
+}
+
+/// SIGHUP ends us as the others do, whoever [serves](serve).
+pub(crate) fn end_on_hangup() {
+    HANGUP_ENDS.store(true, Ordering::SeqCst);
 }
 
 /// Does this before a second signal ends us, which waits for nothing.

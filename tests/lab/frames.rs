@@ -179,6 +179,28 @@ pub(crate) fn icmpv6(ends: &Ends, data: &[u8]) -> Vec<u8> {
     with_checksum(ends, Family::V6, ICMPV6, [&[128, 0, 0, 0, 0, 1, 0, 1], data].concat(), 2)
 }
 
+/// A message of neighbour discovery that names its sender's MAC address in its last option.
+fn discovery(ends: &Ends, kind: u8, rest: &[u8]) -> Vec<u8> {
+    let body = [&[kind, 0, 0, 0], rest, &[1, 1], &ends.src_mac].concat();
+    let mut packet = ipv6(ends, ICMPV6, &with_checksum(ends, Family::V6, ICMPV6, body, 2));
+    packet[7] = 255; // no other one is believed
+    ethernet(ends, ETH_IPV6, &packet)
+}
+
+/// A router that offers itself, for half an hour, with a prefix to make an address of.
+pub(crate) fn router_advertisement(ends: &Ends, router: Ipv6Addr, prefix: Ipv6Addr) -> Vec<u8> {
+    let (all, day) = (Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 86_400_u32.to_be_bytes());
+    let ends = Ends { dst_mac: [0x33, 0x33, 0, 0, 0, 1], src6: router, dst6: all, ..*ends };
+    let option = [&[3, 4, 64, 0xc0], &day[..], &day, &[0; 4], &prefix.octets()].concat();
+    discovery(&ends, 134, &[&[64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0], &option[..]].concat())
+}
+
+/// Asks an address's owner for its MAC address, at that address itself.
+pub(crate) fn neighbour_solicitation(ends: &Ends, router: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let ends = Ends { dst_mac: BROADCAST, src6: router, dst6: target, ..*ends };
+    discovery(&ends, 135, &[&[0; 4], &target.octets()[..]].concat())
+}
+
 fn with_checksum(ends: &Ends, family: Family, proto: u8, mut body: Vec<u8>, at: usize) -> Vec<u8> {
     let (src, dst) = match family {
         Family::V4 => (ends.src4.octets().to_vec(), ends.dst4.octets().to_vec()),

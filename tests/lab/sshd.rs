@@ -75,11 +75,26 @@ fn key(path: &Path) -> String {
 
 /// A child of a process, by what it runs.
 pub(crate) fn child_of(parent: u32, name: &str) -> Option<u32> {
-    let is_it = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let words: Vec<&str> = stat.split_whitespace().collect();
-        words.get(1) == Some(&format!("({name})").as_str()) && words.get(3) == Some(&parent.to_string().as_str())
-    };
-    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.into_iter().find(is_it)
+    children(parent).into_iter().find(|pid| runs(*pid, name))
+}
+
+/// The children of a process, theirs, and so on.
+pub(crate) fn descendants(parent: u32) -> Vec<u32> {
+    children(parent).into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| stat(*pid, 3).as_deref() == Some(&parent.to_string())).collect()
+}
+
+/// Is this the name of what a process runs?
+pub(crate) fn runs(pid: u32, name: &str) -> bool {
+    stat(pid, 1).as_deref() == Some(&format!("({name})"))
+}
+
+fn stat(pid: u32, word: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.split_whitespace().nth(word).map(String::from)
 }

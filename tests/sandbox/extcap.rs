@@ -12,7 +12,7 @@ use crate::lab::check::assert_same_frames;
 use crate::lab::collect::*;
 use crate::lab::frames::{self, Ends};
 use crate::lab::judge::Said;
-use crate::lab::sshd::{Sshd, child_of};
+use crate::lab::sshd::{Sshd, child_of, descendants, runs};
 use crate::lab::{
     COLLECTOR_IP, COLLECTOR_IP6, Lab, Ns, OUT_IP, OUT_IP6, OUT_MAC, Options, PATIENCE, mac_text, poll, signal,
 };
@@ -160,6 +160,11 @@ impl Remote {
         Running::start(&self.desk.lab, self.desk.extcap(&[&words[..], &also, more].concat()).stdin(Stdio::null()))
     }
 
+    /// What takes the session down by hand.
+    fn down(&self, name: &str) -> String {
+        format!("ssh -F {} {OUT_IP} {SNIFCTL} down --name {name}", self.sshd.client().display())
+    }
+
     fn fifo(&self) -> PathBuf {
         let fifo = self.desk.lab.fresh_path("fifo");
         assert!(Command::new("mkfifo").arg(&fifo).status().expect("run mkfifo").success());
@@ -227,6 +232,11 @@ fn a_capture_of_nothing_ends_when_its_reader_goes() {
     assert_eq!(begin, 0x0a0d_0d0a_u32.to_le_bytes());
     drop(reader);
     assert_eq!(running.ended(), (Some(0), String::new()));
+    // With its terminal it goes, too.
+    let running = Running::start(&desk.lab, &mut desk.extcap(&words));
+    let mut reader = File::open(&fifo).expect("the pipe");
+    std::io::Read::read_exact(&mut reader, &mut begin).expect("how pcapng begins");
+    assert_eq!(running.stop("HUP"), (Some(0), String::new()));
 }
 
 #[test]
@@ -333,9 +343,10 @@ fn vxlan_over_ipv6_tells_directions_too() {
 /// What ends a capture, given ours and dumpcap's process. The exit code of ours, and what it says.
 type End = (fn(&Remote, u32, u32), Option<i32>, &'static str);
 
-const ENDS: [End; 5] = [
+const ENDS: [End; 6] = [
     (|_, ours, _| signal(ours, "KILL"), None, ""),
     (|_, ours, _| signal(ours, "INT"), Some(0), ""),
+    (|_, ours, _| signal(ours, "HUP"), Some(0), ""),
     (|_, _, reader| signal(reader, "KILL"), Some(0), ""),
     (
         |_, ours, _| signal(child_of(ours, "ssh").expect("ssh"), "KILL"),
@@ -345,7 +356,7 @@ const ENDS: [End; 5] = [
     (
         |remote, _, _| signal(child_of(remote.sshd.id(), "sshd").expect("a connection"), "KILL"),
         Some(1),
-        "snifctl: ssh to 198.51.100.1 failed: Connection to 198.51.100.1 closed by remote host; try: ssh 198.51.100.1 SNIFCTL --version\n",
+        "snifctl: ssh to 198.51.100.1 failed: Connection to 198.51.100.1 closed by remote host; session NAME may still be up there; try: DOWN\n",
     ),
 ];
 
@@ -362,14 +373,36 @@ fn nothing_is_left_there_however_a_capture_ends_and_what_is_watched_goes_on() {
         let [first, second] = [0, 100].map(|n| silent(n, &Ends::PEER_TO_HOST));
         lab.send(Ns::Peer, "peer0", &first);
         wait_for_frames(&file, PRIME, &capture);
+        let name = lab.session().name;
         end(&remote, capture.child.id(), reader.child.id());
-        assert_eq!(capture.ended(), (code, said.replace("SNIFCTL", SNIFCTL)));
+        let said = said.replace("DOWN", &remote.down(&name)).replace("NAME", &name);
+        assert_eq!(capture.ended(), (code, said));
         remote.desk.wait_until_down();
         lab.send(Ns::Peer, "peer0", &second);
         assert_same_frames(&[first.clone(), second].concat(), &watched.take(2 * PRIME));
         drop(reader);
         assert_in_order(&first, &frames_in(lab, &file, "frame"));
     }
+}
+
+#[test]
+fn the_line_about_a_session_that_nobody_takes_down_says_how() {
+    let remote = Remote::new();
+    let lab = &remote.desk.lab;
+    let (fifo, file) = (remote.fifo(), lab.fresh_path("remote.pcapng"));
+    let _reader = dumpcap(lab, &fifo, &file);
+    let mut capture = remote.extcap(&fifo, &OUT_IP.to_string(), &["--remote-interface", "eth0"]);
+    remote.desk.wait_until_up(&mut capture);
+    let name = lab.session().name;
+    let connections = descendants(remote.sshd.id());
+    let there = connections.into_iter().find(|pid| runs(*pid, "snifctl")).expect("the program there");
+    signal(there, "KILL");
+    let (code, said) = capture.ended();
+    let down = remote.down(&name);
+    let expected = format!("ssh to {OUT_IP} failed; session {name} may still be up there; try: {down}");
+    assert_eq!((code, said), (Some(1), format!("snifctl: {expected}\n")));
+    lab.run(Ns::Collector, &["sh", "-c", &down]);
+    remote.desk.wait_until_down();
 }
 
 #[test]
