@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 /// Numbers that are remembered: so late a frame may be.
 const WINDOW: u32 = 4096;
 const WORDS: usize = WINDOW as usize / 64;
+/// Numbers whose frames are known again.
+const PRINTS: u32 = 256;
 /// A leap forward by more is another sequence.
 const LEAP: u32 = 1 << 24;
 /// So many frames that were there before, one after the other from the first number on, are a sequence that has begun
@@ -94,9 +96,9 @@ pub(crate) struct Sequence {
     highest: u32,
     /// When the last of its frames was taken.
     taken: u64,
-    /// A bit for each of the last numbers, and the prints of their frames.
+    /// A bit for each of the last numbers, and the prints of the last frames.
     seen: [u64; WORDS],
-    prints: Vec<u32>,
+    prints: [u32; PRINTS as usize],
     row: Option<Row>,
     /// One from far away. If the next one follows it, the sequence has begun again there.
     far: Option<u32>,
@@ -115,7 +117,7 @@ impl Sequence {
             highest: 0,
             taken: 0,
             seen: [0; WORDS],
-            prints: vec![0; WINDOW as usize],
+            prints: [0; PRINTS as usize],
             row: None,
             far: None,
             former: None,
@@ -169,7 +171,7 @@ impl Sequence {
 
     /// A number that was there: the same frame came twice, or it is one of a sequence that begins again.
     fn repeated(&mut self, new: &Arrival) -> Seen {
-        let is_other = self.prints[(new.number % WINDOW) as usize] != new.print;
+        let is_other = self.highest.wrapping_sub(new.number) < PRINTS && self.print(new.number) != new.print;
         let row = self.row(new.number);
         if is_other && (new.number == 0 || row.length > 1) {
             return self.again(new, true);
@@ -242,11 +244,12 @@ impl Sequence {
         counts.restarts += 1;
         let epoch = self.epochs + 1;
         let mut sequence = Sequence { counts, epoch, epochs: epoch, ..Sequence::new() };
-        sequence.start(&Arrival { number: start, print: self.print(start, new), ..*new });
+        sequence.start(&Arrival { number: start, print: self.print(start), ..*new });
         for _ in 0..new.number.wrapping_sub(start) {
             let number = sequence.highest.wrapping_add(1);
-            sequence.advance(1, self.print(number, new));
+            sequence.advance(1, self.print(number));
         }
+        sequence.set(new.number, new.print);
         let taken_over = sequence.run.arrived - 1;
         let mut former = std::mem::replace(self, sequence);
         former.former = None;
@@ -254,9 +257,8 @@ impl Sequence {
         Seen::Again
     }
 
-    /// Of a frame of a row, or of the new one.
-    fn print(&self, number: u32, new: &Arrival) -> u32 {
-        if number == new.number { new.print } else { self.prints[(number % WINDOW) as usize] }
+    fn print(&self, number: u32) -> u32 {
+        self.prints[(number % PRINTS) as usize]
     }
 
     /// It had not begun again where its old numbers go on: those in between came twice.
@@ -323,7 +325,9 @@ impl Sequence {
     fn set(&mut self, number: u32, print: u32) {
         let (word, bit) = Sequence::at(number);
         self.seen[word] |= bit;
-        self.prints[(number % WINDOW) as usize] = print;
+        if self.highest.wrapping_sub(number) < PRINTS {
+            self.prints[(number % PRINTS) as usize] = print;
+        }
     }
 
     fn clear(&mut self, number: u32) {
