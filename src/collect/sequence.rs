@@ -9,7 +9,7 @@ const WORDS: usize = WINDOW as usize / 64;
 /// Numbers whose frames are known again.
 const PRINTS: u32 = 256;
 /// A leap forward by more is another sequence.
-const LEAP: u32 = 1 << 24;
+pub(crate) const LEAP: u32 = 1 << 24;
 /// So many frames that were there before, one after the other from the first number on, are a sequence that has begun
 /// again, as are more from elsewhere, and two of which one is another frame than before. Number 0 alone is one if it is
 /// another frame, or comes so much later, in nanoseconds.
@@ -176,8 +176,7 @@ impl Sequence {
         if is_other && (new.number == 0 || row.length > 1) {
             return self.again(new, true);
         }
-        let is_much_later = new.number == 0 && new.now.saturating_sub(self.begun()) > LATE;
-        if is_much_later || row.length >= MANY || (row.length >= AGAIN && row.start == self.run.first) {
+        if self.is_later_zero(new) || row.length >= MANY || (row.length >= AGAIN && row.start == self.run.first) {
             return self.again(new, false);
         }
         self.counts.doubled += 1;
@@ -218,12 +217,16 @@ impl Sequence {
             self.counts.lost += u64::from(follows - 1);
             return Seen::Again;
         }
-        if new.number == 0 && new.now.saturating_sub(self.begun()) > LATE {
+        if self.is_later_zero(new) {
             return self.again(new, true);
         }
         self.far = Some(new.number);
         self.counts.reordered += 1;
         Seen::Late
+    }
+
+    fn is_later_zero(&self, new: &Arrival) -> bool {
+        new.number == 0 && new.now.saturating_sub(self.begun()) > LATE
     }
 
     /// The row that this number, which is behind the highest, goes on or begins. To be called before it is counted.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::collect::decode::{Copy, Fault, Kind, Tap};
 use crate::collect::seconds;
-use crate::collect::sequence::{Arrival, Counts, Run, Seen, Sequence};
+use crate::collect::sequence::{Arrival, Counts, LEAP, Run, Seen, Sequence};
 use crate::datapath::abi::Direction;
 
 /// So many streams are told apart; anyone can send, and memory is not endless.
@@ -231,7 +231,7 @@ impl Sources {
         let last = numbered.written.into_iter().flatten().find(|last| last.epoch == number.epoch);
         let ahead = last.map_or(1, |last| number.number.wrapping_sub(last.number));
         // A late one leaves the place where it is.
-        if (1..0x0100_0000).contains(&ahead) {
+        if (1..LEAP).contains(&ahead) {
             let between = u64::from(ahead - 1);
             let come = if between > 0 { come(number.number.wrapping_sub(ahead)) } else { 0 };
             numbered.gap += between.saturating_sub(come);
