@@ -115,8 +115,12 @@ fn super_packets(lab: &Lab, tunnel: Tunnel, snaplen: usize, all: &mut [Vec<Tunne
             assert_eq!((tell.length, tell.cut), (length, length > snaplen), "{case:?}");
             assert_eq!(copy.frame.len(), length.min(snaplen), "{case:?}");
         }
-        let of = |length| tells(&copies).iter().filter(|tell| tell.length == length).count();
-        assert!(of(1514) > MEGABYTES / 1514 / 2 && of(1042) == 20, "{case:?}: {}, {}", of(1514), of(1042));
+        let of = |protocol: u8, length: usize| {
+            let of_it = |copy: &&Tunnelled| copy.frame[23] == protocol && by_its_header(&copy.frame) == length;
+            copies.iter().filter(of_it).count()
+        };
+        let (tcp, udp) = (of(6, 1514), of(17, 1042));
+        assert!(tcp > MEGABYTES / 1514 / 2 && udp == 20, "{case:?}: {tcp}, {udp}");
         all.extend(copies);
     }
 }
