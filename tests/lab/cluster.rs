@@ -379,7 +379,8 @@ impl Process {
         lab.host(&["ip", "link", "add", host_end, "type", "veth", "peer", "name", "eth0", "netns", &pid]);
         lab.host(&["ip", "link", "set", "dev", host_end, "addrgenmode", "none", "up"]);
         lab.host(&["ip", "address", "add", "10.42.0.1/32", "dev", host_end]);
-        lab.host(&["ip", "route", "add", &format!("{address}/32"), "dev", host_end]);
+        // A pod that is gone has its route until the kernel has freed its namespace.
+        lab.host(&["ip", "route", "replace", &format!("{address}/32"), "dev", host_end]);
         self.run(&["ip", "link", "set", "dev", "eth0", "addrgenmode", "none", "up"]);
         self.run(&["ip", "address", "add", &format!("{address}/24"), "dev", "eth0"]);
     }

@@ -72,10 +72,6 @@ impl Stream {
         Stream { tcpreplay: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start tcpreplay") }
     }
 
-    pub(crate) fn runs(&mut self) -> bool {
-        self.tcpreplay.try_wait().expect("wait for tcpreplay").is_none()
-    }
-
     /// Ends it wherever it is; panics if it has ended before.
     #[track_caller]
     pub(crate) fn stop(mut self) {
