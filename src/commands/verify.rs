@@ -356,6 +356,13 @@ impl Report<'_> {
             let _ = write!(text, " + {} on their way or lost: copies have no numbers", grouped(open));
         }
         text.push('\n');
+        if received == 0 && lost + open > 0 {
+            let (tunnel, remote) = (&self.end.sender.tunnel, self.end.remote);
+            let _ = writeln!(
+                text,
+                "  none has come: collect there must have --tunnel {tunnel} and --listen {remote}, or neither"
+            );
+        }
         let out = self.risen(|look| look.counted.out_dropped);
         let queue = self.risen(|look| look.both.arrived.dropped);
         if lost + open > 0 || out + queue > 0 {

@@ -136,6 +136,20 @@ fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
 }
 
 #[test]
+fn a_collector_that_receives_something_else_is_hinted_at() {
+    let lab = lab();
+    let collector = counting(&lab, &["--tunnel", "vxlan"]);
+    up(&lab, &["geneve"]);
+    pass(&lab, 3);
+    let said = verify(&lab, &[]);
+    let hint =
+        format!("none has come: collect there must have --tunnel geneve and --listen {COLLECTOR_IP}, or neither");
+    assert!(said.status.code() == Some(1) && said.stdout.contains("9 sent = 0 received + 9 lost"), "{said:#?}");
+    assert!(said.stdout.lines().any(|line| line.trim() == hint), "{said:#?}");
+    drop(collector);
+}
+
+#[test]
 fn numbers_of_all_copies_together_tell_what_is_lost_and_what_was_dropped_here() {
     let lab = lab();
     let _collector = counting(&lab, &["--egress-id", "8"]);
