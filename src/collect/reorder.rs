@@ -1,4 +1,5 @@
-//! `--reorder`: copies wait a while, so that one that comes late takes its place.
+//! `--reorder`: copies wait a while, so that one that comes late takes its place, and those of several sockets are put in
+//! the order in which they came.
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,7 @@ const MOST: usize = 1 << 18;
 /// What orders a copy among those that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Behind all that have come before.
+    /// As it came.
     Last,
     /// By the numbers of one sequence. Only one that is `late` overtakes others.
     Number { number: Number, late: bool },
@@ -44,14 +45,23 @@ impl<T> Waiting<T> {
     }
 
     pub(crate) fn push(&mut self, now: u64, place: Place, value: T) {
+        let own = now + self.patience;
+        let is_late = !matches!(place, Place::Last | Place::Number { late: false, .. });
         let at = match place {
-            Place::Last | Place::Number { late: false, .. } => self.queue.len(),
+            _ if !is_late => self.as_it_came(own),
             // All have times, and are in their order.
             Place::Time(_) => self.queue.partition_point(|(_, other, _)| place.precedes(*other) != Some(true)),
-            Place::Number { .. } => self.before_later(place),
+            _ => self.before_later(place),
         };
-        let until = if at < self.queue.len() { self.queue[at].0 } else { now + self.patience };
+        // A late one has waited for as long as those that it overtakes.
+        let until = self.queue.get(at).map_or(own, |(until, ..)| if is_late { *until } else { own });
         self.queue.insert(at, (until, place, value));
+    }
+
+    /// Before those that came later by another socket. Who is to wait much longer came before the clock was set back.
+    fn as_it_came(&self, until: u64) -> usize {
+        let came_later = |(other, ..): &&(u64, Place, T)| (1..=self.patience).contains(&other.saturating_sub(until));
+        self.queue.len() - self.queue.iter().rev().take_while(came_later).count()
     }
 
     /// Before those of its sequence that are later, and behind the others.
@@ -67,9 +77,9 @@ impl<T> Waiting<T> {
         at
     }
 
-    /// Those that wait.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.queue.iter().map(|(_, _, value)| value)
+    /// Those that wait, with their places.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Place, &T)> {
+        self.queue.iter().map(|(_, place, value)| (*place, value))
     }
 
     /// The next one that has waited long enough, or, with `all`, the next one. Nobody waits longer because the clock was
@@ -99,6 +109,14 @@ mod tests {
         let order: Vec<&str> = std::iter::from_fn(|| waiting.pop(12, false)).collect();
         assert_eq!(order, ["a1", "before", "b6", "b7", "a2", "a3"], "{waiting:?}");
         assert_eq!(std::iter::from_fn(|| waiting.pop(12, true)).collect::<Vec<_>>(), ["x", "a4"]);
+    }
+
+    #[test]
+    fn those_of_several_sockets_are_put_in_the_order_in_which_they_came() {
+        let mut waiting = Waiting::new(10);
+        [1, 4, 6, 2, 4, 5].into_iter().zip(0..).for_each(|(now, n)| waiting.push(now, Place::Last, (now, n)));
+        let order: Vec<(u64, u64)> = std::iter::from_fn(|| waiting.pop(16, false)).collect();
+        assert_eq!(order, [(1, 0), (2, 3), (4, 1), (4, 4), (5, 5), (6, 2)]);
     }
 
     #[test]

@@ -1,33 +1,54 @@
 //! What sequence numbers tell: what is missing, what came late, and what came twice. A sequence that begins again, as with
 //! a new session of the sender, is no loss.
+//!
+//! A number that is not ahead can mean several things, and what comes next tells which. So each reading of it is followed,
+//! and the one that has the least to explain is believed: a frame that is lost, late or there twice costs one, a sequence
+//! that begins again a little more.
 
 use serde::{Deserialize, Serialize};
 
-/// Numbers that are remembered: so late a frame may be.
+/// Numbers whose frames are remembered: so late a frame may be.
 const WINDOW: u32 = 4096;
 const WORDS: usize = WINDOW as usize / 64;
-/// Numbers whose frames are known again.
-const PRINTS: u32 = 256;
 /// A leap forward by more is another sequence.
 pub(crate) const LEAP: u32 = 1 << 24;
-/// So many frames that were there before, one after the other from the first number on, are a sequence that has begun
-/// again, as are more from elsewhere, and two of which one is another frame than before. Number 0 alone is one if it is
-/// another frame, or comes so much later, in nanoseconds.
-const AGAIN: u32 = 3;
-const MANY: u32 = 64;
-const LATE: u64 = 1_000_000_000;
-/// So far before the first number that was seen a frame can still be a late one; a 0, which begins a sequence, less far.
+/// So far before the first number that was seen a frame can still be a late one.
 const BEFORE: u32 = 64;
-const ZERO_BEFORE: u32 = 8;
+/// A 0 that comes so much later than the sequence began is the first of another, in nanoseconds.
+const LATE: u64 = 1_000_000_000;
 /// A frame with an earlier number that was taken so much later is one of another sequence, in nanoseconds.
 const TAKEN_LATER: u64 = 10_000_000;
+/// Old frames may still come when a sequence has begun again, so many frames long.
+const HARDLY_BEGUN: u64 = 3;
+
+/// What readings cost. A frame that is lost, late or doubled costs `FRAME`.
+mod cost {
+    pub(super) const FRAME: u64 = 2;
+    /// A sequence begins again: at number 0 after a while, or anywhere; and for each number of it that did not come first.
+    pub(super) const AGAIN_LATER: u64 = 1;
+    pub(super) const AGAIN: u64 = 5;
+    /// Besides: another frame with a number that was there, or one that was taken later than those behind it.
+    pub(super) const OTHER: u64 = 6;
+    pub(super) const TAKEN_LATER: u64 = 8;
+    /// A 0 is late by far.
+    pub(super) const ZERO: u64 = 4;
+    /// A sequence that began again repeats a frame with its time, or lacks what the one before lacked.
+    pub(super) const SAME_TIME: u64 = 8;
+    pub(super) const SAME_GAP: u64 = 128;
+    /// A reading that costs so much more than the best is not thought of, or is given up.
+    pub(super) const DOUBT: u64 = 256;
+    pub(super) const MOST: u64 = 2048;
+}
+
+/// So many readings are followed at most.
+const READINGS: usize = 6;
 
 /// What a number says of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// The next one, or one behind a gap of so many.
     New(u32),
-    /// One that was missing.
+    /// One that was missing, or one from before those that are remembered.
     Late,
     Twice,
     /// The sequence has begun again.
@@ -65,254 +86,319 @@ pub(crate) struct Arrival {
     pub now: u64,
 }
 
-/// Frames with numbers that follow one another, all of which are behind the highest: they may be another sequence.
-#[derive(Clone, Copy, Debug)]
-struct Row {
-    start: u32,
-    last: u32,
-    length: u32,
-    /// Numbers of it that came once more.
-    repeated: u64,
-    /// The counts before it.
-    before: Counts,
-}
-
-/// The sequence as it was before it began again, as long as that may have been a mistake.
-#[derive(Debug)]
-struct Former {
-    sequence: Sequence,
-    /// Frames that it has counted, and that the new one has taken over.
-    taken_over: u64,
-    /// The counts with which the new one has begun.
-    base: Counts,
-    is_certain: bool,
-}
-
 /// One sequence of a sender.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sequence {
-    /// The first number, the highest, and when the first came.
-    begin: Option<(u32, u64)>,
-    highest: u32,
-    /// When the last of its frames was taken.
-    taken: u64,
-    /// A bit for each of the last numbers, and the prints of the last frames.
-    seen: [u64; WORDS],
-    prints: [u32; PRINTS as usize],
-    row: Option<Row>,
-    /// One from far away. If the next one follows it, the sequence has begun again there.
-    far: Option<u32>,
-    former: Option<Box<Former>>,
-    /// Numbers of one epoch can be compared.
-    pub epoch: u64,
+    /// Those that may be right, older ones first, and the one that is believed.
+    readings: Vec<Reading>,
+    believed: usize,
     epochs: u64,
-    pub run: Run,
-    pub counts: Counts,
 }
 
 impl Sequence {
-    pub(crate) fn new() -> Sequence {
-        Sequence {
-            begin: None,
-            highest: 0,
-            taken: 0,
-            seen: [0; WORDS],
-            prints: [0; PRINTS as usize],
-            row: None,
-            far: None,
-            former: None,
-            epoch: 0,
-            epochs: 0,
-            run: Run::default(),
-            counts: Counts::default(),
-        }
-    }
-
     /// Takes what arrives, and tells what its number says.
     pub(crate) fn arrive(&mut self, new: Arrival) -> Seen {
-        let Some((first, _)) = self.begin else {
-            self.start(&new);
+        if self.readings.is_empty() {
+            self.readings.push(Reading::begin(&new, 0));
             return Seen::New(0);
-        };
-        self.resume(new.number);
-        let far = self.far.take();
-        let ahead = new.number.wrapping_sub(self.highest);
-        if (1..LEAP).contains(&ahead) {
-            self.row = None;
-            self.advance(ahead, new.print);
-            self.taken = self.taken.max(new.taken.unwrap_or(0));
-            self.counts.lost += u64::from(ahead - 1);
-            return Seen::New(ahead - 1);
         }
-        let behind = self.highest.wrapping_sub(new.number);
-        if behind < LEAP && new.taken.is_some_and(|taken| taken > self.taken.saturating_add(TAKEN_LATER)) {
-            return self.again(&new, true);
-        }
-        if behind >= WINDOW {
-            return self.far_off(&new, far);
-        }
-        if self.has(new.number) {
-            return self.repeated(&new);
-        }
-        if (1..LEAP).contains(&first.wrapping_sub(new.number)) {
-            return self.before_first(&new, first, far);
-        }
-        self.row = None;
-        self.late(&new);
-        self.counts.lost = self.counts.lost.saturating_sub(1);
-        Seen::Late
-    }
-
-    fn late(&mut self, new: &Arrival) {
-        self.set(new.number, new.print);
-        self.run.arrived += 1;
-        self.counts.reordered += 1;
-    }
-
-    /// A number that was there: the same frame came twice, or it is one of a sequence that begins again.
-    fn repeated(&mut self, new: &Arrival) -> Seen {
-        let is_other = self.highest.wrapping_sub(new.number) < PRINTS && self.print(new.number) != new.print;
-        let row = self.row(new.number);
-        if is_other && (new.number == 0 || row.length > 1) {
-            return self.again(new, true);
-        }
-        if self.is_later_zero(new) || row.length >= MANY || (row.length >= AGAIN && row.start == self.run.first) {
-            return self.again(new, false);
-        }
-        self.counts.doubled += 1;
-        Seen::Twice
-    }
-
-    /// Before the first one: it was overtaken there, or another sequence begins.
-    fn before_first(&mut self, new: &Arrival, first: u32, far: Option<u32>) -> Seen {
-        let before = first.wrapping_sub(new.number);
-        if new.number == 0 && before > ZERO_BEFORE {
-            return self.again(new, false);
-        }
-        if before > BEFORE || self.highest.wrapping_sub(first) > BEFORE {
-            return self.far_off(new, far);
-        }
-        self.row(new.number);
-        self.late(new);
-        match self.run.first.wrapping_sub(new.number) {
-            earlier @ 1..LEAP => {
-                self.run.first = new.number;
-                self.run.span += u64::from(earlier);
-                self.counts.lost += u64::from(earlier - 1);
-            }
-            _ => self.counts.lost = self.counts.lost.saturating_sub(1),
-        }
-        Seen::Late
-    }
-
-    /// A number far from the others is that of a packet that was very late, or the first of a sequence that begins again:
-    /// the next one tells, or a 0 so much later.
-    fn far_off(&mut self, new: &Arrival, far: Option<u32>) -> Seen {
-        if let Some(far) = far
-            && let follows @ 1..=BEFORE = new.number.wrapping_sub(far)
+        if let [only] = &mut self.readings[..]
+            && let ahead @ 1..LEAP = new.number.wrapping_sub(only.highest)
         {
-            self.counts.reordered -= 1;
-            self.again(&Arrival { number: far, ..*new }, true);
-            self.advance(follows, new.print);
-            self.counts.lost += u64::from(follows - 1);
-            return Seen::Again;
+            return only.advance(ahead, &new);
         }
-        if self.is_later_zero(new) {
-            return self.again(new, true);
+        let before = &self.readings[self.believed];
+        let (epoch, start) = (before.epoch, self.epochs + 1);
+        let again = before.again(&new, start);
+        let said = self.hear(&new);
+        let is_explained = said.contains(&Said::Seen(Seen::New(0)));
+        if !is_explained && let Some(again) = again {
+            self.epochs = start;
+            let is_certain = again.is_certain || said[self.believed] == Said::Other;
+            self.readings.push(Reading { is_certain, ..again });
         }
-        self.far = Some(new.number);
-        self.counts.reordered += 1;
-        Seen::Late
+        let seen = self.believe(&said, epoch);
+        self.tidy();
+        seen
     }
 
-    fn is_later_zero(&self, new: &Arrival) -> bool {
-        new.number == 0 && new.now.saturating_sub(self.begun()) > LATE
-    }
-
-    /// The row that this number, which is behind the highest, goes on or begins. To be called before it is counted.
-    fn row(&mut self, number: u32) -> Row {
-        let row = match self.row {
-            Some(row) if row.last == number => Row { repeated: row.repeated + 1, ..row },
-            Some(row) if row.last.wrapping_add(1) == number => Row { last: number, length: row.length + 1, ..row },
-            _ => Row { start: number, last: number, length: 1, repeated: 0, before: self.counts },
-        };
-        *self.row.insert(row)
-    }
-
-    /// Begins again with this number, or with the row that it ends or would go on: what that has counted is undone.
-    fn again(&mut self, new: &Arrival, is_certain: bool) -> Seen {
-        let row = self.row.take().filter(|row| new.number.wrapping_sub(row.last) <= 1 && row.length > 1);
-        let (start, mut counts) = row.map_or((new.number, self.counts), |row| (row.start, row.before));
-        counts.doubled += row.map_or(0, |row| row.repeated);
-        counts.restarts += 1;
-        let epoch = self.epochs + 1;
-        let mut sequence = Sequence { counts, epoch, epochs: epoch, ..Sequence::new() };
-        sequence.start(&Arrival { number: start, print: self.print(start), ..*new });
-        for _ in 0..new.number.wrapping_sub(start) {
-            let number = sequence.highest.wrapping_add(1);
-            sequence.advance(1, self.print(number));
+    /// Each reading hears of it, older ones first: what they know helps the younger ones.
+    fn hear(&mut self, new: &Arrival) -> Vec<Said> {
+        let mut said: Vec<Said> = Vec::with_capacity(self.readings.len() + 1);
+        for at in 0..self.readings.len() {
+            let (older, rest) = self.readings.split_at_mut(at);
+            let known = said
+                .iter()
+                .zip(older.iter())
+                .fold(Known::default(), |known, (said, older)| known.and(*said, older, new));
+            said.push(rest[0].hear(new, &known));
         }
-        sequence.set(new.number, new.print);
-        let taken_over = sequence.run.arrived - 1;
-        let mut former = std::mem::replace(self, sequence);
-        former.former = None;
-        self.former = Some(Box::new(Former { sequence: former, taken_over, base: counts, is_certain }));
-        Seen::Again
+        said
     }
 
-    fn print(&self, number: u32) -> u32 {
-        self.prints[(number % PRINTS) as usize]
-    }
-
-    /// It had not begun again where its old numbers go on: those in between came twice.
-    fn resume(&mut self, number: u32) {
-        let Some(former) = &self.former else { return };
-        let [ahead, old] = [self.highest, former.sequence.highest].map(|highest| number.wrapping_sub(highest));
-        let is_overtaken = former.sequence.highest.wrapping_sub(self.highest) >= LEAP;
-        if is_overtaken || (former.is_certain && self.run.arrived >= u64::from(AGAIN)) {
-            self.former = None;
-        } else if (1..=BEFORE).contains(&old)
-            && old < ahead
-            && let Some(former) = self.former.take()
-        {
-            let Former { mut sequence, taken_over, base, .. } = *former;
-            let since = self.counts.doubled - base.doubled + self.counts.reordered - base.reordered;
-            sequence.counts.doubled += self.run.arrived - taken_over + since;
-            sequence.epochs = self.epochs;
-            *self = sequence;
+    /// Believes the reading that costs least; of equal ones, the one that is believed.
+    fn believe(&mut self, said: &[Said], epoch: u64) -> Seen {
+        let best = (0..self.readings.len()).min_by_key(|at| (self.readings[*at].cost(), *at != self.believed));
+        self.believed = best.unwrap_or(0);
+        let is_younger = self.readings[self.believed].epoch > epoch;
+        match said.get(self.believed) {
+            Some(said) if !is_younger => said.seen(),
+            _ => Seen::Again,
         }
     }
 
-    fn start(&mut self, new: &Arrival) {
-        self.begin = Some((new.number, new.now));
-        self.highest = new.number;
-        self.taken = new.taken.unwrap_or(0);
-        self.run = Run { first: new.number, next: new.number.wrapping_add(1), arrived: 1, span: 1 };
-        self.set(new.number, new.print);
+    /// Gives up readings that have become the same, and those that cost too much.
+    fn tidy(&mut self) {
+        let (epoch, best) = (self.readings[self.believed].epoch, self.readings[self.believed].cost());
+        let costs: Vec<(u32, u64, u64)> = self.readings.iter().map(|it| (it.highest, it.cost(), it.epoch)).collect();
+        let mut most = costs.iter().map(|(_, cost, _)| *cost).collect::<Vec<_>>();
+        most.sort_unstable();
+        let most = most.get(READINGS).copied().unwrap_or(u64::MAX).min(best + cost::MOST);
+        self.readings.retain(|it| {
+            let beats = |(highest, cost, other): &(u32, u64, u64)| {
+                *highest == it.highest && (*cost, *other != epoch, *other) < (it.cost(), it.epoch != epoch, it.epoch)
+            };
+            it.epoch == epoch || (it.cost() < most && !costs.iter().any(beats))
+        });
+        self.believed = self.readings.iter().position(|it| it.epoch == epoch).unwrap_or(0);
+    }
+
+    /// What is missing in epochs behind this one may turn out to be nothing: the sequence has perhaps not begun again.
+    pub(crate) fn certain_epoch(&self) -> u64 {
+        let Some(believed) = self.now().filter(|it| !it.is_certain) else { return u64::MAX };
+        let rivals = |it: &&Reading| it.epoch < believed.epoch && it.cost() <= believed.cost() + cost::DOUBT;
+        self.readings.iter().find(rivals).map_or(u64::MAX, |it| it.epoch)
+    }
+
+    fn now(&self) -> Option<&Reading> {
+        self.readings.get(self.believed)
+    }
+
+    /// Numbers of one epoch can be compared.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.now().map_or(0, |it| it.epoch)
     }
 
     /// When it began, or last began again, in nanoseconds.
     pub(crate) fn begun(&self) -> u64 {
-        self.begin.map_or(0, |(_, begun)| begun)
+        self.now().map_or(0, |it| it.begun)
     }
 
-    fn advance(&mut self, by: u32, print: u32) {
-        if by >= WINDOW {
+    pub(crate) fn counts(&self) -> Counts {
+        self.now().map_or(Counts::default(), |it| it.counts)
+    }
+
+    pub(crate) fn run(&self) -> Run {
+        self.now().map_or(Run::default(), |it| it.run)
+    }
+}
+
+/// What a reading says of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Seen(Seen),
+    /// It was there: the same frame, or another one.
+    Same,
+    Other,
+}
+
+impl Said {
+    fn seen(self) -> Seen {
+        match self {
+            Said::Seen(seen) => seen,
+            Said::Same | Said::Other => Seen::Twice,
+        }
+    }
+}
+
+/// What older readings know of a frame: the sequence may have begun again, and this one be of those before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    is_same: bool,
+    is_other: bool,
+    is_next: bool,
+    /// The number before it is missing there.
+    is_behind_gap: bool,
+}
+
+impl Known {
+    fn and(self, said: Said, older: &Reading, new: &Arrival) -> Known {
+        Known {
+            is_same: self.is_same || said == Said::Same,
+            is_other: self.is_other || said == Said::Other,
+            is_next: self.is_next || matches!(said, Said::Seen(Seen::New(0..BEFORE))),
+            is_behind_gap: self.is_behind_gap || older.lacks(new.number.wrapping_sub(1)),
+        }
+    }
+}
+
+/// One reading of all that came: where the sequence began last, and what that makes of the rest.
+#[derive(Debug)]
+struct Reading {
+    epoch: u64,
+    /// Its frames are others than those with the same numbers before, or were taken later.
+    is_certain: bool,
+    begun: u64,
+    /// When the last of its frames was taken.
+    taken: u64,
+    highest: u32,
+    /// A bit for each of the last numbers; and the prints of their frames, from the first number on.
+    seen: [u64; WORDS],
+    prints: Vec<u32>,
+    base: u32,
+    /// What it costs besides what it counts.
+    extra: u64,
+    run: Run,
+    counts: Counts,
+}
+
+impl Reading {
+    fn begin(new: &Arrival, epoch: u64) -> Reading {
+        let mut reading = Reading {
+            epoch,
+            is_certain: false,
+            begun: new.now,
+            taken: new.taken.unwrap_or(0),
+            highest: new.number,
+            seen: [0; WORDS],
+            prints: Vec::new(),
+            base: new.number,
+            extra: 0,
+            run: Run { first: new.number, next: new.number.wrapping_add(1), arrived: 1, span: 1 },
+            counts: Counts::default(),
+        };
+        reading.set(new);
+        reading
+    }
+
+    /// The reading that the sequence begins again with this number, unless it is ahead.
+    fn again(&self, new: &Arrival, epoch: u64) -> Option<Reading> {
+        let mut again = Reading::begin(new, epoch);
+        let behind = self.highest.wrapping_sub(new.number);
+        let is_ahead = (1..LEAP).contains(&new.number.wrapping_sub(self.highest));
+        let missing = if self.spans(behind) { self.run.span - 1 - u64::from(behind) } else { 0 };
+        let is_later = new.number == 0 && new.now.saturating_sub(self.begun) > LATE;
+        let begins = if is_later { cost::AGAIN_LATER } else { cost::AGAIN };
+        let is_same = new.taken.is_some() && self.spans(behind) && self.knows(new) == Some(true);
+        let same = if is_same { cost::SAME_TIME } else { 0 };
+        again.is_certain = self.was_taken_before(new);
+        again.counts = Counts { restarts: self.counts.restarts + 1, ..self.counts };
+        again.extra = self.extra + begins + same + cost::FRAME * missing.min(WINDOW.into());
+        (!is_ahead).then_some(again)
+    }
+
+    fn cost(&self) -> u64 {
+        let Counts { lost, reordered, doubled, .. } = self.counts;
+        cost::FRAME * (lost + reordered + doubled) + self.extra
+    }
+
+    fn hear(&mut self, new: &Arrival, older: &Known) -> Said {
+        let ahead = new.number.wrapping_sub(self.highest);
+        if (1..LEAP).contains(&ahead) {
+            return Said::Seen(self.ahead(ahead, new, older));
+        }
+        let behind = self.highest.wrapping_sub(new.number);
+        self.extra += if self.was_taken_before(new) { cost::TAKEN_LATER } else { 0 };
+        match self.knows(new) {
+            Some(is_same) => {
+                self.counts.doubled += 1;
+                self.extra += if is_same { 0 } else { cost::OTHER };
+                if is_same { Said::Same } else { Said::Other }
+            }
+            None if self.spans(behind) => Said::Seen(self.late(new, behind)),
+            None => {
+                self.before_first(new, (u64::from(behind) + 1).saturating_sub(self.run.span));
+                Said::Seen(Seen::Late)
+            }
+        }
+    }
+
+    /// A number that is ahead, unless the frame is one of those before the sequence began again.
+    fn ahead(&mut self, ahead: u32, new: &Arrival, older: &Known) -> Seen {
+        if self.is_certain && older.is_same && ahead > 1 {
+            self.counts.doubled += 1;
+            return Seen::Twice;
+        }
+        if self.is_certain && older.is_next && ahead > BEFORE && self.run.arrived < HARDLY_BEGUN {
+            self.extra += cost::FRAME;
+            return Seen::Late;
+        }
+        self.is_certain |= older.is_other;
+        self.extra += if older.is_same && new.taken.is_some() { cost::SAME_TIME } else { 0 };
+        self.extra += if older.is_same && older.is_behind_gap && ahead > 1 { cost::SAME_GAP } else { 0 };
+        self.advance(ahead, new)
+    }
+
+    fn advance(&mut self, ahead: u32, new: &Arrival) -> Seen {
+        if ahead >= WINDOW {
             self.seen = [0; WORDS];
         } else {
-            (1..by).for_each(|n| self.clear(self.highest.wrapping_add(n)));
+            (1..ahead).for_each(|n| self.clear(self.highest.wrapping_add(n)));
         }
-        self.highest = self.highest.wrapping_add(by);
-        self.run.next = self.highest.wrapping_add(1);
+        self.highest = new.number;
+        self.taken = self.taken.max(new.taken.unwrap_or(0));
+        self.run.next = new.number.wrapping_add(1);
         self.run.arrived += 1;
-        self.run.span += u64::from(by);
-        self.set(self.highest, print);
-        // What lies before the window is settled. The first number stays near, so that it is not taken for a later one.
-        if let Some((first, _)) = &mut self.begin
-            && self.highest.wrapping_sub(*first) > WINDOW
-        {
-            *first = self.highest.wrapping_sub(WINDOW);
+        self.run.span += u64::from(ahead);
+        self.counts.lost += u64::from(ahead - 1);
+        self.set(new);
+        Seen::New(ahead - 1)
+    }
+
+    /// One that was missing; or, from before those that are remembered, one that was there if none is missing.
+    fn late(&mut self, new: &Arrival, behind: u32) -> Seen {
+        if behind < WINDOW {
+            self.set(new);
+            self.run.arrived += 1;
+            self.counts.lost = self.counts.lost.saturating_sub(1);
+        } else if self.run.arrived == self.run.span {
+            self.counts.doubled += 1;
+            return Seen::Twice;
         }
+        self.counts.reordered += 1;
+        Seen::Late
+    }
+
+    /// From before the first one, which it becomes if that is near.
+    fn before_first(&mut self, new: &Arrival, before: u64) {
+        self.counts.reordered += 1;
+        let is_near = before <= BEFORE.into() && self.run.span + before <= WINDOW.into();
+        if is_near {
+            self.set(new);
+            self.run.first = new.number;
+            self.run.span += before;
+            self.run.arrived += 1;
+            self.counts.lost += before - 1;
+        } else if new.number == 0 {
+            self.extra += cost::ZERO;
+        }
+    }
+
+    /// Were frames with higher numbers taken long before this one?
+    fn was_taken_before(&self, new: &Arrival) -> bool {
+        let is_later = new.taken.is_some_and(|taken| taken > self.taken.saturating_add(TAKEN_LATER));
+        is_later && self.highest.wrapping_sub(new.number) < LEAP
+    }
+
+    /// Is a number that is so far behind the highest one of those since it began?
+    fn spans(&self, behind: u32) -> bool {
+        u64::from(behind) < self.run.span
+    }
+
+    /// Was the number there, and is it the same frame? None where that is not known.
+    fn knows(&self, new: &Arrival) -> Option<bool> {
+        let is_there = self.remembers(new.number) && self.has(new.number);
+        is_there.then(|| self.prints.get(self.print_at(new.number)) == Some(&new.print))
+    }
+
+    /// Is this number missing, as far as it is remembered?
+    fn lacks(&self, number: u32) -> bool {
+        self.remembers(number) && !self.has(number)
+    }
+
+    fn remembers(&self, number: u32) -> bool {
+        let behind = self.highest.wrapping_sub(number);
+        behind < WINDOW && self.spans(behind)
     }
 
     fn at(number: u32) -> (usize, u64) {
@@ -320,21 +406,27 @@ impl Sequence {
         (bit as usize / 64, 1 << (bit % 64))
     }
 
+    fn print_at(&self, number: u32) -> usize {
+        (number.wrapping_sub(self.base) % WINDOW) as usize
+    }
+
     fn has(&self, number: u32) -> bool {
-        let (word, bit) = Sequence::at(number);
+        let (word, bit) = Reading::at(number);
         self.seen[word] & bit != 0
     }
 
-    fn set(&mut self, number: u32, print: u32) {
-        let (word, bit) = Sequence::at(number);
+    fn set(&mut self, new: &Arrival) {
+        let (word, bit) = Reading::at(new.number);
         self.seen[word] |= bit;
-        if self.highest.wrapping_sub(number) < PRINTS {
-            self.prints[(number % PRINTS) as usize] = print;
+        let at = self.print_at(new.number);
+        if at >= self.prints.len() {
+            self.prints.resize((at + 1).next_power_of_two(), 0);
         }
+        self.prints[at] = new.print;
     }
 
     fn clear(&mut self, number: u32) {
-        let (word, bit) = Sequence::at(number);
+        let (word, bit) = Reading::at(number);
         self.seen[word] &= !bit;
     }
 }
@@ -342,6 +434,7 @@ impl Sequence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collect::decode::tests::Random;
 
     /// Frames with one number are the same.
     fn same(number: u32, now: u64) -> Arrival {
@@ -349,7 +442,7 @@ mod tests {
     }
 
     fn all(arrivals: impl IntoIterator<Item = Arrival>) -> Sequence {
-        let mut sequence = Sequence::new();
+        let mut sequence = Sequence::default();
         arrivals.into_iter().for_each(|new| {
             sequence.arrive(new);
         });
@@ -357,13 +450,13 @@ mod tests {
     }
 
     fn after(numbers: impl IntoIterator<Item = u32>) -> Counts {
-        all(numbers.into_iter().map(|number| same(number, 0))).counts
+        all(numbers.into_iter().map(|number| same(number, 0))).counts()
     }
 
     /// Each frame is another.
     fn other(numbers: impl IntoIterator<Item = u32>) -> Counts {
         let others = (0..).zip(numbers).map(|(print, number)| Arrival { number, print, taken: None, now: 0 });
-        all(others).counts
+        all(others).counts()
     }
 
     fn counts(lost: u64, reordered: u64, doubled: u64, restarts: u64) -> Counts {
@@ -387,26 +480,27 @@ mod tests {
         assert_eq!(after((500..600).chain(0..10)), counts(0, 0, 0, 1));
         assert_eq!(after((0..50_000).chain(0..50_000).chain(0..9)), counts(0, 0, 0, 2));
         assert_eq!(after((0..100).chain(100_000_000..100_000_009)), counts(0, 0, 0, 1));
-        let mut sequence = Sequence::new();
+        let mut sequence = Sequence::default();
         assert_eq!([0, 1, 2].map(|n| sequence.arrive(same(n, 5))), [Seen::New(0); 3]);
         assert_eq!(
             (sequence.arrive(same(0, 2 * LATE)), sequence.arrive(same(1, 2 * LATE))),
             (Seen::Again, Seen::New(0))
         );
-        assert_eq!(sequence.counts, counts(0, 0, 0, 1));
+        assert_eq!(sequence.counts(), counts(0, 0, 0, 1));
     }
 
     #[test]
     fn one_number_far_off_away_is_no_sequence() {
-        assert_eq!(after((0..8000).chain([10]).chain(8000..8002)), counts(0, 1, 0, 0));
+        assert_eq!(after((0..8000).chain([10]).chain(8000..8002)), counts(0, 0, 1, 0), "none is missing");
+        assert_eq!(after((0..8000).filter(|n| *n != 10).chain([10]).chain(8000..8002)), counts(1, 1, 0, 0));
         assert_eq!(after([10_000, 5905, 10_001, 100_000_000, 10_002]), counts(0, 2, 0, 0));
-        assert_eq!(after((0..8000).chain([10, 13, 14])), counts(2, 0, 0, 1));
-        let mut sequence = Sequence::new();
+        assert_eq!(after((0..8000).chain(10..13).chain(14..40)), counts(1, 0, 0, 1));
+        let mut sequence = Sequence::default();
         for number in 0..9000 {
             sequence.arrive(same(number, 0));
         }
         assert_eq!((sequence.arrive(same(0, 2 * LATE)), sequence.begun()), (Seen::Again, 2 * LATE));
-        assert_eq!(sequence.counts, counts(0, 0, 0, 1));
+        assert_eq!(sequence.counts(), counts(0, 0, 0, 1));
     }
 
     #[test]
@@ -429,10 +523,162 @@ mod tests {
         assert_eq!(after((0..100).chain([0, 0, 1, 1, 2, 2, 3, 3])), counts(0, 0, 4, 1));
     }
 
+    /// Frames as they come, `0-9 3 | 0-4 <9`: `|` begins another session, five seconds later, whose frames are others, and
+    /// `<9` is one of the session before. With `told` each tells when it was taken.
+    fn played(text: &str, told: bool) -> [u64; 4] {
+        let (mut sequence, mut session, mut now) = (Sequence::default(), 0, 0);
+        for word in text.split_whitespace() {
+            if word == "|" {
+                session += 1;
+                continue;
+            }
+            let (of, word) = word.strip_prefix('<').map_or((session, word), |word| (session - 1, word));
+            let number = |text: &str| text.parse::<u32>().expect("a number");
+            let (first, last) = word.split_once('-').map_or((word, word), |ends| ends);
+            for number in number(first)..=number(last) {
+                now += 1000;
+                let taken = told.then(|| u64::from(of) * 5_000_000_000 + u64::from(number) * 1000);
+                sequence.arrive(Arrival { number, print: of * 1_000_000 + number, taken, now });
+            }
+        }
+        let Counts { lost, reordered, doubled, restarts } = sequence.counts();
+        [lost, reordered, doubled, restarts]
+    }
+
+    #[test]
+    fn frames_that_came_twice_in_any_pattern_are_no_loss() {
+        for (text, expected) in [
+            ("0-119 0-39 0-39 120-139", [0, 0, 80, 0]),
+            ("0-119 0-2 0-2 120-139", [0, 0, 6, 0]),
+            ("0-5999 100-102 6000-6009", [0, 0, 3, 0]),
+            ("0-5999 100 6000-6009", [0, 0, 1, 0]),
+            ("0-14 16-59 0-14 16-59 60-79", [1, 0, 59, 0]),
+            ("0-4 6-7 0-4 6-7 8-9", [1, 0, 7, 0]),
+            ("0-14 16-119 0-14 16-39 120-139", [1, 0, 39, 0]),
+            ("0-118 120 0-39 119 121-139", [0, 1, 40, 0]),
+            ("0-119 0-19 21 20 22-39 120-139", [0, 0, 40, 0]),
+            ("0-299 200-299 300-309", [0, 0, 100, 0]),
+            ("0-199 136-199 200-299", [0, 0, 64, 0]),
+            ("0-59 0 12 60-70", [0, 0, 2, 0]),
+            ("0 1 3 1 2 4 5", [0, 1, 1, 0]),
+        ] {
+            assert_eq!([false, true].map(|told| played(text, told)), [expected; 2], "{text}");
+        }
+        // The time tells that they are the same, and no others.
+        for (text, expected) in
+            [("0-19 0-19 20-39", [0, 0, 20, 0]), ("0-19 0-2", [0, 0, 3, 0]), ("0-119 0-119", [0, 0, 120, 0])]
+        {
+            assert_eq!(played(text, true), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn late_frames_in_a_row_are_no_sequence() {
+        for (text, expected) in [
+            ("0-9 13-5999 10-12 6000-6099", [3, 3, 0, 0]),
+            ("10-99 7-9 100-199", [0, 3, 0, 0]),
+            ("10-99 8-9 100-199", [0, 2, 0, 0]),
+            ("10-999 0-9 1000-1099", [0, 10, 0, 0]),
+        ] {
+            assert_eq!([false, true].map(|told| played(text, told)), [expected; 2], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_that_begins_again_is_told_from_what_is_lost_late_and_twice_in_it() {
+        for (text, expected) in [
+            ("0-9 | 1 0 2-99", [0, 1, 0, 1]),
+            ("0-99 | 2 0 1 3-99", [0, 2, 0, 1]),
+            ("0-3 | 1-3 0 4-6", [0, 1, 0, 1]),
+            ("50-99 | 1 0 2-59", [0, 1, 0, 1]),
+            ("0-99 | 0-2 <99 3-99", [0, 0, 1, 1]),
+            ("0-99 | 0-9 <98-99 10-99", [0, 0, 2, 1]),
+            ("0-98 | 0 <99 1-99", [0, 0, 0, 1]),
+            ("0-2 | 0 1 3-9", [1, 0, 0, 1]),
+            ("0-2 | 0 1 3-19", [1, 0, 0, 1]),
+            ("0-1 | 0 2-99", [1, 0, 0, 1]),
+            ("0 2-299 | 0-39", [1, 0, 0, 1]),
+            ("0 3-299 | 0 3-39", [4, 0, 0, 1]),
+            ("0-299 | 0 1", [0, 0, 0, 1]),
+            ("0-299 | 0-298 300-359", [1, 0, 0, 1]),
+            ("0-299 | 0-298 300-350 299", [0, 1, 0, 1]),
+            ("50-99 | 0-98 100-120", [1, 0, 0, 1]),
+            ("0-9 12-19 | 10-39", [2, 0, 0, 1]),
+            ("0-9 | 0-9 | 0-9 | 0-20", [0, 0, 0, 3]),
+            ("0-8999 | 0-9 11-20", [1, 0, 0, 1]),
+        ] {
+            assert_eq!([false, true].map(|told| played(text, told)), [expected; 2], "{text}");
+        }
+        let every_fourth =
+            "0-2 ".to_string() + &(1..250).map(|n| format!("{}-{} ", 4 * n, 4 * n + 2)).collect::<String>();
+        assert_eq!(played(&(every_fourth + "| 0-399"), false), [249, 0, 0, 1]);
+    }
+
+    /// A session's numbers as they arrive: some lost, some late, some twice, some of them in bursts.
+    fn damaged(first: u32, count: u32, random: &mut Random) -> Vec<u32> {
+        let mut arriving: Vec<(u64, u32)> = Vec::new();
+        let mut n = 0;
+        while n < count {
+            let (at, number) = (u64::from(n) * 10, first.wrapping_add(n));
+            match random.below(60) {
+                0 => {}
+                1 => n += random.below(20) as u32,
+                2 => arriving.push((at + 10 * random.below(60) as u64 + 5, number)),
+                3 => arriving.extend([(at, number), (at + 10 * random.below(40) as u64, number)]),
+                _ => arriving.push((at, number)),
+            }
+            n += 1;
+        }
+        arriving.sort_by_key(|(at, _)| *at);
+        arriving.into_iter().map(|(_, number)| number).collect()
+    }
+
+    /// What was planted: lost between the first and the last, come behind a higher one, come again.
+    fn planted(numbers: &[u32], first: u32) -> [u64; 3] {
+        let (mut there, mut highest, mut late, mut twice) = (std::collections::BTreeSet::new(), 0, 0, 0);
+        for number in numbers.iter().map(|number| number.wrapping_sub(first)) {
+            match there.insert(number) {
+                false => twice += 1,
+                true => late += u64::from(number < highest),
+            }
+            highest = highest.max(number);
+        }
+        let span = highest - there.first().expect("some arrive") + 1;
+        [u64::from(span) - there.len() as u64, late, twice]
+    }
+
+    #[test]
+    fn what_is_planted_is_counted() {
+        for seed in 1..400 {
+            let mut random = Random(seed);
+            let told = seed % 2 == 0;
+            let (mut sequence, mut now, mut expected) = (Sequence::default(), 0, [0; 3]);
+            let sessions = 1 + random.below(3) as u64;
+            for session in 0..sessions {
+                let first = if sessions == 1 { random.next() as u32 } else { 0 };
+                let numbers = damaged(first, 300 + random.below(6000) as u32, &mut random);
+                let more = planted(&numbers, first);
+                expected.iter_mut().zip(more).for_each(|(all, more)| *all += more);
+                for number in numbers {
+                    now += 1000;
+                    let at = session * 5_000_000_000 + u64::from(number.wrapping_sub(first)) * 1000;
+                    let print = session as u32 * 1_000_000 + number;
+                    sequence.arrive(Arrival { number, print, taken: told.then_some(at), now });
+                }
+            }
+            let Counts { lost, reordered, doubled, restarts } = sequence.counts();
+            assert_eq!(
+                [lost, reordered, doubled, restarts],
+                [expected[0], expected[1], expected[2], sessions - 1],
+                "seed {seed}"
+            );
+        }
+    }
+
     #[test]
     fn an_earlier_number_that_was_taken_later_begins_a_sequence() {
         let taken = |numbers: &[(u32, u64)]| {
-            all(numbers.iter().map(|(number, ms)| Arrival { taken: Some(ms * 1_000_000), ..same(*number, 0) })).counts
+            all(numbers.iter().map(|(number, ms)| Arrival { taken: Some(ms * 1_000_000), ..same(*number, 0) })).counts()
         };
         assert_eq!(taken(&[(5, 100), (6, 101), (4, 99), (7, 103)]), counts(0, 1, 0, 0));
         assert_eq!(taken(&[(5, 100), (7, 101), (6, 105)]), counts(0, 1, 0, 0), "of two CPUs");
@@ -451,7 +697,7 @@ mod tests {
     #[test]
     fn what_came_since_it_last_began_is_told() {
         let run = |numbers: &[u32]| {
-            let Run { first, next, arrived, span } = all(numbers.iter().map(|number| same(*number, 0))).run;
+            let Run { first, next, arrived, span } = all(numbers.iter().map(|number| same(*number, 0))).run();
             (first, next, arrived, span)
         };
         assert_eq!(run(&[5, 6, 9, 9, 8]), (5, 10, 4, 5));

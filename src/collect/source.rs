@@ -64,6 +64,9 @@ pub(crate) struct Stream {
     domain: Option<usize>,
 }
 
+/// So many epochs of a sequence are gone on with.
+const EPOCHS: usize = 8;
+
 /// A number among those of one sequence, until it begins again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Number {
@@ -80,13 +83,13 @@ impl Number {
     }
 }
 
-/// A sequence, and what was written of it last: in this epoch, and in the one before, which may go on.
-#[derive(Debug)]
+/// A sequence, and what was written of it last in each of the last epochs, which may go on.
+#[derive(Debug, Default)]
 struct Numbered {
     sequence: Sequence,
-    written: [Option<Number>; 2],
-    /// Frames that are missing before the next one that is written.
-    gap: u64,
+    written: Vec<Number>,
+    /// Frames that are missing before the next one that is written, by epoch.
+    gaps: Vec<(u64, u64)>,
 }
 
 /// All that was received, and from whom.
@@ -191,7 +194,7 @@ impl Sources {
             let next = self.numbered.len();
             let at = *self.domains.entry(domain).or_insert(next);
             if at == next {
-                self.numbered.push(Numbered { sequence: Sequence::new(), written: [None; 2], gap: 0 });
+                self.numbered.push(Numbered::default());
             }
             at
         });
@@ -221,26 +224,32 @@ impl Sources {
     /// Where this number of a stream is: numbers of one sequence can be compared until it begins again.
     pub(crate) fn numbered(&self, at: usize, number: Option<u32>) -> Option<Number> {
         let domain = self.streams[at].domain?;
-        Some(Number { domain, epoch: self.numbered[domain].sequence.epoch, number: number? })
+        Some(Number { domain, epoch: self.numbered[domain].sequence.epoch(), number: number? })
     }
 
     /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it. `come`
     /// says how many that lie between one and this are there, but leave later.
     pub(crate) fn gap(&mut self, number: Number, written: bool, come: impl FnOnce(u32) -> u64) -> u64 {
-        let numbered = &mut self.numbered[number.domain];
-        let last = numbered.written.into_iter().flatten().find(|last| last.epoch == number.epoch);
-        let ahead = last.map_or(1, |last| number.number.wrapping_sub(last.number));
+        let Numbered { sequence, written: last, gaps } = &mut self.numbered[number.domain];
+        let before = last.iter().position(|last| last.epoch == number.epoch);
+        let ahead = before.map_or(1, |at| number.number.wrapping_sub(last[at].number));
         // A late one leaves the place where it is.
         if (1..LEAP).contains(&ahead) {
             let between = u64::from(ahead - 1);
             let come = if between > 0 { come(number.number.wrapping_sub(ahead)) } else { 0 };
-            numbered.gap += between.saturating_sub(come);
-            if numbered.written[0].is_some_and(|last| last.epoch != number.epoch) {
-                numbered.written[1] = numbered.written[0];
+            if between > come {
+                gaps.push((number.epoch, between - come));
             }
-            numbered.written[0] = Some(number);
+            match before {
+                Some(at) => last[at] = number,
+                None => last.push(number),
+            }
+            last.drain(..last.len().saturating_sub(EPOCHS));
         }
-        if written { std::mem::take(&mut numbered.gap) } else { 0 }
+        // What an epoch lacked that was none after all.
+        gaps.retain(|(epoch, _)| *epoch <= sequence.epoch());
+        let certain = sequence.certain_epoch();
+        gaps.extract_if(.., |(epoch, _)| written && *epoch <= certain).map(|(_, gap)| gap).sum()
     }
 
     pub(crate) fn rows(&self) -> Vec<Row> {
@@ -252,7 +261,7 @@ impl Sources {
     fn row(&self, stream: &Stream) -> Row {
         let numbers = stream.domain.map(|at| {
             let sequence = &self.numbered[at].sequence;
-            let (Counts { lost, reordered, doubled, restarts }, run) = (sequence.counts, sequence.run);
+            let (Counts { lost, reordered, doubled, restarts }, run) = (sequence.counts(), sequence.run());
             Numbers { sequence: at, lost, reordered, doubled, restarts, run, begun: seconds(sequence.begun()) }
         });
         let Stream { key, received, bytes, cut, filtered, duplicates, .. } = *stream;
@@ -271,7 +280,7 @@ impl Sources {
     }
 
     pub(crate) fn lost(&self) -> u64 {
-        self.numbered.iter().map(|numbered| numbered.sequence.counts.lost).sum()
+        self.numbered.iter().map(|numbered| numbered.sequence.counts().lost).sum()
     }
 
     pub(crate) fn received(&self) -> u64 {
