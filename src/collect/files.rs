@@ -297,7 +297,8 @@ impl Output {
     }
 
     /// # Errors
-    /// [`ReaderGone`] where the pipe's reader has closed it. Where a disk is full, the file ends with its last whole frame.
+    /// [`ReaderGone`] where the pipe's reader has closed it. Where a disk is full, the file ends with its last whole frame,
+    /// and an empty one goes.
     pub(crate) fn flush(&mut self) -> Result<()> {
         if self.untaken.is_some() {
             self.buffer.clear();
@@ -337,11 +338,18 @@ impl Output {
             }
             Target::Pipe(_) => bail!("cannot write to standard output: {err}"),
             Target::File(file, path) => {
-                let path = path.display();
+                let (kept, shown) = (self.written + whole as u64, path.display());
                 if file.metadata().is_ok_and(|file| file.is_file()) {
-                    file.set_len(self.written + whole as u64).with_context(|| format!("{path} ends within a frame"))?;
+                    file.set_len(kept).with_context(|| format!("{shown} ends within a frame"))?;
+                    if kept == 0 {
+                        // A directory of another user keeps an empty one.
+                        let _ = fs::remove_file(path);
+                        bail!("cannot write -w {shown}: {err}; write elsewhere, as in: -w /tmp/all.pcapng");
+                    }
                 }
-                bail!("cannot write -w {path}: {err}; it ends with its last whole frame; bound it, as in: -C 100 -W 10")
+                bail!(
+                    "cannot write -w {shown}: {err}; it ends with its last whole frame; bound it, as in: -C 100 -W 10"
+                )
             }
         }
     }

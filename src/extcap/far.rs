@@ -81,6 +81,12 @@ pub(super) struct Words {
     pub down: Vec<String>,
 }
 
+impl Words {
+    fn has_sudo(&self) -> bool {
+        self.up.first().is_some_and(|first| first == "sudo")
+    }
+}
+
 /// How it ended.
 #[derive(Debug)]
 struct Ended {
@@ -197,6 +203,9 @@ impl Host {
                 Some(why) => anyhow!("ssh to {host} failed: {why}; {by_hand}"),
                 None => anyhow!("ssh to {host} failed; {by_hand}"),
             },
+            Some(NOT_FOUND) if last.contains("sudo:") && words.has_sudo() => {
+                anyhow!("{host}: {last}; log in as root there, and leave out --remote-sudo")
+            }
             Some(NOT_FOUND) => anyhow!("{host} does not find it: {last}; try: --remote-snifctl /usr/local/bin/snifctl"),
             // By a signal, as the shell there tells it.
             Some(code) if was_up && code > 128 => anyhow!("{host}: {program} ended with {code}; {by_hand}"),
@@ -204,15 +213,19 @@ impl Host {
         }
     }
 
+    /// The same connection by hand.
+    fn shell(&self) -> String {
+        let ssh = ["ssh".to_string()].into_iter().chain(self.options.iter().cloned());
+        line(&ssh.chain([self.destination.clone()]).collect::<Vec<_>>())
+    }
+
     /// Who is killed there takes nothing down.
     fn down_by_hand(&self, words: &Words) -> String {
-        let ssh = ["ssh".to_string()].into_iter().chain(self.options.iter().cloned());
-        let ssh: Vec<String> = ssh.chain([self.destination.clone()]).collect();
-        format!("session {} may still be up there; try: {} {}", words.name, line(&ssh), line(&words.down))
+        format!("session {} may still be up there; try: {} {}", words.name, self.shell(), line(&words.down))
     }
 
     fn by_hand(&self, program: &str) -> String {
-        format!("try: ssh {} {} --version", quote(&self.destination), quote(program))
+        format!("try: {} {} --version", self.shell(), quote(program))
     }
 }
 
@@ -250,6 +263,8 @@ mod tests {
         let said = ["snifctl: a warning", "snifctl: interface \"eth7\" does not exist; see: ip -br link"];
         assert_eq!(reason(Some(1), &said), "me@web1: interface \"eth7\" does not exist; see: ip -br link");
         assert_eq!(reason(Some(1), &["sudo: a password is required"]), "me@web1: sudo: a password is required");
+        let missing = "sh: 1: sudo: not found";
+        assert!(reason(Some(127), &[missing]).ends_with(elsewhere), "it was not asked for");
         assert_eq!(reason(None, &[]), "ssh to me@web1 was ended by a signal");
     }
 
@@ -269,5 +284,11 @@ mod tests {
             let ended = Ended { code: Some(code), was_up: true, said: Vec::new() };
             assert_eq!(host.reason(&words(), ended).to_string(), format!("{begin}; {hint}"));
         }
+        let by_hand = "try: ssh -p 2222 -o 'ProxyCommand=nc %h %p' me@web1 snifctl --version";
+        assert_eq!(host.by_hand("snifctl"), by_hand);
+        let with_sudo = Words { up: ["sudo", "-n", "snifctl", "up"].map(String::from).to_vec(), ..words() };
+        let ended = Ended { code: Some(127), was_up: false, said: vec!["bash: sudo: command not found".into()] };
+        let said = host.reason(&with_sudo, ended).to_string();
+        assert_eq!(said, "me@web1: bash: sudo: command not found; log in as root there, and leave out --remote-sudo");
     }
 }

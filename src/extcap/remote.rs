@@ -189,6 +189,7 @@ impl Plan {
         let wanted = &extcap.remote;
         extcap.ensure_own(Interface::Remote)?;
         let tunnel = wanted.tunnel(extcap)?;
+        ensure_time(given(&extcap.time))?;
         let (host, interfaces) = (wanted.host()?, wanted.interfaces()?);
         let place = host.place()?;
         let target = wanted.target(&place, given(&extcap.listen))?;
@@ -220,6 +221,9 @@ impl Wanted {
         let Some(destination) = given(&self.remote_host) else {
             refuse!("--remote-host is missing; try: --remote-host user@10.0.0.5");
         };
+        if let Some(port) = given(&self.remote_port) {
+            number::<u16>("--remote-port", port, 1..=65535, "--remote-port 22")?;
+        }
         let proxy = given(&self.proxycommand).map(|command| format!("ProxyCommand={command}"));
         let options = words_of([
             ("-F", &self.ssh_config),
@@ -311,6 +315,13 @@ impl Target {
             ("--time", &time),
         ])
     }
+}
+
+/// What `collect` would refuse once ssh has begun.
+fn ensure_time(time: Option<&str>) -> Result<(), Usage> {
+    let is_known = time.is_none_or(|time| ["arrival", "capture"].contains(&time));
+    ensure_usage!(is_known, "--time {:?} is none; try: --time capture, or arrival", time.unwrap_or_default());
+    Ok(())
 }
 
 /// What to use instead of an option of `up` that does not go with ours, or with a session that is up while we are.

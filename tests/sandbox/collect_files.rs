@@ -294,6 +294,17 @@ fn a_disk_without_room_for_the_next_file_leaves_the_others_whole() {
 }
 
 #[test]
+fn nothing_stays_on_a_disk_that_is_full_from_the_first_byte() {
+    let lab = lab();
+    let script = "mount -t tmpfs -o size=16k tmpfs /mnt && head -c 16384 /dev/zero > /mnt/fill && \"$@\"; code=$?
+        test \"$(ls /mnt)\" = fill && exit $code";
+    let by = ["unshare", "--mount", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_snifctl")];
+    let said = lab.command(Ns::Collector, &[&by[..], &["collect", "-w", "/mnt/full"]].concat()).output();
+    let names = "cannot write -w /mnt/full: No space left on device";
+    Said::from(said.expect("it runs")).refused(1, names, "as in: -w /tmp/all.pcapng");
+}
+
+#[test]
 fn files_belong_to_the_user_who_goes_on() {
     let lab = lab();
     let id = |option: &str| tool("id", &[option, "nobody"]).trim().parse::<u32>().expect("a number");

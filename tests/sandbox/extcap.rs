@@ -409,11 +409,14 @@ fn the_line_about_a_session_that_nobody_takes_down_says_how() {
 fn what_goes_wrong_there_is_one_line_here() {
     let remote = Remote::new();
     let nowhere = remote.desk.lab.dir().join("nowhere");
-    let by_hand = format!("; try: ssh {OUT_IP} {SNIFCTL} --version\n");
+    let by_hand = |options: &str| {
+        format!("; try: ssh -F {} {options} {OUT_IP} {SNIFCTL} --version\n", remote.sshd.client().display())
+    };
+    let (port, user) = (by_hand("-p 9"), by_hand("-l nobody"));
     let cases: [(&[&str], &str, &str); 5] = [
         (&["--remote-interface", "eth7"], "snifctl: 198.51.100.1: ", "eth7"),
-        (&["--remote-interface", "eth0", "--remote-port", "9"], "port 9: Connection refused", &by_hand),
-        (&["--remote-interface", "eth0", "--remote-username", "nobody"], "Permission denied", &by_hand),
+        (&["--remote-interface", "eth0", "--remote-port", "9"], "port 9: Connection refused", &port),
+        (&["--remote-interface", "eth0", "--remote-username", "nobody"], "Permission denied", &user),
         (
             &["--remote-interface", "eth0", "--remote-snifctl", "/nowhere"],
             "/nowhere",
@@ -426,6 +429,13 @@ fn what_goes_wrong_there_is_one_line_here() {
         assert_eq!((code, said.lines().count()), (Some(1), 1), "{more:?}: {said}");
         assert!(said.contains(names) && said.contains(ends) && said.starts_with("snifctl: "), "{more:?}: {said}");
         remote.desk.wait_until_down();
+    }
+    // Before ssh is asked.
+    for (flag, value) in [("--remote-port", "0"), ("--remote-port", "ssh"), ("--time", "noon"), ("--port", "70000")] {
+        let (code, said) =
+            remote.extcap(&nowhere, &OUT_IP.to_string(), &["--remote-interface", "eth0", flag, value]).ended();
+        let names = said.starts_with(&format!("snifctl: {flag} ")) && said.matches(flag).count() == 2;
+        assert!(code == Some(2) && names && said.lines().count() == 1, "{said}");
     }
 }
 
