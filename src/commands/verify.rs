@@ -12,7 +12,6 @@ use serde_json::json;
 
 use crate::cli::VerifyArgs;
 use crate::collect::control;
-use crate::datapath::abi::Direction;
 use crate::datapath::parts::Map;
 use crate::output::units::{duration, grouped};
 use crate::output::{json, text};
@@ -114,10 +113,9 @@ impl End {
         };
         let tunnel = &stored.request.options.tunnel;
         ensure_alone(&open, &name, &Copies { tunnel: *tunnel, source, remote: args.remote })?;
-        let both = [Direction::Ingress, Direction::Egress];
         let slots = stored.interfaces.iter().flat_map(|(interface, place)| {
             let shown = there.link(place.ifindex).map_or(interface, |link| &link.ifname).clone();
-            both.map(|direction| (place.slot(direction), (shown.clone(), direction.hook())))
+            place.watch.directions().iter().map(move |at| (place.slot(*at), (shown.clone(), at.hook())))
         });
         let sender = Sender { source, tunnel: spelled(tunnel.kind), ids: tunnel.known_by().into() };
         Ok(End {

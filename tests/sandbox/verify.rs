@@ -136,6 +136,17 @@ fn a_tunnel_that_tells_is_verified_tap_by_tap_wherever_copies_are_lost() {
 }
 
 #[test]
+fn one_direction_alone_is_one_row() {
+    let lab = lab();
+    let _collector = counting(&lab, &[]);
+    lab.said(&["up", "eth0:ingress", "--remote", &COLLECTOR_IP.to_string(), "--tunnel", "geneve", "--tell"])
+        .quietly_ok();
+    pass(&lab, 5);
+    let (value, is_whole) = verified(&lab, &[]);
+    assert!(is_whole && taps(&value) == ["eth0 ingress 5 5 0"], "{value:#}");
+}
+
+#[test]
 fn a_collector_that_receives_something_else_is_hinted_at() {
     let lab = lab();
     let collector = counting(&lab, &["--tunnel", "vxlan"]);
