@@ -24,7 +24,7 @@ use crate::collect::files::{Next, Output};
 use crate::collect::pcapng::Frame;
 use crate::collect::receive::Received;
 use crate::collect::reorder::{Place, Waiting};
-use crate::collect::sequence::{LEAP, Seen};
+use crate::collect::sequence::Seen;
 use crate::collect::source::{Number, Sources};
 use crate::collect::tap::Tap;
 
@@ -93,19 +93,15 @@ impl Flow {
         let wire = wire_bytes(&copy);
         let is_wanted = self.is_wanted(stream, seen, &copy, wire, time);
         let shown = if self.by_capture { copy.time.unwrap_or(time) } else { time };
-        let passing = Passing { stream, time: shown, number: self.sources.numbered(stream, copy.sequence), wire };
+        let number = copy.sequence.filter(|_| seen != Some(Seen::Behind));
+        let number = self.sources.numbered(stream, number);
+        let passing = Passing { stream, time: shown, number, wire };
         let Some(waiting) = &mut self.waiting else {
             return self.pass(&passing, is_wanted.then_some(copy.frame), time);
         };
-        let late = matches!(seen, Some(Seen::Late | Seen::Twice));
-        let place = match passing.number {
-            Some(number) if self.by_capture && copy.time.is_none() && late => {
-                Place::Time(before_later(waiting, number).unwrap_or(shown))
-            }
-            _ if self.by_capture => Place::Time(shown),
-            Some(number) => Place::Number { number, late },
-            None => Place::Last,
-        };
+        let is_timed = self.by_capture && copy.time.is_some();
+        let late = matches!(seen, Some(Seen::Late | Seen::Twice)) && !is_timed;
+        let place = Place { time: self.by_capture.then_some(shown), number: passing.number, late };
         waiting.push(time, place, (passing, is_wanted.then(|| copy.frame.to_vec())));
         Ok(true)
     }
@@ -143,7 +139,7 @@ impl Flow {
         let waiting = &self.waiting;
         let gap = number.map_or(0, |number| {
             self.sources.gap(number, bytes.is_some(), |last| {
-                let wait = waiting.iter().flat_map(Waiting::iter).filter_map(|(_, (other, _))| other.number);
+                let wait = waiting.iter().flat_map(Waiting::iter).filter_map(|(other, _)| other.number);
                 let between = Number { number: last, ..number }.behind(number).unwrap_or(0);
                 let waits = |other: Number| other.behind(number).is_some_and(|behind| (1..between).contains(&behind));
                 wait.filter(|other| waits(*other)).map(|other| other.number).collect::<HashSet<_>>().len() as u64
@@ -171,16 +167,6 @@ impl Flow {
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.output.as_mut().map_or(Ok(()), Output::flush)
     }
-}
-
-/// A time before that of the frames that wait and are later in the sequence: of a late one whose tunnel tells no time.
-fn before_later(waiting: &Waiting<Waits>, number: Number) -> Option<u64> {
-    let later = |other: Number| number.behind(other).is_some_and(|behind| (1..LEAP).contains(&behind));
-    let times = waiting.iter().filter_map(|(place, (other, _))| match place {
-        Place::Time(time) if other.number.is_some_and(later) => Some(time),
-        _ => None,
-    });
-    times.min().map(|time| time.saturating_sub(1))
 }
 
 /// Bytes that the frame had on the wire, as far as that can be told: the tunnel says it, or, of a frame that was cut, its

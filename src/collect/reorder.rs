@@ -8,28 +8,17 @@ use crate::collect::source::Number;
 /// So many wait at most: memory is not endless, and a frame can have 64 KB.
 const MOST: usize = 1 << 18;
 
-/// What orders a copy among those that wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// As it came.
-    Last,
-    /// By the numbers of one sequence. Only one that is `late` overtakes others.
-    Number { number: Number, late: bool },
-    /// By time, among all sources.
-    Time(u64),
-}
+/// A number that is so far ahead, and no more, is a later one.
+const LATER: u32 = (1 << 31) - 1;
 
-impl Place {
-    /// Does a copy with this place go before one with the other?
-    fn precedes(self, other: Place) -> Option<bool> {
-        match (self, other) {
-            (Place::Time(ours), Place::Time(theirs)) => Some(ours < theirs),
-            (Place::Number { number, late }, Place::Number { number: theirs, .. }) => {
-                number.behind(theirs).map(|behind| late && (1..1 << 31).contains(&behind))
-            }
-            _ => None,
-        }
-    }
+/// What orders a copy among those that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Sorts all, if there is one: as it came, if not.
+    pub time: Option<u64>,
+    pub number: Option<Number>,
+    /// It has its place by the numbers of its sequence.
+    pub late: bool,
 }
 
 /// Copies that wait, in the order in which they will leave.
@@ -44,17 +33,22 @@ impl<T> Waiting<T> {
         Waiting { queue: VecDeque::new(), patience }
     }
 
-    pub(crate) fn push(&mut self, now: u64, place: Place, value: T) {
+    pub(crate) fn push(&mut self, now: u64, mut place: Place, value: T) {
         let own = now + self.patience;
-        let is_late = !matches!(place, Place::Last | Place::Number { late: false, .. });
-        let at = match place {
-            _ if !is_late => self.as_it_came(own),
-            // All have times, and are in their order.
-            Place::Time(_) => self.queue.partition_point(|(_, other, _)| place.precedes(*other) != Some(true)),
-            _ => self.before_later(place),
+        let late = place.number.filter(|_| place.late);
+        let at = match (late, place.time) {
+            (Some(number), _) => self.before_later(number),
+            (None, Some(time)) => self.queue.partition_point(|(_, other, _)| other.time <= Some(time)),
+            (None, None) => self.as_it_came(own),
         };
-        // A late one has waited for as long as those that it overtakes.
-        let until = self.queue.get(at).map_or(own, |(until, ..)| if is_late { *until } else { own });
+        let mut until = own;
+        // One that overtakes others has waited for as long as they have.
+        if let Some((theirs, other, _)) = self.queue.get(at)
+            && (late.is_some() || place.time.is_some())
+        {
+            until = *theirs;
+            place.time = if late.is_some() { other.time } else { place.time };
+        }
         self.queue.insert(at, (until, place, value));
     }
 
@@ -65,21 +59,21 @@ impl<T> Waiting<T> {
     }
 
     /// Before those of its sequence that are later, and behind the others.
-    fn before_later(&self, place: Place) -> usize {
+    fn before_later(&self, number: Number) -> usize {
         let mut at = self.queue.len();
         for (n, (_, other, _)) in self.queue.iter().enumerate().rev() {
-            match place.precedes(*other) {
-                Some(true) => at = n,
-                Some(false) => break,
+            match other.number.and_then(|other| number.behind(other)) {
+                Some(1..=LATER) => at = n,
+                Some(_) => break,
                 None => {}
             }
         }
         at
     }
 
-    /// Those that wait, with their places.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Place, &T)> {
-        self.queue.iter().map(|(_, place, value)| (*place, value))
+    /// Those that wait.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.queue.iter().map(|(_, _, value)| value)
     }
 
     /// The next one that has waited long enough, or, with `all`, the next one. Nobody waits longer because the clock was
@@ -98,9 +92,10 @@ mod tests {
     #[test]
     fn late_ones_take_their_place_and_others_keep_theirs() {
         let mut waiting = Waiting::new(10);
-        let place = |late| move |domain, number| Place::Number { number: Number { domain, epoch: 0, number }, late };
+        let place =
+            |late| move |domain, number| Place { time: None, number: Some(Number { domain, epoch: 0, number }), late };
         let (number, after) = (place(false), place(true));
-        let all = [(number(0, 1), "a1"), (number(1, 7), "b7"), (number(0, 3), "a3"), (Place::Last, "x")];
+        let all = [(number(0, 1), "a1"), (number(1, 7), "b7"), (number(0, 3), "a3"), (Place::default(), "x")];
         let late = [(after(0, 2), "a2"), (after(1, 6), "b6"), (after(1, u32::MAX), "before"), (number(0, 4), "a4")];
         for (n, (place, name)) in (0..).zip(all.into_iter().chain(late)) {
             waiting.push(n, place, name);
@@ -114,9 +109,21 @@ mod tests {
     #[test]
     fn those_of_several_sockets_are_put_in_the_order_in_which_they_came() {
         let mut waiting = Waiting::new(10);
-        [1, 4, 6, 2, 4, 5].into_iter().zip(0..).for_each(|(now, n)| waiting.push(now, Place::Last, (now, n)));
+        [1, 4, 6, 2, 4, 5].into_iter().zip(0..).for_each(|(now, n)| waiting.push(now, Place::default(), (now, n)));
         let order: Vec<(u64, u64)> = std::iter::from_fn(|| waiting.pop(16, false)).collect();
         assert_eq!(order, [(1, 0), (2, 3), (4, 1), (4, 4), (5, 5), (6, 2)]);
+    }
+
+    #[test]
+    fn late_ones_whose_tunnel_tells_no_time_are_put_before_those_that_they_missed() {
+        let mut waiting = Waiting::new(10);
+        for (time, (number, late)) in (100..).zip([(0, false), (5, false), (2, true), (4, true), (3, true), (6, false)])
+        {
+            let number = Some(Number { domain: 0, epoch: 0, number });
+            waiting.push(1, Place { time: Some(time), number, late }, number.map(|number| number.number));
+        }
+        let order: Vec<u32> = std::iter::from_fn(|| waiting.pop(1, true).flatten()).collect();
+        assert_eq!(order, [0, 2, 3, 4, 5, 6]);
     }
 
     #[test]
@@ -125,7 +132,7 @@ mod tests {
         [5, 9, 5, 7, u64::MAX, 1, 8]
             .into_iter()
             .zip(0..)
-            .for_each(|(time, n)| waiting.push(n, Place::Time(time), (time, n)));
+            .for_each(|(time, n)| waiting.push(n, Place { time: Some(time), ..Place::default() }, (time, n)));
         let order: Vec<(u64, u64)> = std::iter::from_fn(|| waiting.pop(16, false)).collect();
         assert_eq!(order, [(1, 5), (5, 0), (5, 2), (7, 3), (8, 6), (9, 1), (u64::MAX, 4)]);
     }
@@ -133,10 +140,10 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_clock_that_was_set_back_nor_do_more_than_there_is_room_for() {
         let mut waiting = Waiting::new(10);
-        waiting.push(3_600, Place::Last, "before");
-        waiting.push(7, Place::Last, "after");
+        waiting.push(3_600, Place::default(), "before");
+        waiting.push(7, Place::default(), "after");
         assert_eq!([8, 8, 17].map(|now| waiting.pop(now, false)), [Some("before"), None, Some("after")]);
-        (0..=MOST).for_each(|_| waiting.push(20, Place::Last, "many"));
+        (0..=MOST).for_each(|_| waiting.push(20, Place::default(), "many"));
         assert_eq!([20, 20].map(|now| waiting.pop(now, false)), [Some("many"), None]);
     }
 }

@@ -30,27 +30,35 @@ mod cost {
     /// Besides: another frame with a number that was there, or one that was taken later than those behind it.
     pub(super) const OTHER: u64 = 6;
     pub(super) const TAKEN_LATER: u64 = 8;
-    /// A 0 is late by far.
-    pub(super) const ZERO: u64 = 4;
+    /// A number is late by far.
+    pub(super) const FAR: u64 = 4;
     /// A sequence that began again repeats a frame with its time, or lacks what the one before lacked.
     pub(super) const SAME_TIME: u64 = 8;
     pub(super) const SAME_GAP: u64 = 128;
+    /// The same frames begin a sequence elsewhere than the first did.
+    pub(super) const ELSEWHERE: u64 = 128;
+    /// One whose frames are those of before has a gap where the old numbers go on.
+    pub(super) const GOES_ON: u64 = 1 << 32;
     /// A reading that costs so much more than the best is not thought of, or is given up.
     pub(super) const DOUBT: u64 = 256;
     pub(super) const MOST: u64 = 2048;
 }
 
-/// So many readings are followed at most.
+/// So many readings are followed at most, and so many of the past are known.
 const READINGS: usize = 6;
+const PAST: usize = 4;
 
 /// What a number says of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// The next one, or one behind a gap of so many.
     New(u32),
-    /// One that was missing, or one from before those that are remembered.
+    /// One that was missing.
     Late,
+    /// The same frame again.
     Twice,
+    /// One behind the others that has no place among them: late by far, or of another sequence.
+    Behind,
     /// The sequence has begun again.
     Again,
 }
@@ -92,6 +100,8 @@ pub(crate) struct Sequence {
     /// Those that may be right, older ones first, and the one that is believed.
     readings: Vec<Reading>,
     believed: usize,
+    /// Those that were believed, as they were then.
+    past: Vec<Reading>,
     epochs: u64,
 }
 
@@ -102,10 +112,15 @@ impl Sequence {
             self.readings.push(Reading::begin(&new, 0));
             return Seen::New(0);
         }
-        if let [only] = &mut self.readings[..]
-            && let ahead @ 1..LEAP = new.number.wrapping_sub(only.highest)
-        {
-            return only.advance(ahead, &new);
+        if let [only] = &mut self.readings[..] {
+            match new.number.wrapping_sub(only.highest) {
+                0 if only.knows(&new) == Some(true) => {
+                    only.counts.doubled += 1;
+                    return Seen::Twice;
+                }
+                ahead @ 1..LEAP => return only.advance(ahead, &new),
+                _ => {}
+            }
         }
         let before = &self.readings[self.believed];
         let (epoch, start) = (before.epoch, self.epochs + 1);
@@ -115,7 +130,9 @@ impl Sequence {
         if !is_explained && let Some(again) = again {
             self.epochs = start;
             let is_certain = again.is_certain || said[self.believed] == Said::Other;
-            self.readings.push(Reading { is_certain, ..again });
+            let is_same = said[self.believed] == Said::Same;
+            let elsewhere = if is_same && again.skipped > 0 { cost::ELSEWHERE } else { 0 };
+            self.readings.push(Reading { is_certain, is_same, extra: again.extra + elsewhere, ..again });
         }
         let seen = self.believe(&said, epoch);
         self.tidy();
@@ -139,7 +156,10 @@ impl Sequence {
     /// Believes the reading that costs least; of equal ones, the one that is believed.
     fn believe(&mut self, said: &[Said], epoch: u64) -> Seen {
         let best = (0..self.readings.len()).min_by_key(|at| (self.readings[*at].cost(), *at != self.believed));
-        self.believed = best.unwrap_or(0);
+        let before = std::mem::replace(&mut self.believed, best.unwrap_or(0));
+        if self.believed != before {
+            self.leave(before);
+        }
         let is_younger = self.readings[self.believed].epoch > epoch;
         match said.get(self.believed) {
             Some(said) if !is_younger => said.seen(),
@@ -147,27 +167,51 @@ impl Sequence {
         }
     }
 
+    /// Keeps what had come of a reading that is believed no more: frames of it may still wait for late ones.
+    fn leave(&mut self, at: usize) {
+        let epoch = self.readings[self.believed].epoch;
+        self.past.retain(|past| past.epoch != epoch);
+        let prints = std::mem::take(&mut self.readings[at].prints);
+        self.past.push(self.readings[at].clone());
+        self.readings[at].prints = prints;
+        self.past.drain(..self.past.len().saturating_sub(PAST));
+    }
+
     /// Gives up readings that have become the same, and those that cost too much.
     fn tidy(&mut self) {
-        let (epoch, best) = (self.readings[self.believed].epoch, self.readings[self.believed].cost());
+        let believed = &self.readings[self.believed];
+        let (epoch, most) = (believed.epoch, believed.cost() + cost::MOST);
         let costs: Vec<(u32, u64, u64)> = self.readings.iter().map(|it| (it.highest, it.cost(), it.epoch)).collect();
-        let mut most = costs.iter().map(|(_, cost, _)| *cost).collect::<Vec<_>>();
-        most.sort_unstable();
-        let most = most.get(READINGS).copied().unwrap_or(u64::MAX).min(best + cost::MOST);
-        self.readings.retain(|it| {
+        let is_certain = believed.is_certain;
+        let stays = |it: &Reading| {
             let beats = |(highest, cost, other): &(u32, u64, u64)| {
                 *highest == it.highest && (*cost, *other != epoch, *other) < (it.cost(), it.epoch != epoch, it.epoch)
             };
-            it.epoch == epoch || (it.cost() < most && !costs.iter().any(beats))
-        });
+            let is_dear = it.cost() > most && (is_certain || it.epoch > epoch);
+            it.epoch == epoch || !(is_dear || costs.iter().any(beats))
+        };
+        self.readings.retain(stays);
+        while self.readings.len() > READINGS {
+            let dearest = (0..self.readings.len()).filter(|at| self.readings[*at].epoch != epoch);
+            let dearest = dearest.max_by_key(|at| self.readings[*at].cost());
+            dearest.map(|at| self.readings.remove(at));
+        }
         self.believed = self.readings.iter().position(|it| it.epoch == epoch).unwrap_or(0);
     }
 
     /// What is missing in epochs behind this one may turn out to be nothing: the sequence has perhaps not begun again.
     pub(crate) fn certain_epoch(&self) -> u64 {
-        let Some(believed) = self.now().filter(|it| !it.is_certain) else { return u64::MAX };
+        let Some(believed) = self.now().filter(|it| it.is_same && !it.is_certain) else { return u64::MAX };
         let rivals = |it: &&Reading| it.epoch < believed.epoch && it.cost() <= believed.cost() + cost::DOUBT;
         self.readings.iter().find(rivals).map_or(u64::MAX, |it| it.epoch)
+    }
+
+    /// How many of the numbers before this one, back to so many, have not come yet; None where that is not remembered.
+    pub(crate) fn missing(&self, epoch: u64, number: u32, back: u32) -> Option<u64> {
+        let is_believed = self.epoch() == epoch;
+        let reading = if is_believed { self.now() } else { self.past.iter().rfind(|it| it.epoch == epoch) }?;
+        let is_remembered = reading.remembers(number) && reading.highest.wrapping_sub(number) + back < WINDOW;
+        is_remembered.then(|| (1..=back).filter(|n| !reading.came(number.wrapping_sub(*n))).count() as u64)
     }
 
     fn now(&self) -> Option<&Reading> {
@@ -206,7 +250,8 @@ impl Said {
     fn seen(self) -> Seen {
         match self {
             Said::Seen(seen) => seen,
-            Said::Same | Said::Other => Seen::Twice,
+            Said::Same => Seen::Twice,
+            Said::Other => Seen::Behind,
         }
     }
 }
@@ -233,11 +278,12 @@ impl Known {
 }
 
 /// One reading of all that came: where the sequence began last, and what that makes of the rest.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Reading {
     epoch: u64,
-    /// Its frames are others than those with the same numbers before, or were taken later.
+    /// Its frames are others than those with the same numbers before, or were taken later; or some are the same.
     is_certain: bool,
+    is_same: bool,
     begun: u64,
     /// When the last of its frames was taken.
     taken: u64,
@@ -246,8 +292,9 @@ struct Reading {
     seen: [u64; WORDS],
     prints: Vec<u32>,
     base: u32,
-    /// What it costs besides what it counts.
+    /// What it costs besides what it counts; and how many numbers have not come that should have come first.
     extra: u64,
+    skipped: u64,
     run: Run,
     counts: Counts,
 }
@@ -257,6 +304,7 @@ impl Reading {
         let mut reading = Reading {
             epoch,
             is_certain: false,
+            is_same: false,
             begun: new.now,
             taken: new.taken.unwrap_or(0),
             highest: new.number,
@@ -264,6 +312,7 @@ impl Reading {
             prints: Vec::new(),
             base: new.number,
             extra: 0,
+            skipped: 0,
             run: Run { first: new.number, next: new.number.wrapping_add(1), arrived: 1, span: 1 },
             counts: Counts::default(),
         };
@@ -276,20 +325,21 @@ impl Reading {
         let mut again = Reading::begin(new, epoch);
         let behind = self.highest.wrapping_sub(new.number);
         let is_ahead = (1..LEAP).contains(&new.number.wrapping_sub(self.highest));
-        let missing = if self.spans(behind) { self.run.span - 1 - u64::from(behind) } else { 0 };
+        let is_start = new.number == 0 || !self.spans(behind);
+        again.skipped = if is_start { 0 } else { (self.run.span - 1 - u64::from(behind)).min(WINDOW.into()) };
         let is_later = new.number == 0 && new.now.saturating_sub(self.begun) > LATE;
         let begins = if is_later { cost::AGAIN_LATER } else { cost::AGAIN };
         let is_same = new.taken.is_some() && self.spans(behind) && self.knows(new) == Some(true);
         let same = if is_same { cost::SAME_TIME } else { 0 };
         again.is_certain = self.was_taken_before(new);
         again.counts = Counts { restarts: self.counts.restarts + 1, ..self.counts };
-        again.extra = self.extra + begins + same + cost::FRAME * missing.min(WINDOW.into());
+        again.extra = self.extra + cost::FRAME * self.skipped + begins + same;
         (!is_ahead).then_some(again)
     }
 
     fn cost(&self) -> u64 {
         let Counts { lost, reordered, doubled, .. } = self.counts;
-        cost::FRAME * (lost + reordered + doubled) + self.extra
+        cost::FRAME * (lost + reordered + doubled + self.skipped) + self.extra
     }
 
     fn hear(&mut self, new: &Arrival, older: &Known) -> Said {
@@ -306,10 +356,7 @@ impl Reading {
                 if is_same { Said::Same } else { Said::Other }
             }
             None if self.spans(behind) => Said::Seen(self.late(new, behind)),
-            None => {
-                self.before_first(new, (u64::from(behind) + 1).saturating_sub(self.run.span));
-                Said::Seen(Seen::Late)
-            }
+            None => Said::Seen(self.before_first(new, (u64::from(behind) + 1).saturating_sub(self.run.span))),
         }
     }
 
@@ -317,12 +364,14 @@ impl Reading {
     fn ahead(&mut self, ahead: u32, new: &Arrival, older: &Known) -> Seen {
         if self.is_certain && older.is_same && ahead > 1 {
             self.counts.doubled += 1;
-            return Seen::Twice;
+            return Seen::Behind;
         }
         if self.is_certain && older.is_next && ahead > BEFORE && self.run.arrived < HARDLY_BEGUN {
             self.extra += cost::FRAME;
-            return Seen::Late;
+            return Seen::Behind;
         }
+        self.is_same |= older.is_same;
+        self.extra += if older.is_next && self.is_same && !self.is_certain && ahead > 1 { cost::GOES_ON } else { 0 };
         self.is_certain |= older.is_other;
         self.extra += if older.is_same && new.taken.is_some() { cost::SAME_TIME } else { 0 };
         self.extra += if older.is_same && older.is_behind_gap && ahead > 1 { cost::SAME_GAP } else { 0 };
@@ -351,27 +400,30 @@ impl Reading {
             self.set(new);
             self.run.arrived += 1;
             self.counts.lost = self.counts.lost.saturating_sub(1);
-        } else if self.run.arrived == self.run.span {
-            self.counts.doubled += 1;
-            return Seen::Twice;
+            self.counts.reordered += 1;
+            return Seen::Late;
         }
-        self.counts.reordered += 1;
-        Seen::Late
+        let is_there = self.run.arrived == self.run.span;
+        *(if is_there { &mut self.counts.doubled } else { &mut self.counts.reordered }) += 1;
+        self.extra += cost::FAR;
+        Seen::Behind
     }
 
     /// From before the first one, which it becomes if that is near.
-    fn before_first(&mut self, new: &Arrival, before: u64) {
+    fn before_first(&mut self, new: &Arrival, before: u64) -> Seen {
         self.counts.reordered += 1;
         let is_near = before <= BEFORE.into() && self.run.span + before <= WINDOW.into();
-        if is_near {
-            self.set(new);
-            self.run.first = new.number;
-            self.run.span += before;
-            self.run.arrived += 1;
-            self.counts.lost += before - 1;
-        } else if new.number == 0 {
-            self.extra += cost::ZERO;
+        if !is_near {
+            self.extra += cost::FAR;
+            return Seen::Behind;
         }
+        self.set(new);
+        self.skipped = self.skipped.saturating_sub(before);
+        self.run.first = new.number;
+        self.run.span += before;
+        self.run.arrived += 1;
+        self.counts.lost += before - 1;
+        Seen::Late
     }
 
     /// Were frames with higher numbers taken long before this one?
@@ -387,8 +439,12 @@ impl Reading {
 
     /// Was the number there, and is it the same frame? None where that is not known.
     fn knows(&self, new: &Arrival) -> Option<bool> {
-        let is_there = self.remembers(new.number) && self.has(new.number);
-        is_there.then(|| self.prints.get(self.print_at(new.number)) == Some(&new.print))
+        self.came(new.number).then(|| self.prints.get(self.print_at(new.number)) == Some(&new.print))
+    }
+
+    /// Has this number come, as far as it is remembered?
+    fn came(&self, number: u32) -> bool {
+        self.remembers(number) && self.has(number)
     }
 
     /// Is this number missing, as far as it is remembered?
@@ -561,6 +617,12 @@ mod tests {
             ("0-199 136-199 200-299", [0, 0, 64, 0]),
             ("0-59 0 12 60-70", [0, 0, 2, 0]),
             ("0 1 3 1 2 4 5", [0, 1, 1, 0]),
+            ("0-119 20-99 120-139", [0, 0, 80, 0]),
+            ("0-119 0-63 120-199", [0, 0, 64, 0]),
+            ("0-34 9-28 35-60", [0, 0, 20, 0]),
+            ("0-9 1-8 10-20", [0, 0, 8, 0]),
+            ("0-4 1-4 5-20", [0, 0, 4, 0]),
+            ("0-2999 0-1999 3000-3009", [0, 0, 2000, 0]),
         ] {
             assert_eq!([false, true].map(|told| played(text, told)), [expected; 2], "{text}");
         }
@@ -605,6 +667,11 @@ mod tests {
             ("50-99 | 0-98 100-120", [1, 0, 0, 1]),
             ("0-9 12-19 | 10-39", [2, 0, 0, 1]),
             ("0-9 | 0-9 | 0-9 | 0-20", [0, 0, 0, 3]),
+            ("0-99 | 3 0 1 2 4-49", [0, 3, 0, 1]),
+            ("5000-5009 | 0 1 32-59", [30, 0, 0, 1]),
+            ("1000000-1000009 | 0-19 50-59", [30, 0, 0, 1]),
+            ("0-4999 | 0 1", [0, 0, 0, 1]),
+            ("0-4100 | 0 2-39", [1, 0, 0, 1]),
             ("0-8999 | 0-9 11-20", [1, 0, 0, 1]),
         ] {
             assert_eq!([false, true].map(|told| played(text, told)), [expected; 2], "{text}");

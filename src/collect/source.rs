@@ -227,18 +227,20 @@ impl Sources {
         Some(Number { domain, epoch: self.numbered[domain].sequence.epoch(), number: number? })
     }
 
-    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it. `come`
-    /// says how many that lie between one and this are there, but leave later.
+    /// Frames that are missing before this one, which leaves now. With `written` the next call begins behind it. Those that
+    /// have come and leave later are not missing: `come` says how many that lie between one and this wait.
     pub(crate) fn gap(&mut self, number: Number, written: bool, come: impl FnOnce(u32) -> u64) -> u64 {
         let Numbered { sequence, written: last, gaps } = &mut self.numbered[number.domain];
         let before = last.iter().position(|last| last.epoch == number.epoch);
         let ahead = before.map_or(1, |at| number.number.wrapping_sub(last[at].number));
         // A late one leaves the place where it is.
         if (1..LEAP).contains(&ahead) {
-            let between = u64::from(ahead - 1);
-            let come = if between > 0 { come(number.number.wrapping_sub(ahead)) } else { 0 };
-            if between > come {
-                gaps.push((number.epoch, between - come));
+            let (epoch, at, between) = (number.epoch, number.number, ahead - 1);
+            let not_waiting = || u64::from(between).saturating_sub(come(at.wrapping_sub(ahead)));
+            let missing =
+                if between > 0 { sequence.missing(epoch, at, between).unwrap_or_else(not_waiting) } else { 0 };
+            if missing > 0 {
+                gaps.push((number.epoch, missing));
             }
             match before {
                 Some(at) => last[at] = number,

@@ -470,7 +470,7 @@ const STUCK: [(&[&str], Option<i32>, &str); 3] = [
     (
         &["TERM"],
         Some(143),
-        "snifctl: ssh to 198.51.100.1 did not get through; try: ssh 198.51.100.1 SNIFCTL --version\n",
+        "snifctl: ssh to 198.51.100.1 did not get through; try: ssh -F CONFIG -o 'ProxyCommand=sleep 100' 198.51.100.1 SNIFCTL --version\n",
     ),
     (&["TERM", "TERM"], Some(143), ""),
     (&["KILL"], None, ""),
@@ -497,7 +497,10 @@ fn no_ssh_is_left_that_did_not_get_through() {
             }
             capture.child.try_wait().expect("a child")
         });
-        assert_eq!((ended.map(|status| status.code()), capture.said()), (Some(code), said.replace("SNIFCTL", SNIFCTL)));
+        assert_eq!(
+            (ended.map(|status| status.code()), capture.said()),
+            (Some(code), said.replace("SNIFCTL", SNIFCTL).replace("CONFIG", text(&remote.sshd.client())))
+        );
         // Who is killed can end ssh alone: its proxy learns of that by its pipe, if it looks.
         let stays = if *signals == ["KILL"] { vec![proxy] } else { Vec::new() };
         let left = poll(PATIENCE, || (members(ssh) == stays).then_some(()));
