@@ -203,6 +203,9 @@ fn a_session_that_begins_again_is_told_from_the_one_before_by_its_copies() {
 fn counts_alone_are_compared_where_copies_have_no_numbers() {
     let lab = lab();
     up(&lab, &["vxlan"]);
+    // It is later by more than two clocks are apart.
+    let made = Instant::now();
+    assert!(poll(PATIENCE, || (made.elapsed() > Duration::from_millis(200)).then_some(())).is_some());
     let _collector = counting(&lab, &[]);
     verify(&lab, &[]).refused(1, "less than the session sends", "--interval 10s");
     lab.said(&["down"]).ok();
