@@ -29,7 +29,7 @@ mod cost {
     pub(super) const AGAIN: u64 = 5;
     /// Besides: another frame with a number that was there, or one that was taken later than those behind it.
     pub(super) const OTHER: u64 = 6;
-    pub(super) const TAKEN_LATER: u64 = 8;
+    pub(super) const TAKEN_LATER: u64 = 64;
     /// A number is late by far.
     pub(super) const FAR: u64 = 4;
     /// A sequence that began again repeats a frame with its time, or lacks what the one before lacked.
