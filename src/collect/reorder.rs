@@ -35,9 +35,9 @@ impl<T> Waiting<T> {
 
     pub(crate) fn push(&mut self, now: u64, mut place: Place, value: T) {
         let own = now + self.patience;
-        let late = place.number.filter(|_| place.late);
+        let late = place.number.filter(|_| place.late).and_then(|number| self.before_later(number));
         let at = match (late, place.time) {
-            (Some(number), _) => self.before_later(number),
+            (Some(at), _) => at,
             (None, Some(time)) => self.queue.partition_point(|(_, other, _)| other.time <= Some(time)),
             (None, None) => self.as_it_came(own),
         };
@@ -58,12 +58,12 @@ impl<T> Waiting<T> {
         self.queue.len() - self.queue.iter().rev().take_while(came_later).count()
     }
 
-    /// Before those of its sequence that are later, and behind the others.
-    fn before_later(&self, number: Number) -> usize {
-        let mut at = self.queue.len();
+    /// Before those of its sequence that are later, and behind the others; None if none is later.
+    fn before_later(&self, number: Number) -> Option<usize> {
+        let mut at = None;
         for (n, (_, other, _)) in self.queue.iter().enumerate().rev() {
             match other.number.and_then(|other| number.behind(other)) {
-                Some(1..=LATER) => at = n,
+                Some(1..=LATER) => at = Some(n),
                 Some(_) => break,
                 None => {}
             }
@@ -122,8 +122,12 @@ mod tests {
             let number = Some(Number { domain: 0, epoch: 0, number });
             waiting.push(1, Place { time: Some(time), number, late }, number.map(|number| number.number));
         }
-        let order: Vec<u32> = std::iter::from_fn(|| waiting.pop(1, true).flatten()).collect();
-        assert_eq!(order, [0, 2, 3, 4, 5, 6]);
+        // Another sender's clock is ahead.
+        waiting.push(1, Place { time: Some(500), ..Place::default() }, None);
+        let twin = Some(Number { domain: 0, epoch: 0, number: 6 });
+        waiting.push(1, Place { time: Some(106), number: twin, late: true }, Some(6));
+        let order: Vec<Option<u32>> = std::iter::from_fn(|| waiting.pop(1, true)).collect();
+        assert_eq!(order, [Some(0), Some(2), Some(3), Some(4), Some(5), Some(6), Some(6), None]);
     }
 
     #[test]

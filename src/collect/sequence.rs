@@ -29,6 +29,8 @@ mod cost {
     pub(super) const AGAIN: u64 = 5;
     /// Besides: another frame with a number that was there, or one that was taken later than those behind it.
     pub(super) const OTHER: u64 = 6;
+    /// One more, before the next that is ahead.
+    pub(super) const OTHERS: u64 = 30;
     pub(super) const TAKEN_LATER: u64 = 64;
     /// A number is late by far.
     pub(super) const FAR: u64 = 4;
@@ -295,6 +297,8 @@ struct Reading {
     /// What it costs besides what it counts; and how many numbers have not come that should have come first.
     extra: u64,
     skipped: u64,
+    /// Other frames with numbers that were there, since the last that was ahead.
+    others: u32,
     run: Run,
     counts: Counts,
 }
@@ -313,6 +317,7 @@ impl Reading {
             base: new.number,
             extra: 0,
             skipped: 0,
+            others: 0,
             run: Run { first: new.number, next: new.number.wrapping_add(1), arrived: 1, span: 1 },
             counts: Counts::default(),
         };
@@ -352,8 +357,12 @@ impl Reading {
         match self.knows(new) {
             Some(is_same) => {
                 self.counts.doubled += 1;
-                self.extra += if is_same { 0 } else { cost::OTHER };
-                if is_same { Said::Same } else { Said::Other }
+                if is_same {
+                    return Said::Same;
+                }
+                self.extra += if self.others == 0 { cost::OTHER } else { cost::OTHERS };
+                self.others += 1;
+                Said::Other
             }
             None if self.spans(behind) => Said::Seen(self.late(new, behind)),
             None => Said::Seen(self.before_first(new, (u64::from(behind) + 1).saturating_sub(self.run.span))),
@@ -385,6 +394,7 @@ impl Reading {
             (1..ahead).for_each(|n| self.clear(self.highest.wrapping_add(n)));
         }
         self.highest = new.number;
+        self.others = 0;
         self.taken = self.taken.max(new.taken.unwrap_or(0));
         self.run.next = new.number.wrapping_add(1);
         self.run.arrived += 1;
