@@ -47,9 +47,6 @@ struct Passing {
     wire: u32,
 }
 
-/// With its bytes, if it is to be written.
-type Waits = (Passing, Option<Vec<u8>>);
-
 /// The way of each copy.
 pub(crate) struct Flow {
     pub sources: Sources,
@@ -57,7 +54,7 @@ pub(crate) struct Flow {
     pub kinds: Vec<Kind>,
     pub filter: Option<Program>,
     pub dedup: Option<Recent>,
-    waiting: Option<Waiting<Waits>>,
+    waiting: Option<Waiting<(Passing, Option<Vec<u8>>)>>,
     /// `--time capture`.
     pub by_capture: bool,
     pub output: Option<Output>,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow};
 use clap::{ArgAction, Args, ValueEnum};
 
+use crate::commands::collect::Time;
 use crate::extcap::far::{Far, Host, SILENCE, Words};
 use crate::extcap::sentence::{Argument, sentences};
 use crate::extcap::{Extcap, Interface, collect, given, words_of};
@@ -319,7 +320,7 @@ impl Target {
 
 /// What `collect` would refuse once ssh has begun.
 fn ensure_time(time: Option<&str>) -> Result<(), Usage> {
-    let is_known = time.is_none_or(|time| ["arrival", "capture"].contains(&time));
+    let is_known = time.is_none_or(|time| Time::from_str(time, false).is_ok());
     ensure_usage!(is_known, "--time {:?} is none; try: --time capture, or arrival", time.unwrap_or_default());
     Ok(())
 }
